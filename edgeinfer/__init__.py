@@ -1,0 +1,87 @@
+"""edgeinfer: optimize ONNX models for a device, run them on the right hardware, keep a fleet running them.
+
+    import edgeinfer as ei
+
+    model = ei.optimize("model.onnx", target="openvino")
+    artifact = ei.compile(model)
+    artifact.save("model.edge")
+    with ei.load("model.edge") as session:
+        outputs = ei.infer(session, {"input": x})
+
+Importing this package imports neither onnx nor any vendor package: every name below is imported when it is
+first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgeinfer import backends, devices, errors, testing, transforms
+    from edgeinfer.api import compile, infer, load, optimize
+    from edgeinfer.artifact import Artifact
+    from edgeinfer.devices.profile import Target
+    from edgeinfer.errors import EdgeInferError
+    from edgeinfer.measure.benchmark import benchmark
+    from edgeinfer.measure.compare import compare
+    from edgeinfer.measure.inspect import inspect
+    from edgeinfer.model import Model
+    from edgeinfer.session import Session
+    from edgeinfer.transforms.base import Pipeline
+
+__version__ = "0.1.0"
+
+_ATTRIBUTES = {
+    "Artifact": "edgeinfer.artifact",
+    "EdgeInferError": "edgeinfer.errors",
+    "Model": "edgeinfer.model",
+    "Pipeline": "edgeinfer.transforms.base",
+    "Session": "edgeinfer.session",
+    "Target": "edgeinfer.devices.profile",
+    "benchmark": "edgeinfer.measure.benchmark",
+    "compare": "edgeinfer.measure.compare",
+    "compile": "edgeinfer.api",
+    "infer": "edgeinfer.api",
+    "inspect": "edgeinfer.measure.inspect",
+    "load": "edgeinfer.api",
+    "optimize": "edgeinfer.api",
+}
+_MODULES = ("backends", "devices", "errors", "testing", "transforms")
+
+__all__ = [
+    "Artifact",
+    "EdgeInferError",
+    "Model",
+    "Pipeline",
+    "Session",
+    "Target",
+    "__version__",
+    "backends",
+    "benchmark",
+    "compare",
+    "compile",
+    "devices",
+    "errors",
+    "infer",
+    "inspect",
+    "load",
+    "optimize",
+    "testing",
+    "transforms",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        value: object = importlib.import_module(f"edgeinfer.{name}")
+    elif name in _ATTRIBUTES:
+        value = getattr(importlib.import_module(_ATTRIBUTES[name]), name)
+    else:
+        raise AttributeError(f"module 'edgeinfer' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Measuring: latency, memory, closeness, and what really ran."""

@@ -1,0 +1,1 @@
+"""Pruning: structured and unstructured, with layer-wise reconstruction."""

@@ -1,0 +1,1 @@
+"""Quantization: calibrate once, emit what each runtime wants."""

@@ -1,0 +1,49 @@
+"""The recipe of a target: which transforms `optimize` applies when none are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from edgeinfer.devices.profile import Target
+from edgeinfer.transforms.base import Transform
+
+__all__ = ["hand_down", "recipe"]
+
+# Devices that execute float16 faster than float32.
+_HALF_DEVICES = ("GPU", "NPU", "CUDA", "DLA")
+
+
+def recipe(target: Target | None, calibration: Any) -> tuple[Transform, ...]:
+    """Return simplify, fuse, and the best precision that the target executes and that can be reached."""
+    from edgeinfer.transforms import FuseBatchNorm, Simplify, ToFloat16
+
+    steps: tuple[Transform, ...] = (Simplify(), FuseBatchNorm())
+    if calibration is not None:
+        from edgeinfer.quantization.quantize_static import QuantizeStatic
+
+        return (*steps, QuantizeStatic(calibration=calibration, target=target))
+    if target is not None and _runs_float16(target):
+        return (*steps, ToFloat16())
+    return steps
+
+
+def _runs_float16(target: Target) -> bool:
+    if target.profile is not None:
+        return "float16" in target.profile.precisions
+    return target.backend == "tensorrt" or target.device.upper().startswith(_HALF_DEVICES)
+
+
+def hand_down(transform: Any, target: Target | None, calibration: Any) -> Any:
+    """Give a transform the target and the calibration of `optimize` where it takes one and has none."""
+    if not attrs.has(type(transform)):
+        return transform
+    names = {field.name for field in attrs.fields(type(transform))}
+    given = {"target": target, "calibration": calibration}
+    missing = {
+        name: value
+        for name, value in given.items()
+        if value is not None and name in names and getattr(transform, name) is None
+    }
+    return attrs.evolve(transform, **missing) if missing else transform

@@ -1,0 +1,406 @@
+"""`Session`: a loaded artifact, ready to run.
+
+The session owns everything that does not depend on the runtime: checking of inputs, naming of outputs,
+closing, thread-safety, timing, pinning to cores, wrapping of foreign exceptions.
+
+Ownership: the arrays that `infer` returns belong to the caller; no later call changes them. The arrays of a
+`BoundSession` belong to the session: each `run` overwrites the outputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from time import perf_counter_ns
+from types import TracebackType
+from typing import TYPE_CHECKING, final
+
+import attrs
+import numpy as np
+
+from edgeinfer.backends.base import Bindable, Binding, ExecutionReport, Explains, Runner
+from edgeinfer.display import Table
+from edgeinfer.errors import (
+    DeviceError,
+    EdgeInferError,
+    InferenceError,
+    InputError,
+    OptionsError,
+    SessionClosedError,
+)
+from edgeinfer.signature import Signature
+from edgeinfer.validation import InputValidator
+
+if TYPE_CHECKING:
+    from edgeinfer.manifest import Manifest
+
+__all__ = ["BoundSession", "Session", "SessionOptions"]
+
+
+def _cores(value: object) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, int):
+        return (value,)
+    if isinstance(value, Iterable):
+        return tuple(int(core) for core in value)
+    raise TypeError("pin_cores takes core numbers")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class SessionOptions:
+    """Options of the session itself, for every backend.
+
+    Attributes:
+        pin_cores: The cores that the runtime's threads, and every thread that calls the session, are pinned
+            to until the session closes. It makes latency steady: no migration between cores.
+        latencies: How many of the last latencies the session remembers.
+    """
+
+    pin_cores: tuple[int, ...] | None = attrs.field(default=None, converter=_cores)
+    latencies: int = attrs.field(default=10_000, validator=attrs.validators.ge(1))
+
+
+@final
+class Session:
+    """Runs a loaded artifact. Made by `edgeinfer.load`; a context manager.
+
+    Several threads may use one session.
+    """
+
+    def __init__(
+        self, runner: Runner, manifest: Manifest, *, device: str = "", options: SessionOptions | None = None
+    ) -> None:
+        options = options or SessionOptions()
+        self._runner = runner
+        self._run = runner.run
+        self._manifest = manifest
+        self._device = device or manifest.device
+        self._validate = InputValidator(manifest.signature)
+        self._output_names = tuple(spec.name for spec in manifest.signature.outputs)
+        self._latencies: deque[int] = deque(maxlen=options.latencies)
+        self._record = self._latencies.append
+        self._closed = False
+        self._lock: contextlib.AbstractContextManager[object] | None = (
+            None if getattr(runner, "thread_safe", False) else threading.RLock()
+        )
+        self._pins = _Pins(options.pin_cores) if options.pin_cores else None
+
+    @property
+    def signature(self) -> Signature:
+        """The inputs and outputs."""
+        return self._manifest.signature
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the artifact that is loaded."""
+        return self._manifest
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend."""
+        return self._manifest.backend
+
+    @property
+    def device(self) -> str:
+        """The device name within the backend."""
+        return self._device
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def latencies_ms(self) -> np.ndarray:
+        """The last latencies of `infer` in milliseconds, oldest first: the runtime's part, checks excluded."""
+        return np.array(self._latencies, np.float64) / 1e6
+
+    def infer(self, inputs: Mapping[str, np.ndarray] | np.ndarray, /) -> dict[str, np.ndarray]:
+        """Run once.
+
+        Args:
+            inputs: Every input by name, or one array for a model with one input. Dtypes must be the
+                signature's; nothing is converted. Arrays that are not contiguous are copied.
+
+        Returns:
+            The outputs by name. They belong to the caller.
+
+        Raises:
+            InputError: The inputs do not fit the signature.
+            InferenceError: The runtime failed.
+            SessionClosedError: The session is closed.
+        """
+        feeds = self._validate(inputs)
+        if self._closed or self._lock is not None or self._pins is not None:
+            outputs = self._run_guarded(feeds)
+        else:
+            started = perf_counter_ns()
+            try:
+                outputs = self._run(feeds)
+            except Exception as error:
+                raise self._wrapped(error) from error
+            self._record(perf_counter_ns() - started)
+        return dict(zip(self._output_names, outputs))  # noqa: B905 (checked by the conformance suite; hot path)
+
+    def _run_guarded(self, feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+        if self._closed:
+            raise SessionClosedError("The session is closed.", hint="Load the artifact again.")
+        if self._pins is not None:
+            self._pins.pin_this_thread()
+        with self._lock or contextlib.nullcontext():
+            started = perf_counter_ns()
+            try:
+                outputs = self._run(feeds)
+            except Exception as error:
+                raise self._wrapped(error) from error
+            self._record(perf_counter_ns() - started)
+        return outputs
+
+    def bind(self, shapes: Mapping[str, Sequence[int]] | None = None) -> BoundSession:
+        """Return a bound mode: buffers allocated once, no checks and no copies on each run.
+
+        Args:
+            shapes: The shape of each input whose signature is not static.
+
+        Raises:
+            InputError: A shape is missing or does not fit the signature.
+        """
+        self._check_open()
+        resolved = self._resolve(shapes or {})
+        try:
+            if isinstance(self._runner, Bindable):
+                binding: Binding = self._runner.bind(resolved)
+            else:
+                binding = _CopyingBinding(self._runner, self.signature, resolved)
+        except EdgeInferError:
+            raise
+        except Exception as error:
+            raise self._wrapped(error) from error
+        return BoundSession(self, binding)
+
+    def stream(
+        self, feeds: Iterable[Mapping[str, np.ndarray] | np.ndarray], *, in_flight: int = 2
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Run over a stream of inputs with several requests in flight; outputs come in the inputs' order.
+
+        At most `in_flight` inputs are taken ahead of the output that was consumed last.
+
+        Args:
+            feeds: Inputs as for `infer`.
+            in_flight: How many requests may be under way at once, at least 1.
+
+        Raises:
+            OptionsError: `in_flight` is less than 1.
+            InputError: As `infer`, when the input concerned is reached.
+        """
+        if in_flight < 1:
+            raise OptionsError("A stream needs at least one request in flight.", found=in_flight)
+        self._check_open()
+        return self._stream(feeds, in_flight)
+
+    def _stream(
+        self, feeds: Iterable[Mapping[str, np.ndarray] | np.ndarray], in_flight: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        pending: deque[Future[dict[str, np.ndarray]]] = deque()
+        with ThreadPoolExecutor(in_flight, thread_name_prefix="edgeinfer-stream") as pool:
+            try:
+                for feed in feeds:
+                    if len(pending) == in_flight:
+                        yield pending.popleft().result()
+                    pending.append(pool.submit(self.infer, feed))
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def execution(self) -> ExecutionReport:
+        """Return what really ran: each layer's device and precision, by the runtime's own account."""
+        self._check_open()
+        if not isinstance(self._runner, Explains):
+            return ExecutionReport(
+                backend=self.backend, layers=(), notes=("this backend does not tell what really ran",)
+            )
+        try:
+            return self._runner.execution()
+        except EdgeInferError:
+            raise
+        except Exception as error:
+            raise self._wrapped(error) from error
+
+    def close(self) -> None:
+        """Free everything. Closing twice is allowed."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._pins is not None:
+            self._pins.release()
+        with self._lock or contextlib.nullcontext():
+            self._runner.close()
+
+    def table(self) -> Table:
+        """Return what a person wants to know at a glance."""
+        rows: list[tuple[object, ...]] = [
+            ("backend", f"{self.backend}, device {self.device or 'default'}"),
+            *(("input", f"{spec.name} {spec.describe()}") for spec in self.signature.inputs),
+            *(("output", f"{spec.name} {spec.describe()}") for spec in self.signature.outputs),
+            ("state", "closed" if self._closed else "open"),
+        ]
+        if len(self._latencies):
+            p50, p99 = np.percentile(self.latencies_ms, (50, 99))
+            rows.append(("latency", f"p50 {p50:.3f} ms, p99 {p99:.3f} ms of the last {len(self._latencies)}"))
+        return Table(title="Session", columns=("", ""), rows=rows)
+
+    def __enter__(self) -> Session:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<Session {self.backend}:{self.device} {state}, {self.signature.describe()}>"
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SessionClosedError("The session is closed.", hint="Load the artifact again.")
+
+    def _wrapped(self, error: Exception) -> EdgeInferError:
+        if self._closed:
+            return SessionClosedError("The session was closed while it ran.", hint="Load the artifact again.")
+        if isinstance(error, EdgeInferError):
+            return error
+        return InferenceError(
+            f"{self.backend} failed: {type(error).__name__}: {str(error).strip()}",
+            where=f"device {self.device or 'default'}",
+            facts={"backend": self.backend},
+        )
+
+    def _resolve(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+        resolved = {}
+        for spec in self.signature.inputs:
+            if spec.name in shapes:
+                shape: tuple[int, ...] = tuple(int(size) for size in shapes[spec.name])
+            elif spec.is_static:
+                shape = tuple(dim for dim in spec.shape or () if isinstance(dim, int))
+            else:
+                raise InputError(
+                    "The input has no static shape, so bind needs one.",
+                    where=f"input {spec.name!r}",
+                    expected=spec.describe(),
+                    hint=f"session.bind({{{spec.name!r}: (...)}})",
+                )
+            resolved[spec.name] = shape
+        self._validate(
+            {s.name: np.broadcast_to(np.empty((), s.dtype), resolved[s.name]) for s in self.signature.inputs}
+        )
+        return resolved
+
+
+@final
+class BoundSession:
+    """A session with bound buffers: write `inputs`, call `run()`, read `outputs`.
+
+    The buffers belong to the bound session; each `run` overwrites the outputs. Use one per thread.
+
+    Attributes:
+        inputs: The input buffers by name.
+        outputs: The output buffers by name.
+    """
+
+    def __init__(self, session: Session, binding: Binding) -> None:
+        self._session = session
+        self._binding = binding
+        self._run = binding.run
+        self.inputs: Mapping[str, np.ndarray] = binding.inputs
+        self.outputs: Mapping[str, np.ndarray] = binding.outputs
+        if session._pins is not None:
+            session._pins.pin_this_thread()
+
+    def run(self) -> None:
+        """Run once over the buffers.
+
+        Raises:
+            InferenceError: The runtime failed.
+            SessionClosedError: The session is closed.
+        """
+        if self._session._closed:
+            raise SessionClosedError("The session is closed.", hint="Load the artifact again.")
+        try:
+            self._run()
+        except Exception as error:
+            raise self._session._wrapped(error) from error
+
+    def close(self) -> None:
+        """Free the buffers."""
+        self._binding.close()
+
+    def __enter__(self) -> BoundSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@final
+class _CopyingBinding:
+    """The bound mode of runners that have none: fixed buffers, at the price of a copy."""
+
+    def __init__(self, runner: Runner, signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._runner = runner
+        self.inputs = {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in signature.inputs}
+        first = runner.run(self.inputs)
+        self.outputs = {
+            spec.name: np.array(array) for spec, array in zip(signature.outputs, first, strict=True)
+        }
+
+    def run(self) -> None:
+        for buffer, array in zip(self.outputs.values(), self._runner.run(self.inputs), strict=True):
+            buffer[...] = array
+
+    def close(self) -> None:
+        pass
+
+
+@final
+class _Pins:
+    """Pins threads to cores, and gives each its old affinity back at the end."""
+
+    def __init__(self, cores: tuple[int, ...]) -> None:
+        if not hasattr(os, "sched_setaffinity"):
+            raise DeviceError(
+                "This system cannot pin threads to cores.", where="option pin_cores", hint="Leave it out."
+            )
+        allowed = os.sched_getaffinity(0)
+        if not set(cores) <= allowed:
+            raise DeviceError(
+                "Those cores are not there, or not for this process.",
+                where="option pin_cores",
+                expected=f"among {sorted(allowed)}",
+                found=cores,
+            )
+        self._cores = set(cores)
+        self._before: dict[int, set[int]] = {}
+
+    def pin_this_thread(self) -> None:
+        thread = threading.get_native_id()
+        if thread not in self._before:
+            self._before[thread] = os.sched_getaffinity(0)
+            os.sched_setaffinity(0, self._cores)
+
+    def release(self) -> None:
+        for thread, cores in self._before.items():
+            with contextlib.suppress(OSError):  # the thread is gone
+                os.sched_setaffinity(thread, cores)

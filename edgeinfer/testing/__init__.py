@@ -1,0 +1,1 @@
+"""For authors of backends and transforms: conformance checks, models, numerics."""

@@ -1,0 +1,70 @@
+"""The public face of all transforms. Those of `quantization` and `pruning` are imported when asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgeinfer.transforms.base import (
+        Applied,
+        GraphTransform,
+        Pipeline,
+        ReportBuilder,
+        Skipped,
+        Transform,
+        TransformReport,
+        TransformResult,
+        as_transform,
+    )
+    from edgeinfer.transforms.fix_shapes import FixShapes
+    from edgeinfer.transforms.fuse_batchnorm import FuseBatchNorm
+    from edgeinfer.transforms.simplify import Simplify
+    from edgeinfer.transforms.to_float16 import ToFloat16
+
+_HOME = {
+    **dict.fromkeys(
+        (
+            "Applied",
+            "GraphTransform",
+            "Pipeline",
+            "ReportBuilder",
+            "Skipped",
+            "Transform",
+            "TransformReport",
+            "TransformResult",
+            "as_transform",
+        ),
+        "edgeinfer.transforms.base",
+    ),
+    "FixShapes": "edgeinfer.transforms.fix_shapes",
+    "FuseBatchNorm": "edgeinfer.transforms.fuse_batchnorm",
+    "Simplify": "edgeinfer.transforms.simplify",
+    "ToFloat16": "edgeinfer.transforms.to_float16",
+}
+
+__all__ = [
+    "Applied",
+    "FixShapes",
+    "FuseBatchNorm",
+    "GraphTransform",
+    "Pipeline",
+    "ReportBuilder",
+    "Simplify",
+    "Skipped",
+    "ToFloat16",
+    "Transform",
+    "TransformReport",
+    "TransformResult",
+    "as_transform",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
