@@ -46,6 +46,12 @@ API_VERSION = 1
 T = TypeVar("T")
 
 
+# Operators that move, select or clamp values and never make new ones: input and output share one scale.
+MOVING_OPS = frozenset(
+    "MaxPool Reshape Transpose Flatten Squeeze Unsqueeze Slice Split Identity DepthToSpace SpaceToDepth".split()
+)
+
+
 @final
 @attrs.frozen(kw_only=True)
 class QDQDialect:
@@ -58,8 +64,15 @@ class QDQDialect:
         weight_dtype: The dtype of weights.
         quantize_bias: Biases are int32 behind DequantizeLinear; else they stay float.
         fold_relu: A ReLU may be folded into the range of the quantizer behind it.
-        residual_only: On an Add only the residual branch is quantized.
+        residual_only: On an Add only the residual branch is quantized; the other is the sum inside the kernel.
         min_opset: The opset that its graphs need.
+        integer_ops: Operators with a constant weight that have an integer kernel worth quantizing for.
+        needs_output: Those of them that run in integers only when their own output is quantized, and by
+            nothing but that quantizer: float readers then read the dequantized value.
+        epilogue: Operators that such a kernel takes in behind it. `Add` is a residual, `SiLU` is
+            `Mul(x, Sigmoid(x))`.
+        requantizing: Operators with an integer kernel of their own, each tensor with its own scale.
+        moving: Operators that run on integers as they are; input and output share one scale.
     """
 
     name: str
@@ -70,6 +83,11 @@ class QDQDialect:
     fold_relu: bool = True
     residual_only: bool = False
     min_opset: int = 13
+    integer_ops: frozenset[str] = attrs.field(default=frozenset({"Conv", "Gemm", "MatMul"}), converter=frozenset)
+    needs_output: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    epilogue: frozenset[str] = attrs.field(default=frozenset({"Relu", "Clip"}), converter=frozenset)
+    requantizing: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    moving: frozenset[str] = attrs.field(default=MOVING_OPS, converter=frozenset)
 
 
 @final

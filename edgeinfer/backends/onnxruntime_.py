@@ -27,7 +27,14 @@ __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeOptions"]
 
 NAME = "onnxruntime"
 
-DIALECT = QDQDialect(name=NAME, activation_dtype="uint8", quantize_bias=True, fold_relu=True)
+DIALECT = QDQDialect(
+    name=NAME,
+    activation_dtype="uint8",
+    quantize_bias=True,
+    fold_relu=True,
+    needs_output={"Conv"},
+    requantizing={"Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"},
+)
 
 
 @final

@@ -1,0 +1,62 @@
+"""Whether a model is quantized already, and by whom."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from edgeinfer.errors import PreconditionError
+
+__all__ = ["DIALECT_KEY", "REFERENCE_KEY", "quantized_for", "refuse_half", "refuse_quantized"]
+
+# Metadata: the dialect that edgeinfer's own Q/DQ in the model are written in.
+DIALECT_KEY = "edgeinfer.qdq_dialect"
+# `ir.Model.meta`, in memory only: the float model, for corrections that compare with it.
+REFERENCE_KEY = "edgeinfer.float_reference"
+
+_INTEGER_OPS = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulNBits"}
+)
+_INTEGER_PREFIXES = ("QLinear", "QGemm", "QAttention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+
+
+def quantized_for(model: ir.Model) -> str | None:
+    """Return the dialect of the Q/DQ that edgeinfer wrote into the model, or None when it wrote none."""
+    return model.metadata_props.get(DIALECT_KEY)
+
+
+def refuse_quantized(model: ir.Model) -> None:
+    """Refuse a model that somebody else quantized.
+
+    Raises:
+        PreconditionError: It names the first quantized node.
+    """
+    for node in model.graph.all_nodes():
+        if node.op_type in _INTEGER_OPS or node.op_type.startswith(_INTEGER_PREFIXES):
+            operators = node.op_type not in ("QuantizeLinear", "DequantizeLinear")
+            raise PreconditionError(
+                "The model is quantized already.",
+                where=f"node {node.name!r} ({node.op_type})",
+                expected="a model in float",
+                found="quantized operators (QOperator)" if operators else "QuantizeLinear/DequantizeLinear (Q/DQ)",
+                hint="Quantize the float model that this one was made from, or compile this one as it is"
+                + ("." if operators else "; RetargetQDQ(target) rewrites its Q/DQ for another runtime."),
+            )
+
+
+def refuse_half(model: ir.Model) -> None:
+    """Refuse a model that computes in float16, in which there is nothing to calibrate in float32.
+
+    Raises:
+        PreconditionError: It names the first such node.
+    """
+    for node in model.graph.all_nodes():
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and any(
+            value is not None and value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for value in node.outputs
+        ):
+            raise PreconditionError(
+                "The model computes in float16.",
+                where=f"node {node.name!r} ({node.op_type})",
+                expected="a float32 model",
+                found="float16 tensors",
+                hint="Quantize the float32 model that this one was made from; ToFloat16 comes last, if at all.",
+            )
