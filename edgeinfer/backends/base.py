@@ -31,8 +31,10 @@ __all__ = [
     "DeviceInfo",
     "ExecutionReport",
     "Explains",
+    "KernelCosts",
     "LayerExecution",
     "LoadOptions",
+    "MOVING_OPS",
     "Payload",
     "QDQDialect",
     "Runner",
@@ -50,6 +52,42 @@ T = TypeVar("T")
 MOVING_OPS = frozenset(
     "MaxPool Reshape Transpose Flatten Squeeze Unsqueeze Slice Split Identity DepthToSpace SpaceToDepth".split()
 )
+
+
+@final
+@attrs.frozen(kw_only=True)
+class KernelCosts:
+    """What a runtime's kernels cost on one thread, to tell where integers gain nothing. Only ratios matter.
+
+    Attributes:
+        float_macs: Multiply-accumulates per microsecond of a float convolution or matrix product.
+        float_depthwise_macs: The same of a depthwise convolution.
+        float_call_us: What each float kernel costs beside that.
+        integer_macs: As `float_macs`, in integers.
+        integer_depthwise_macs: As `float_depthwise_macs`, in integers.
+        integer_ragged_macs: The same when the channels are no multiple of `lanes`.
+        integer_call_us: What each integer kernel costs beside that.
+        integer_store_us: Per output element of an integer kernel, for requantizing.
+        gather_us: Per input position that an integer convolution of under 8 input channels gathers.
+        table_us: Per element of an activation that integers look up in a table and float kernels take in.
+        quantize_us: Per element that is quantized, with the change of layout.
+        dequantize_us: Per element that is dequantized, with the change of layout.
+        lanes: Channels in one vector register.
+    """
+
+    float_macs: float
+    float_depthwise_macs: float
+    float_call_us: float
+    integer_macs: float
+    integer_depthwise_macs: float
+    integer_ragged_macs: float
+    integer_call_us: float
+    integer_store_us: float
+    gather_us: float
+    table_us: float
+    quantize_us: float
+    dequantize_us: float
+    lanes: int = 16
 
 
 @final
@@ -73,6 +111,7 @@ class QDQDialect:
             `Mul(x, Sigmoid(x))`.
         requantizing: Operators with an integer kernel of their own, each tensor with its own scale.
         moving: Operators that run on integers as they are; input and output share one scale.
+        costs: Where given, what would gain nothing from integers stays in float.
     """
 
     name: str
@@ -88,6 +127,7 @@ class QDQDialect:
     epilogue: frozenset[str] = attrs.field(default=frozenset({"Relu", "Clip"}), converter=frozenset)
     requantizing: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
     moving: frozenset[str] = attrs.field(default=MOVING_OPS, converter=frozenset)
+    costs: KernelCosts | None = None
 
 
 @final

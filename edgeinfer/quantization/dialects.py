@@ -7,22 +7,32 @@ from edgeinfer.devices.profile import Target
 from edgeinfer.errors import TargetError
 from edgeinfer.registry import get_backend
 
-__all__ = ["DEFAULT", "dialect_of"]
+__all__ = ["DEFAULT", "dialect_of", "known_dialects"]
 
 DEFAULT = "onnxruntime"
+
+
+def known_dialects() -> tuple[QDQDialect, ...]:
+    """Return the dialects of edgeinfer's own backends, which need no runtime to be known."""
+    from edgeinfer.backends.onnxruntime_ import DIALECT as ONNXRUNTIME
+    from edgeinfer.backends.openvino_dialect import DIALECT as OPENVINO
+    from edgeinfer.backends.tensorrt_dialect import DIALECT as TENSORRT
+
+    return ONNXRUNTIME, OPENVINO, TENSORRT
 
 
 def dialect_of(target: Target | str | QDQDialect | None) -> QDQDialect:
     """Return the Q/DQ dialect of a target's backend; for None, that of ONNX Runtime.
 
-    The dialects of edgeinfer's own backends are known on machines that lack the runtime, too.
+    Raises:
+        TargetError: There is no such target, or its backend runs no quantized graphs.
     """
     if isinstance(target, QDQDialect):
         return target
     name = Target.parse(target).backend if target is not None else DEFAULT
-    known = _known(name)
-    if known is not None:
-        return known
+    for known in known_dialects():
+        if known.name == name:
+            return known
     dialect = get_backend(name).capabilities().dialect
     if dialect is None:
         raise TargetError(
@@ -31,19 +41,3 @@ def dialect_of(target: Target | str | QDQDialect | None) -> QDQDialect:
             hint="Choose another target, or leave the model in float.",
         )
     return dialect
-
-
-def _known(name: str) -> QDQDialect | None:
-    if name == "onnxruntime":
-        from edgeinfer.backends.onnxruntime_ import DIALECT as ONNXRUNTIME
-
-        return ONNXRUNTIME
-    if name == "openvino":
-        from edgeinfer.backends.openvino_dialect import DIALECT as OPENVINO
-
-        return OPENVINO
-    if name == "tensorrt":
-        from edgeinfer.backends.tensorrt_dialect import DIALECT as TENSORRT
-
-        return TENSORRT
-    return None

@@ -18,9 +18,14 @@ import onnx_ir as ir
 from edgeinfer.backends.base import QDQDialect
 from edgeinfer.quantization.constants import constant_value
 from edgeinfer.quantization.regions import DATA, Region, find_regions, is_float
+from edgeinfer.quantization.worth import Judge
 
 __all__ = ["Placement", "place"]
 
+
+
+# Integers must save this part of the float kernels' time, or the model stays as it is.
+_LEAST_GAIN = 0.95
 
 
 @final
@@ -46,6 +51,7 @@ def place(
     *,
     keep_float: Collection[str] = (),
     skip: Callable[[ir.Node, str], None] = lambda node, reason: None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Placement:
     """Decide which tensors of the main graph get Q/DQ.
 
@@ -54,13 +60,41 @@ def place(
         dialect: What the runtime wants.
         keep_float: Names of nodes that stay in float.
         skip: Called with each node that could run in integers and does not, and the reason.
+        shapes: The shapes of tensors by name where the graph's own are symbolic, to judge costs by.
     """
+    regions = _read_regions(model, dialect, keep_float, skip)
+    if dialect.costs is None:
+        return _Plan(model.graph, dialect, regions, keep_float).placement()
+    judge = Judge(dialect.costs, shapes or {})
+    best = _Plan(model.graph, dialect, regions, keep_float)
+    best_us = judge.total_us(best, regions)
+    for region in sorted(regions, key=judge.gain_us):
+        if judge.gain_us(region) > judge.border_us(region):
+            break
+        kept = [other for other in best.regions if other is not region]
+        plan = _Plan(model.graph, dialect, kept, keep_float)
+        cost_us = judge.total_us(plan, regions)
+        if cost_us < best_us:
+            best, best_us = plan, cost_us
+            skip(region.node, f"integers gain nothing here in {dialect.name}: its kernel is faster in float")
+    float_us = sum(judge.float_us(region) for region in regions)
+    if best.regions and best_us > float_us * _LEAST_GAIN:
+        for region in best.regions:
+            skip(region.node, f"the model as a whole gains nothing from integers in {dialect.name}: it is too small")
+        best = _Plan(model.graph, dialect, [], keep_float)
+    return best.placement()
+
+
+def _read_regions(
+    model: ir.Model, dialect: QDQDialect, keep_float: Collection[str], skip: Callable[[ir.Node, str], None]
+) -> list[Region]:
+    """Return the regions without those whose quantized output only the model's outputs would read."""
     regions = find_regions(model.graph, dialect, skip, keep_float)
     while True:
         plan = _Plan(model.graph, dialect, regions, keep_float)
         bare = {region.node: reason for region in regions if (reason := plan.unread(region)) is not None}
         if not bare:
-            return plan.placement()
+            return regions
         for node, reason in bare.items():
             skip(node, reason)
         regions = [region for region in regions if region.node not in bare]
@@ -195,6 +229,20 @@ class _Plan:
                 if user.op_type in self.dialect.moving | self.dialect.epilogue | {"Sigmoid", "Concat", "Tanh"}:
                     front.extend(user.outputs)
         return None
+
+    def borders(self) -> Iterator[tuple[ir.Value, int, int]]:
+        """Yield each quantized tensor with how often it is quantized (0 or 1) and dequantized in memory."""
+        integer = self.dialect.moving | self.dialect.requantizing
+        heads = {region.node for region in self.regions}
+        for value in self.wanted:
+            made = value in self.made_by or (not value.is_graph_input() and self.integer(value))
+            reads = 0
+            for node, _ in self.readers(value):
+                stays = node in heads or (
+                    node.op_type in integer and any(output in self.wanted for output in node.outputs)
+                )
+                reads += not stays
+            yield value, int(not made), reads
 
     def placement(self) -> Placement:
         """Return the result, in topological order."""

@@ -6,15 +6,25 @@ import onnx_ir as ir
 
 from edgeinfer.errors import PreconditionError
 
-__all__ = ["DIALECT_KEY", "REFERENCE_KEY", "quantized_for", "refuse_half", "refuse_quantized"]
+__all__ = [
+    "DIALECT_KEY",
+    "RANGES_KEY",
+    "REFERENCE_KEY",
+    "quantized_for",
+    "refuse_half",
+    "refuse_operators",
+    "refuse_quantized",
+]
 
 # Metadata: the dialect that edgeinfer's own Q/DQ in the model are written in.
 DIALECT_KEY = "edgeinfer.qdq_dialect"
+# Metadata: the calibrated ranges, as JSON, of every tensor that any dialect quantizes.
+RANGES_KEY = "edgeinfer.qdq_ranges"
 # `ir.Model.meta`, in memory only: the float model, for corrections that compare with it.
 REFERENCE_KEY = "edgeinfer.float_reference"
 
 _INTEGER_OPS = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulNBits"}
+    {"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulNBits"}
 )
 _INTEGER_PREFIXES = ("QLinear", "QGemm", "QAttention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 
@@ -30,16 +40,34 @@ def refuse_quantized(model: ir.Model) -> None:
     Raises:
         PreconditionError: It names the first quantized node.
     """
+    refuse_operators(model)
     for node in model.graph.all_nodes():
-        if node.op_type in _INTEGER_OPS or node.op_type.startswith(_INTEGER_PREFIXES):
-            operators = node.op_type not in ("QuantizeLinear", "DequantizeLinear")
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             raise PreconditionError(
                 "The model is quantized already.",
                 where=f"node {node.name!r} ({node.op_type})",
                 expected="a model in float",
-                found="quantized operators (QOperator)" if operators else "QuantizeLinear/DequantizeLinear (Q/DQ)",
-                hint="Quantize the float model that this one was made from, or compile this one as it is"
-                + ("." if operators else "; RetargetQDQ(target) rewrites its Q/DQ for another runtime."),
+                found="QuantizeLinear/DequantizeLinear (Q/DQ)",
+                hint="Compile it as it is, or rewrite its Q/DQ for another runtime with RetargetQDQ(target); "
+                "to quantize anew, start from the float model.",
+            )
+
+
+def refuse_operators(model: ir.Model) -> None:
+    """Refuse a model with integer operators in place of Q/DQ (QOperator).
+
+    Raises:
+        PreconditionError: It names the first such node.
+    """
+    for node in model.graph.all_nodes():
+        if node.op_type in _INTEGER_OPS or node.op_type.startswith(_INTEGER_PREFIXES):
+            raise PreconditionError(
+                "The model is quantized already, in integer operators.",
+                where=f"node {node.name!r} ({node.op_type})",
+                expected="a model in float",
+                found="quantized operators (QOperator)",
+                hint="Compile it as it is for a runtime that has these operators, such as ONNX Runtime; to quantize "
+                "anew or for another runtime, start from the float model.",
             )
 
 
