@@ -69,6 +69,10 @@ class KernelCosts:
         integer_call_us: What each integer kernel costs beside that.
         integer_store_us: Per output element of an integer kernel, for requantizing.
         gather_us: Per input position that an integer convolution of under 8 input channels gathers.
+        float_weight_us: Per weight element that a float kernel reads; a kernel of few positions waits for these.
+        integer_weight_us: The same in integers.
+        pool_us: Per input element of a MaxPool whose output is quantized while its input is not: the runtime
+            moves the quantizer above the pool, and pools integers in the wrong layout.
         table_us: Per element of an activation that integers look up in a table and float kernels take in.
         quantize_us: Per element that is quantized, with the change of layout.
         dequantize_us: Per element that is dequantized, with the change of layout.
@@ -84,6 +88,9 @@ class KernelCosts:
     integer_call_us: float
     integer_store_us: float
     gather_us: float
+    float_weight_us: float
+    integer_weight_us: float
+    pool_us: float
     table_us: float
     quantize_us: float
     dequantize_us: float

@@ -41,9 +41,12 @@ COSTS = KernelCosts(
     integer_call_us=5.0,
     integer_store_us=0.12e-3,
     gather_us=0.95e-3,
+    float_weight_us=0.16e-3,
+    integer_weight_us=0.066e-3,
+    pool_us=3.2e-3,
     table_us=0.3e-3,
-    quantize_us=0.5e-3,
-    dequantize_us=0.3e-3,
+    quantize_us=1.0e-3,
+    dequantize_us=0.8e-3,
 )
 
 DIALECT = QDQDialect(

@@ -58,7 +58,7 @@ class Judge:
         """Return what a region costs in float."""
         macs = self._macs(region)
         rate = self.costs.float_depthwise_macs if _is_depthwise(region) else self.costs.float_macs
-        return (macs or 0) / rate + self.costs.float_call_us
+        return max((macs or 0) / rate, region.weight.size * self.costs.float_weight_us) + self.costs.float_call_us
 
     def integer_us(self, region: Region) -> float:
         """Return what a region costs in integers, without quantizers around it."""
@@ -74,7 +74,8 @@ class Judge:
             gathered = outputs / channels * float(np.prod(region.weight.shape[1:])) * costs.gather_us
         looked_up = sum(user.op_type in ("LeakyRelu", "Sigmoid") for user in region.output.consumers())
         stored = outputs * (costs.integer_store_us + looked_up * costs.table_us)
-        return macs / rate + gathered + stored + costs.integer_call_us
+        computed = max(macs / rate, region.weight.size * costs.integer_weight_us)
+        return computed + gathered + stored + costs.integer_call_us
 
     def gain_us(self, region: Region) -> float:
         """Return what integers save in a region, without quantizers around it."""
@@ -95,6 +96,9 @@ class Judge:
         for value, quantized, dequantized in plan.borders():
             elements = self.size(value) or 0
             total += quantized * (elements * self.costs.quantize_us + self.costs.float_call_us)
+            producer = value.producer()
+            if quantized and producer is not None and producer.op_type == "MaxPool":
+                total += (self.size(producer.inputs[DATA]) or 0) * self.costs.pool_us
             total += dequantized * (elements * self.costs.dequantize_us + self.costs.float_call_us)
         return total
 
