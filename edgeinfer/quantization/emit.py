@@ -31,7 +31,7 @@ class Emitter:
 
     def activation(self, value: ir.Value, qparams: QParams, uses: Iterable[tuple[ir.Node, int]]) -> None:
         """Quantize and dequantize `value`, and let `uses` read the result."""
-        scale, zero_point = self.parameters(value.name or "", qparams)
+        scale, zero_point = self.parameters(value.name or "", qparams.scale, qparams.zero_point)
         quantize = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{value.name}_QuantizeLinear")
         quantized, dequantized = quantize.outputs[0], ir.Value()
         dequantize = ir.node(
@@ -51,35 +51,34 @@ class Emitter:
         for node, index in uses:
             node.replace_input_with(index, dequantized)
 
-    def constant(self, name: str, array: np.ndarray, qparams: QParams) -> ir.Value:
+    def constant(
+        self, name: str, array: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, axis: int | None
+    ) -> ir.Value:
         """Store a constant in integers and return what dequantizes it.
 
         Args:
-            name: The stem of the new names; an initializer of that stem that exists already is used again.
-            array: The integers, of the dtype of `qparams`.
-            qparams: Its scales.
+            name: The stem of the new names.
+            array: The integers.
+            scale: One scale, or one for each slice along `axis`.
+            zero_point: Of the shape of `scale` and the type of `array`.
+            axis: The axis that the scales run along, or None.
         """
         stored = self.initializer(f"{name}_quantized", array)
-        scale, zero_point = self.parameters(name, qparams)
         dequantize = ir.node(
             "DequantizeLinear",
-            [stored, scale, zero_point],
-            {} if qparams.axis is None else {"axis": qparams.axis},
+            [stored, *self.parameters(name, scale, zero_point)],
+            {} if axis is None else {"axis": axis},
             name=f"{name}_DequantizeLinear",
         )
         value = dequantize.outputs[0]
         value.name = f"{name}_dequantized"
-        value.dtype, value.shape = scale.dtype, stored.shape
-        first = self.graph[0]
-        self.graph.insert_before(first, dequantize)
+        value.dtype, value.shape = ir.DataType.FLOAT, stored.shape
+        self.graph.insert_before(self.graph[0], dequantize)
         return value
 
-    def parameters(self, name: str, qparams: QParams) -> tuple[ir.Value, ir.Value]:
+    def parameters(self, name: str, scale: np.ndarray, zero_point: np.ndarray) -> tuple[ir.Value, ir.Value]:
         """Return initializers of a scale and a zero point."""
-        return (
-            self.initializer(f"{name}_scale", qparams.scale),
-            self.initializer(f"{name}_zero_point", qparams.zero_point),
-        )
+        return self.initializer(f"{name}_scale", scale), self.initializer(f"{name}_zero_point", zero_point)
 
     def initializer(self, name: str, array: np.ndarray) -> ir.Value:
         """Register an initializer."""

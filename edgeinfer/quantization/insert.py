@@ -64,7 +64,7 @@ def insert_qdq(
     qparams: dict[str, QParams] = {}
     for group in placement.groups:
         low, high = min(ranges[name][0] for name in group), max(ranges[name][1] for name in group)
-        shared = activation_qparams(low, high, dtype, symmetric=dialect.activation_symmetric)
+        shared = activation_qparams(low, high, dtype, dialect.activation_symmetric)
         qparams |= dict.fromkeys(group, shared)
     emitter = Emitter(model.graph)
     written: dict[str, ir.Value] = {}
@@ -95,18 +95,18 @@ def _write_weight(
     if name in written and bias is not None:
         name = f"{name}_{region.node.name}"  # a shared weight whose scales may differ by node
     if name not in written:
-        written[name] = emitter.constant(name, weight.quantize(region.weight), weight)
+        stored = weight.quantize(region.weight)
+        written[name] = emitter.constant(name, stored, weight.scale, weight.zero_point, weight.axis)
     region.node.replace_input_with(WEIGHT, written[name])
     if bias is None:
         return
     scale = (np.asarray(data.scale, np.float32) * weight.scale).astype(np.float32)
-    stored = np.rint(bias.astype(np.float64) / scale).astype(np.int32)
-    axis = None if scale.ndim == 0 else 0
+    integers = np.rint(bias.astype(np.float64) / scale).astype(np.int32)
     old = region.node.inputs[BIAS]
     assert old is not None
     name = f"{old.name}_{region.node.name}"
-    qparams = QParams(scale=scale, zero_point=np.zeros(scale.shape, np.int32), dtype="int32", axis=axis)
-    region.node.replace_input_with(BIAS, emitter.constant(name, stored, qparams))
+    zero = np.zeros(scale.shape, np.int32)
+    region.node.replace_input_with(BIAS, emitter.constant(name, integers, scale, zero, 0 if scale.ndim else None))
 
 
 def _bias(region: Region) -> np.ndarray | None:

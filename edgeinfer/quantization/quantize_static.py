@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from edgeinfer.backends.base import QDQDialect
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import CalibrationError
 from edgeinfer.model import Model
@@ -83,7 +84,7 @@ class QuantizeStatic(GraphTransform):
             )
         dialect = dialect_of(self.target)
         prepare(model)
-        samples = as_calibration(self.calibration)
+        samples = as_calibration(self.calibration, Model(model).signature)
         placement = place(
             model, dialect, keep_float=self.keep_float, skip=report.skip, shapes=_shapes(model, samples)
         )
@@ -92,24 +93,33 @@ class QuantizeStatic(GraphTransform):
             report.skip("", f"nothing in the graph runs in integers in {dialect.name}; it stays in float")
             return
         reference = model.clone()
-        ranges = self._calibrate(Model(reference), samples, placement)
+        ranges = self._calibrate(Model(reference), samples, placement, dialect, report)
         insert_qdq(
             model, placement, ranges, self._weight_qparams, dialect, report, activation_dtype=self.activation_dtype
         )
         model.meta[REFERENCE_KEY] = reference
 
-    def _calibrate(self, model: Model, samples: Calibration, placement: Placement) -> dict[str, Range]:
+    def _calibrate(
+        self, model: Model, samples: Calibration, placement: Placement, dialect: QDQDialect, report: ReportBuilder
+    ) -> dict[str, Range]:
         """Find the ranges of all tensors that any dialect quantizes, so that RetargetQDQ has them."""
+        dtype = self.activation_dtype or dialect.activation_dtype
         names = [str(value.name) for value in placement.tensors]
-        for dialect in known_dialects():
-            other = place(model.ir, dialect, keep_float=self.keep_float)
+        for known in known_dialects():
+            other = place(model.ir, attrs.evolve(known, costs=None), keep_float=self.keep_float)
             names += [str(value.name) for value in other.tensors]
-        observers = {name: make_observer(self.method) for name in dict.fromkeys(names)}
-        observe(model, samples, observers)
+        observers = {
+            name: make_observer(self.method, dtype=dtype, symmetric=dialect.activation_symmetric)
+            for name in dict.fromkeys(names)
+        }
+        for note in observe(model, samples, observers).notes:
+            report.note(note)
         return {name: observer.range() for name, observer in observers.items()}
 
     def _weight_qparams(self, region: Region) -> QParams:
-        return weight_qparams(region.weight, axis=region.axis, bits=self.weight_bits, per_channel=self.per_channel)
+        qparams = weight_qparams(region.weight, region.axis if self.per_channel else None, "int8", True)
+        narrower = 127 / (2 ** (self.weight_bits - 1) - 1)
+        return attrs.evolve(qparams, scale=(qparams.scale * narrower).astype(np.float32))
 
 
 def _shapes(model: ir.Model, samples: Calibration) -> dict[str, tuple[int, ...]]:

@@ -90,6 +90,6 @@ def _same_weights(stripped: Stripped) -> Any:
         known = stripped.weights.get(str(source.name)) if source is not None else None
         if known is not None and not known.zero_point.any():
             return known
-        return weight_qparams(region.weight, axis=region.axis)
+        return weight_qparams(region.weight, region.axis, "int8", True)
 
     return scales

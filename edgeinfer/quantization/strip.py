@@ -52,7 +52,8 @@ def strip_qdq(model: ir.Model) -> Stripped:
                     raise _refused(node, "it dequantizes what no QuantizeLinear made")
                 continue  # its quantizer takes it out
             value, qparams = _dequantized(model.graph, node, array)
-            weights[str(value.name)] = qparams
+            if qparams is not None:
+                weights[str(value.name)] = qparams
     common_passes.RemoveUnusedNodesPass()(model)
     return Stripped(ranges=ranges, weights=weights)
 
@@ -103,8 +104,8 @@ def _range(node: ir.Node) -> tuple[float, float]:
     return (low - zero) * step, (ends.max - zero) * step
 
 
-def _dequantized(graph: ir.Graph, node: ir.Node, array: np.ndarray) -> tuple[ir.Value, QParams]:
-    """Replace a constant behind DequantizeLinear by its float values."""
+def _dequantized(graph: ir.Graph, node: ir.Node, array: np.ndarray) -> tuple[ir.Value, QParams | None]:
+    """Replace a constant behind DequantizeLinear by its float values; an int32 bias has no QParams."""
     if "block_size" in node.attributes and node.attributes["block_size"].as_int():
         raise _refused(node, "its weights have a scale for each block")
     scale, zero_point = _array(node.inputs[1]), _array(node.inputs[2] if len(node.inputs) > 2 else None)
@@ -129,6 +130,8 @@ def _dequantized(graph: ir.Graph, node: ir.Node, array: np.ndarray) -> tuple[ir.
     graph.register_initializer(value)
     for reader, index in list(old.uses()):
         reader.replace_input_with(index, value)
+    if array.dtype == np.int32:
+        return value, None
     if axis is None:
         scale, zero_point = scale.reshape(()), zero_point.reshape(())
     return value, QParams(scale=scale, zero_point=zero_point, dtype=str(array.dtype), axis=axis)
