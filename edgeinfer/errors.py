@@ -8,7 +8,8 @@ what to do. The same facts are attributes, so that a program can act on them.
     ├── TransformError       TransformContractError, PreconditionError, CalibrationError
     ├── BackendError         UnknownBackendError, DuplicateBackendError, BackendUnavailableError,
     │                        BrokenBackendError, DeviceError, OptionsError, CompileError
-    ├── ArtifactError        ArtifactFormatError, ArtifactIntegrityError, ArtifactMismatchError, ArtifactSaveError
+    ├── ArtifactError        ArtifactFormatError, ArtifactIntegrityError, ArtifactMismatchError,
+    │                        ArtifactSaveError
     ├── SessionError         InputError, SessionClosedError, InferenceError
     ├── TargetError          BudgetError
     └── FleetError

@@ -118,7 +118,7 @@ class Session:
 
     @property
     def latencies_ms(self) -> np.ndarray:
-        """The last latencies of `infer` in milliseconds, oldest first: the runtime's part, checks excluded."""
+        """The last latencies of `infer` in ms, oldest first: the runtime's part, without the checks."""
         return np.array(self._latencies, np.float64) / 1e6
 
     def infer(self, inputs: Mapping[str, np.ndarray] | np.ndarray, /) -> dict[str, np.ndarray]:
@@ -360,9 +360,11 @@ class _CopyingBinding:
 
     def __init__(self, runner: Runner, signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._runner = runner
-        self.inputs = {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in signature.inputs}
+        self.inputs: Mapping[str, np.ndarray] = {
+            spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in signature.inputs
+        }
         first = runner.run(self.inputs)
-        self.outputs = {
+        self.outputs: Mapping[str, np.ndarray] = {
             spec.name: np.array(array) for spec, array in zip(signature.outputs, first, strict=True)
         }
 

@@ -161,5 +161,6 @@ def _layout_hint(spec: TensorSpec, array: np.ndarray) -> str | None:
         if all(
             not isinstance(dim, int) or dim == size for dim, size in zip(spec.shape or (), shape, strict=True)
         ):
-            return f"It looks like another layout; try np.ascontiguousarray({spec.name}.transpose{tuple(order)})."
+            fix = f"np.ascontiguousarray({spec.name}.transpose{tuple(order)})"
+            return f"It looks like another layout; try {fix}."
     return None

@@ -40,8 +40,9 @@ def convert_opset(model: ir.Model, version: int, *, wanted_by: str = "") -> ir.M
         ) from error
     for name, tensor in weights.items():
         value = converted.graph.initializers.get(name)
-        if value is not None and tensor is not None and value.const_value is not None:
-            if value.const_value.shape == tensor.shape and value.const_value.dtype == tensor.dtype:
-                value.const_value = tensor
+        kept = value.const_value if value is not None else None
+        if value is not None and tensor is not None and kept is not None:
+            same = kept.shape == tensor.shape and kept.dtype == tensor.dtype
+            value.const_value = tensor if same else kept
     converted.metadata_props.update(model.metadata_props)
     return converted
