@@ -93,7 +93,7 @@ def test_saving_into_nowhere(artifact, tmp_path):
         artifact.save(tmp_path / "no folder" / "model.edge")
 
 
-@pytest.mark.parametrize("name", ("model.onnx", "manifest.json"))
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json"])
 def test_every_flipped_bit_is_found(folder, name):
     file = folder / name
     clean = file.read_bytes()

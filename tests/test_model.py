@@ -178,7 +178,7 @@ class TestBroken:
             Model.load(3.14)  # type: ignore[arg-type]
         assert caught.value.found == "float"
 
-    @pytest.mark.parametrize("part", (0.1, 0.5, 0.9, 0.999))
+    @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
     def test_truncated(self, model, part):
         data = model.to_bytes()
         with pytest.raises(ModelError):
@@ -254,7 +254,7 @@ class TestExternalData:
         with pytest.raises(ExternalDataError, match="not loaded from a file"):
             Model.load((folder / "m.onnx").read_bytes())
 
-    @pytest.mark.parametrize("location", ("../m.data", "/etc/hostname", "a/../../m.data", "", "."))
+    @pytest.mark.parametrize("location", ["../m.data", "/etc/hostname", "a/../../m.data", "", "."])
     def test_outside_the_folder(self, folder, location):
         (folder.parent / "m.data").write_bytes((folder / "m.data").read_bytes())
         with pytest.raises(ExternalDataError):

@@ -74,13 +74,13 @@ def test_duplicates_are_an_error_that_names_both(site):
 
 @pytest.mark.parametrize(
     ("module", "reason"),
-    (
+    [
         ("raise RuntimeError('no licence found')", "no licence found"),
         ("import a_package_that_is_not_installed", "a_package_that_is_not_installed"),
         ("Other = 1", "Backend"),
         ("class Backend:\n    name = 'broken'", "is not a backend"),
         ("class Backend:\n    def __init__(self): raise ValueError('no device node')", "no device node"),
-    ),
+    ],
 )
 def test_a_broken_plugin_is_listed_with_its_reason_and_raises_when_used(site, module, reason):
     name = f"broken_{abs(hash(module))}"

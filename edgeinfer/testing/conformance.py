@@ -109,7 +109,7 @@ def check_inputs_are_not_changed(backend: str) -> None:
 
 
 def check_outputs_belong_to_the_caller(backend: str) -> None:
-    """Later calls do not change earlier outputs, nor does writing into inputs or outputs change later ones."""
+    """Later calls do not change earlier outputs; writing into inputs or outputs changes no later call."""
     reference = affine_model()
     with _session(backend, reference) as session:
         feed = {name: array.copy() for name, array in reference.feed(seed=4).items()}
