@@ -54,8 +54,9 @@ def _model(text: str, weights: Mapping[str, np.ndarray] | None = None) -> Model:
     """Parse ONNX text in which the weights stand among the inputs, and make them weights."""
     parsed = ir.from_onnx_text(text)
     for value in list(parsed.graph.inputs):
-        if value.name in (weights or {}):
-            value.const_value = ir.tensor((weights or {})[value.name], name=value.name)
+        array = (weights or {}).get(value.name or "")
+        if array is not None:
+            value.const_value = ir.tensor(array, name=value.name)
             parsed.graph.inputs.remove(value)
             parsed.graph.register_initializer(value)
     return Model.from_ir(parsed)
