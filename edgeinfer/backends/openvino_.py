@@ -1,0 +1,336 @@
+"""The OpenVINO backend: Intel CPUs, GPUs and NPUs, and CPUs of other makers.
+
+A portable artifact carries the ONNX graph, which OpenVINO compiles when it is loaded. With `export=True` it
+carries OpenVINO's own compiled blob instead, which loads faster and is bound to the runtime's version and to
+the machine; the manifest says to which.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import attrs
+
+from edgeinfer.artifact import Payload
+from edgeinfer.backends.base import (
+    API_VERSION,
+    Capabilities,
+    CompileOptions,
+    DeviceInfo,
+    LoadOptions,
+    QDQDialect,
+    machine_facts,
+    options_from,
+    payload_of_onnx,
+)
+from edgeinfer.backends.onnx_payload import onnx_source
+from edgeinfer.backends.openvino_runner import OpenVINORunner
+from edgeinfer.errors import CompileError, DeviceError, OptionsError
+from edgeinfer.model import Model
+
+__all__ = ["OpenVINOBackend", "OpenVINOOptions"]
+
+NAME = "openvino"
+BLOB_NAME = "model.blob"
+
+DIALECT = QDQDialect(name=NAME, activation_dtype="uint8", quantize_bias=False, fold_relu=True)
+
+# Devices that OpenVINO once had, what became of them, and where to go.
+_GONE = {
+    "MYRIAD": "The Neural Compute Stick (MYRIAD) was supported up to OpenVINO 2022.3 LTS",
+    "HDDL": "The Movidius accelerator cards (HDDL) were supported up to OpenVINO 2022.3 LTS",
+    "GNA": "The Gaussian & Neural Accelerator (GNA) was supported up to OpenVINO 2023.3 LTS",
+}
+_VIRTUAL = ("AUTO", "MULTI", "HETERO", "BATCH")
+_PRECISIONS = {"FP32": "float32", "FP16": "float16", "BF16": "bfloat16", "INT8": "int8"}
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+@final
+@attrs.frozen(kw_only=True)
+class OpenVINOOptions:
+    """Options of the OpenVINO backend.
+
+    Attributes:
+        performance_hint: `LATENCY`, `THROUGHPUT`, `CUMULATIVE_THROUGHPUT`, or empty for the device's default.
+        num_streams: How many requests the device works on at once; None leaves it to the hint.
+        threads: CPU threads; 0 lets the runtime choose.
+        inference_precision: `f32`, `f16` or `bf16`: what float32 parts of the graph are computed in. The default
+            `f32` keeps the precision that is in the graph. `auto` is the vendor's choice: bfloat16 on CPUs that
+            have it, float16 on GPUs, which changes the numbers. NPUs have only their own choice.
+        execution_mode: `PERFORMANCE` or `ACCURACY`; None is the runtime's default.
+        pinning: Whether the runtime pins its CPU threads to cores; None is the runtime's default.
+        cache_dir: A folder where OpenVINO caches compiled models, which makes later loads quick.
+        export: Make a device-bound artifact from OpenVINO's compiled blob.
+        properties: Further OpenVINO properties by their names, such as `{"ENABLE_HYPER_THREADING": False}`.
+    """
+
+    performance_hint: str = attrs.field(
+        default="LATENCY",
+        converter=_upper,
+        validator=attrs.validators.in_(("", "LATENCY", "THROUGHPUT", "CUMULATIVE_THROUGHPUT")),
+    )
+    num_streams: int | None = attrs.field(
+        default=None,
+        validator=attrs.validators.optional([attrs.validators.instance_of(int), attrs.validators.ge(1)]),
+    )
+    threads: int = attrs.field(
+        default=0, validator=[attrs.validators.instance_of(int), attrs.validators.ge(0)]
+    )
+    inference_precision: str = attrs.field(
+        default="f32", validator=attrs.validators.in_(("f32", "f16", "bf16", "auto"))
+    )
+    execution_mode: str | None = attrs.field(
+        default=None,
+        converter=_upper,
+        validator=attrs.validators.optional(attrs.validators.in_(("PERFORMANCE", "ACCURACY"))),
+    )
+    pinning: bool | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(bool))
+    )
+    cache_dir: str | None = attrs.field(
+        default=None, converter=lambda value: str(value) if isinstance(value, Path) else value
+    )
+    export: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    properties: Mapping[str, object] = attrs.field(
+        factory=dict, validator=attrs.validators.instance_of(Mapping)
+    )
+
+    def config(self, device: str) -> dict[str, object]:
+        """Return the properties that OpenVINO takes for these options on a device."""
+        config: dict[str, object] = {}
+        if self.performance_hint:
+            config["PERFORMANCE_HINT"] = self.performance_hint
+        if self.inference_precision != "auto" and not device.startswith("NPU"):
+            config["INFERENCE_PRECISION_HINT"] = self.inference_precision
+        if self.num_streams is not None:
+            config["NUM_STREAMS"] = self.num_streams
+        if self.threads:
+            config["INFERENCE_NUM_THREADS"] = self.threads
+        if self.execution_mode is not None:
+            config["EXECUTION_MODE_HINT"] = self.execution_mode
+        if self.pinning is not None:
+            config["ENABLE_CPU_PINNING"] = self.pinning
+        if self.cache_dir is not None:
+            config["CACHE_DIR"] = self.cache_dir
+        return {**config, **self.properties}
+
+
+@final
+class OpenVINOBackend:
+    """Adapter to `openvino`."""
+
+    name = NAME
+    api_version = API_VERSION
+
+    def capabilities(self) -> Capabilities:
+        """Return what the installed OpenVINO can do here."""
+        try:
+            return _capabilities()
+        except ImportError as error:
+            return Capabilities(available=False, reason=f"openvino cannot be imported: {error}")
+        except Exception as error:  # a runtime whose libraries do not fit this machine
+            return Capabilities(available=False, reason=f"openvino does not work here: {error}")
+
+    def compile(self, model: Model, options: CompileOptions, /) -> Payload:
+        """Return the ONNX graph, or OpenVINO's blob with `export=True`. OpenVINO has compiled it in both cases.
+
+        Raises:
+            DeviceError: The device is not here, or no longer supported by OpenVINO.
+            OptionsError: An option is unknown or refused.
+            CompileError: OpenVINO refuses the model.
+        """
+        chosen = options_from(OpenVINOOptions, options.options, backend=NAME)
+        if options.cache_dir is not None and chosen.cache_dir is None:
+            chosen = attrs.evolve(chosen, cache_dir=options.cache_dir)
+        device = _checked_device(options.device or "CPU")
+        # A cache folder belongs to the machine that compiles, not to the artifact.
+        kept = attrs.asdict(chosen, filter=lambda field, _: field.name not in ("cache_dir", "export"))
+        payload = payload_of_onnx(model, device=device, options=kept)
+        compiled = _compile(onnx_source(payload), device, chosen)
+        if not chosen.export:
+            return payload
+        return Payload(
+            entry=BLOB_NAME,
+            files={BLOB_NAME: _blob(compiled, device)},
+            kind="device-bound",
+            device=device,
+            requires=_requirements(device),
+            options=kept,
+        )
+
+    def load(self, payload: Payload, options: LoadOptions, /) -> OpenVINORunner:
+        """Compile the ONNX graph, or import the blob.
+
+        Raises:
+            DeviceError: The device is not here, or no longer supported by OpenVINO.
+            OptionsError: An option is unknown or refused.
+            CompileError: OpenVINO refuses the model.
+        """
+        import openvino as ov
+
+        chosen = options_from(OpenVINOOptions, payload.options, options.options, backend=NAME)
+        device = _checked_device(options.device or payload.device or "CPU")
+        if payload.kind == "device-bound":
+            with _vendor_errors("OpenVINO cannot import the blob", device):
+                blob = io.BytesIO(payload.read())
+                compiled = _core().import_model(blob, device, chosen.config(device))
+        else:
+            compiled = _compile(onnx_source(payload), device, chosen)
+        return OpenVINORunner(ov, compiled, device)
+
+
+@functools.cache
+def _core() -> Any:
+    import openvino as ov
+
+    return ov.Core()
+
+
+@functools.cache
+def _capabilities() -> Capabilities:
+    core = _core()
+    from openvino import get_version
+
+    return Capabilities(
+        available=True,
+        version=str(get_version()).split("-", maxsplit=1)[0],
+        devices=tuple(_describe(core, name) for name in core.available_devices),
+        dialect=DIALECT,
+        facts={**machine_facts(), "openvino_build": str(get_version())},
+    )
+
+
+def _describe(core: Any, name: str) -> DeviceInfo:
+    native = set(core.get_property(name, "OPTIMIZATION_CAPABILITIES"))
+    facts = {"runtime_requirements": _runtime_requirements(name)}
+    supported = core.get_property(name, "SUPPORTED_PROPERTIES")
+    for key in ("DEVICE_ARCHITECTURE", "NPU_DRIVER_VERSION", "GPU_UARCH_VERSION"):
+        if key in supported:
+            facts[key.lower()] = str(core.get_property(name, key))
+    return DeviceInfo(
+        name=name,
+        description=str(core.get_property(name, "FULL_DEVICE_NAME")).strip(),
+        precisions={ours for theirs, ours in _PRECISIONS.items() if theirs in native},
+        facts=facts,
+    )
+
+
+def _runtime_requirements(device: str) -> str:
+    """Return what OpenVINO says that a blob for the device needs, asked of a model that does nothing."""
+    import numpy as np
+    import openvino as ov
+
+    parameter = ov.op.Parameter(ov.Type.f32, ov.Shape([1]))
+    one = ov.op.Constant(np.ones(1, np.float32))
+    nothing = ov.Model([ov.opset13.add(parameter, one)], [parameter])
+    try:
+        return str(_core().compile_model(nothing, device, {}).get_property("RUNTIME_REQUIREMENTS"))
+    except RuntimeError:  # a device that does not tell
+        return ""
+
+
+def _requirements(device: str) -> dict[str, tuple[str, ...]]:
+    """Return what must match where a blob for the device is loaded."""
+    found = _capabilities()
+    info = found.device(device)
+    facts = {**found.facts, **(info.facts if info is not None else {})}
+    return {fact: (glob.escape(value),) for fact, value in facts.items() if value}
+
+
+def _checked_device(device: str) -> str:
+    """Return the device as OpenVINO spells it.
+
+    Raises:
+        DeviceError: It is not here, or OpenVINO no longer supports it.
+    """
+    name = device.upper()
+    found = _capabilities()
+    present = [info.name for info in found.devices]
+    kind, _, rest = name.partition(":")
+    wanted = [kind] if kind not in _VIRTUAL else [part.split("(")[0].lstrip("-") for part in rest.split(",")]
+    for part in filter(None, wanted):
+        base = part.split(".")[0]
+        if base in _GONE:
+            raise DeviceError(
+                f"{_GONE[base]}; the installed OpenVINO {found.version} has no such device.",
+                where=f"device {device!r}",
+                expected=f"one of {', '.join(present)}",
+                found=f"OpenVINO {found.version}",
+                hint="Intel's continuing low-power path is the NPU of Core Ultra processors (device 'NPU'). To keep "
+                "the old device, stay on OpenVINO 2022.3 LTS, whose wheels exist for CPython 3.7 to 3.10."
+                if base != "GNA"
+                else "Intel's continuing low-power path is the NPU of Core Ultra processors (device 'NPU').",
+                facts={"device": base, "installed": found.version, "present": tuple(present)},
+            )
+        if base == "VPUX":
+            raise DeviceError(
+                f"OpenVINO {found.version} calls this device NPU; VPUX was its name up to 2023.0.",
+                where=f"device {device!r}",
+                expected=f"one of {', '.join(present)}",
+                hint="Use device 'NPU'.",
+                facts={"device": base, "installed": found.version, "present": tuple(present)},
+            )
+        # GPU is the first of GPU.0, GPU.1, and CPU.0 is not a name.
+        if part not in present and not any(known.startswith(f"{part}.") for known in present):
+            raise DeviceError(
+                f"OpenVINO {found.version} sees no device {part!r} on this machine.",
+                where=f"device {device!r}",
+                expected=f"one of {', '.join([*present, 'AUTO'])}",
+                found=part,
+                hint=_driver_hint(base),
+                facts={"device": part, "present": tuple(present)},
+            )
+    return name
+
+
+def _driver_hint(base: str) -> str:
+    if base in ("GPU", "NPU"):
+        return f"If the machine has one, install Intel's {base} driver and let this user open /dev/dri or /dev/accel."
+    return "Choose a device that is there."
+
+
+def _compile(source: bytes | str, device: str, options: OpenVINOOptions) -> Any:
+    core = _core()
+    with _vendor_errors("OpenVINO cannot read the model", device):
+        read = core.read_model(source)
+    with _vendor_errors("OpenVINO cannot compile the model", device):
+        return core.compile_model(read, device, options.config(device))
+
+
+def _blob(compiled: Any, device: str) -> bytes:
+    with _vendor_errors("OpenVINO cannot export the compiled model", device):
+        stream = compiled.export_model()
+    blob: bytes = stream.getvalue()
+    return blob
+
+
+@final
+class _vendor_errors:  # noqa: N801 (reads as a statement)
+    """Turns OpenVINO's exceptions into ours: a refused property is an OptionsError, all else a CompileError."""
+
+    def __init__(self, what: str, device: str) -> None:
+        self._what = what
+        self._device = device
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if not isinstance(error, Exception):
+            return
+        # Each line "Exception from file:line:" is a step of the way; what comes after the last one is the message.
+        message = re.split(r"Exception from [^\n]*\n", str(error))[-1].strip() or str(error)
+        where = f"device {self._device}"
+        if re.search(r"Unsupported property|Wrong value|property key|Property was not found", message):
+            raise OptionsError(f"OpenVINO refuses an option: {message}", where=where) from error
+        raise CompileError(f"{self._what}: {message}", where=where) from error
