@@ -7,11 +7,12 @@ the machine; the manifest says to which.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -30,8 +31,9 @@ from edgeinfer.backends.base import (
     payload_of_onnx,
 )
 from edgeinfer.backends.onnx_payload import onnx_source
+from edgeinfer.backends.openvino_devices import check_device
 from edgeinfer.backends.openvino_runner import OpenVINORunner
-from edgeinfer.errors import CompileError, DeviceError, OptionsError
+from edgeinfer.errors import CompileError, OptionsError
 from edgeinfer.model import Model
 
 __all__ = ["OpenVINOBackend", "OpenVINOOptions"]
@@ -41,13 +43,6 @@ BLOB_NAME = "model.blob"
 
 DIALECT = QDQDialect(name=NAME, activation_dtype="uint8", quantize_bias=False, fold_relu=True)
 
-# Devices that OpenVINO once had, what became of them, and where to go.
-_GONE = {
-    "MYRIAD": "The Neural Compute Stick (MYRIAD) was supported up to OpenVINO 2022.3 LTS",
-    "HDDL": "The Movidius accelerator cards (HDDL) were supported up to OpenVINO 2022.3 LTS",
-    "GNA": "The Gaussian & Neural Accelerator (GNA) was supported up to OpenVINO 2023.3 LTS",
-}
-_VIRTUAL = ("AUTO", "MULTI", "HETERO", "BATCH")
 _PRECISIONS = {"FP32": "float32", "FP16": "float16", "BF16": "bfloat16", "INT8": "int8"}
 
 
@@ -64,11 +59,14 @@ class OpenVINOOptions:
         performance_hint: `LATENCY`, `THROUGHPUT`, `CUMULATIVE_THROUGHPUT`, or empty for the device's default.
         num_streams: How many requests the device works on at once; None leaves it to the hint.
         threads: CPU threads; 0 lets the runtime choose.
-        inference_precision: `f32`, `f16` or `bf16`: what float32 parts of the graph are computed in. The default
-            `f32` keeps the precision that is in the graph. `auto` is the vendor's choice: bfloat16 on CPUs that
-            have it, float16 on GPUs, which changes the numbers. NPUs have only their own choice.
+        inference_precision: `f32`, `f16` or `bf16`: what the float parts of the graph are computed in.
+            `auto` is the vendor's choice: bfloat16 on CPUs that have it, float16 on GPUs, which changes the
+            numbers. The default is `f32`, because precision belongs into the graph. NPUs have only their own
+            choice.
         execution_mode: `PERFORMANCE` or `ACCURACY`; None is the runtime's default.
-        pinning: Whether the runtime pins its CPU threads to cores; None is the runtime's default.
+        pinning: Whether OpenVINO pins its CPU threads to cores of its own choice; None leaves it to OpenVINO.
+            The default is False: OpenVINO would move the calling thread to one core and back on each call
+            (2.5 µs), against `pin_cores` and against other sessions of the process.
         cache_dir: A folder where OpenVINO caches compiled models, which makes later loads quick.
         export: Make a device-bound artifact from OpenVINO's compiled blob.
         properties: Further OpenVINO properties by their names, such as `{"ENABLE_HYPER_THREADING": False}`.
@@ -95,14 +93,15 @@ class OpenVINOOptions:
         validator=attrs.validators.optional(attrs.validators.in_(("PERFORMANCE", "ACCURACY"))),
     )
     pinning: bool | None = attrs.field(
-        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(bool))
+        default=False, validator=attrs.validators.optional(attrs.validators.instance_of(bool))
     )
     cache_dir: str | None = attrs.field(
         default=None, converter=lambda value: str(value) if isinstance(value, Path) else value
     )
     export: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
     properties: Mapping[str, object] = attrs.field(
-        factory=dict, validator=attrs.validators.instance_of(Mapping)
+        factory=dict,
+        validator=attrs.validators.instance_of(Mapping),  # type: ignore[type-abstract]
     )
 
     def config(self, device: str) -> dict[str, object]:
@@ -142,7 +141,7 @@ class OpenVINOBackend:
             return Capabilities(available=False, reason=f"openvino does not work here: {error}")
 
     def compile(self, model: Model, options: CompileOptions, /) -> Payload:
-        """Return the ONNX graph, or OpenVINO's blob with `export=True`. OpenVINO has compiled it in both cases.
+        """Return the ONNX graph, or OpenVINO's blob with `export=True`. Both were compiled once.
 
         Raises:
             DeviceError: The device is not here, or no longer supported by OpenVINO.
@@ -152,7 +151,7 @@ class OpenVINOBackend:
         chosen = options_from(OpenVINOOptions, options.options, backend=NAME)
         if options.cache_dir is not None and chosen.cache_dir is None:
             chosen = attrs.evolve(chosen, cache_dir=options.cache_dir)
-        device = _checked_device(options.device or "CPU")
+        device = check_device(options.device or "CPU", _capabilities())
         # A cache folder belongs to the machine that compiles, not to the artifact.
         kept = attrs.asdict(chosen, filter=lambda field, _: field.name not in ("cache_dir", "export"))
         payload = payload_of_onnx(model, device=device, options=kept)
@@ -179,7 +178,7 @@ class OpenVINOBackend:
         import openvino as ov
 
         chosen = options_from(OpenVINOOptions, payload.options, options.options, backend=NAME)
-        device = _checked_device(options.device or payload.device or "CPU")
+        device = check_device(options.device or payload.device or "CPU", _capabilities())
         if payload.kind == "device-bound":
             with _vendor_errors("OpenVINO cannot import the blob", device):
                 blob = io.BytesIO(payload.read())
@@ -247,62 +246,17 @@ def _requirements(device: str) -> dict[str, tuple[str, ...]]:
     return {fact: (glob.escape(value),) for fact, value in facts.items() if value}
 
 
-def _checked_device(device: str) -> str:
-    """Return the device as OpenVINO spells it.
-
-    Raises:
-        DeviceError: It is not here, or OpenVINO no longer supports it.
-    """
-    name = device.upper()
-    found = _capabilities()
-    present = [info.name for info in found.devices]
-    kind, _, rest = name.partition(":")
-    wanted = [kind] if kind not in _VIRTUAL else [part.split("(")[0].lstrip("-") for part in rest.split(",")]
-    for part in filter(None, wanted):
-        base = part.split(".")[0]
-        if base in _GONE:
-            raise DeviceError(
-                f"{_GONE[base]}; the installed OpenVINO {found.version} has no such device.",
-                where=f"device {device!r}",
-                expected=f"one of {', '.join(present)}",
-                found=f"OpenVINO {found.version}",
-                hint="Intel's continuing low-power path is the NPU of Core Ultra processors (device 'NPU'). To keep "
-                "the old device, stay on OpenVINO 2022.3 LTS, whose wheels exist for CPython 3.7 to 3.10."
-                if base != "GNA"
-                else "Intel's continuing low-power path is the NPU of Core Ultra processors (device 'NPU').",
-                facts={"device": base, "installed": found.version, "present": tuple(present)},
-            )
-        if base == "VPUX":
-            raise DeviceError(
-                f"OpenVINO {found.version} calls this device NPU; VPUX was its name up to 2023.0.",
-                where=f"device {device!r}",
-                expected=f"one of {', '.join(present)}",
-                hint="Use device 'NPU'.",
-                facts={"device": base, "installed": found.version, "present": tuple(present)},
-            )
-        # GPU is the first of GPU.0, GPU.1, and CPU.0 is not a name.
-        if part not in present and not any(known.startswith(f"{part}.") for known in present):
-            raise DeviceError(
-                f"OpenVINO {found.version} sees no device {part!r} on this machine.",
-                where=f"device {device!r}",
-                expected=f"one of {', '.join([*present, 'AUTO'])}",
-                found=part,
-                hint=_driver_hint(base),
-                facts={"device": part, "present": tuple(present)},
-            )
-    return name
-
-
-def _driver_hint(base: str) -> str:
-    if base in ("GPU", "NPU"):
-        return f"If the machine has one, install Intel's {base} driver and let this user open /dev/dri or /dev/accel."
-    return "Choose a device that is there."
-
-
 def _compile(source: bytes | str, device: str, options: OpenVINOOptions) -> Any:
     core = _core()
     with _vendor_errors("OpenVINO cannot read the model", device):
         read = core.read_model(source)
+    strings = [port.get_any_name() for port in read.inputs if port.element_type.get_type_name() == "string"]
+    if strings:  # OpenVINO 2026.4 frees such memory twice when it hands a string through, and aborts
+        raise CompileError(
+            "Strings cannot be passed to OpenVINO safely.",
+            where=f"input {strings[0]!r}",
+            hint="Use backend 'onnxruntime', or give the part of the model behind its tokenizer.",
+        )
     with _vendor_errors("OpenVINO cannot compile the model", device):
         return core.compile_model(read, device, options.config(device))
 
@@ -314,23 +268,15 @@ def _blob(compiled: Any, device: str) -> bytes:
     return blob
 
 
-@final
-class _vendor_errors:  # noqa: N801 (reads as a statement)
-    """Turns OpenVINO's exceptions into ours: a refused property is an OptionsError, all else a CompileError."""
-
-    def __init__(self, what: str, device: str) -> None:
-        self._what = what
-        self._device = device
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if not isinstance(error, Exception):
-            return
-        # Each line "Exception from file:line:" is a step of the way; what comes after the last one is the message.
+@contextlib.contextmanager
+def _vendor_errors(what: str, device: str) -> Iterator[None]:
+    """Turn OpenVINO's exceptions into OptionsError, for a refused property, and CompileError."""
+    try:
+        yield
+    except Exception as error:
+        # "Exception from file:line:" are the steps of the way; what comes after the last one is the message.
         message = re.split(r"Exception from [^\n]*\n", str(error))[-1].strip() or str(error)
-        where = f"device {self._device}"
+        where = f"device {device}"
         if re.search(r"Unsupported property|Wrong value|property key|Property was not found", message):
             raise OptionsError(f"OpenVINO refuses an option: {message}", where=where) from error
-        raise CompileError(f"{self._what}: {message}", where=where) from error
+        raise CompileError(f"{what}: {message}", where=where) from error
