@@ -46,8 +46,12 @@ DIALECT = QDQDialect(name=NAME, activation_dtype="uint8", quantize_bias=False, f
 _PRECISIONS = {"FP32": "float32", "FP16": "float16", "BF16": "bfloat16", "INT8": "int8"}
 
 
-def _upper(value: object) -> object:
+def _upper(value: Any) -> Any:
     return value.upper() if isinstance(value, str) else value
+
+
+def _path(value: str | Path | None) -> str | None:
+    return None if value is None else str(value)
 
 
 @final
@@ -92,12 +96,8 @@ class OpenVINOOptions:
         converter=_upper,
         validator=attrs.validators.optional(attrs.validators.in_(("PERFORMANCE", "ACCURACY"))),
     )
-    pinning: bool | None = attrs.field(
-        default=False, validator=attrs.validators.optional(attrs.validators.instance_of(bool))
-    )
-    cache_dir: str | None = attrs.field(
-        default=None, converter=lambda value: str(value) if isinstance(value, Path) else value
-    )
+    pinning: bool | None = attrs.field(default=False, validator=attrs.validators.in_((None, False, True)))
+    cache_dir: str | None = attrs.field(default=None, converter=_path)
     export: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
     properties: Mapping[str, object] = attrs.field(
         factory=dict,

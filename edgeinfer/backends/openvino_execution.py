@@ -46,11 +46,16 @@ def report_of(runtime_model: Any, *, device: str, notes: Sequence[str] = ()) -> 
                 op_type=kind,
                 device=device,
                 precision=_precision(kernel, info.get("runtimePrecision", "")),
-                onnx_nodes=tuple(filter(None, info.get("originalLayersNames", "").split(","))),
+                onnx_nodes=_onnx_nodes(info.get("originalLayersNames", "")),
                 kernel=kernel,
             )
         )
-    return ExecutionReport(backend="openvino", layers=layers, notes=tuple(notes))
+    return ExecutionReport(backend="openvino", layers=layers, notes=notes)
+
+
+def _onnx_nodes(names: str) -> tuple[str, ...]:
+    """Return ONNX names: OpenVINO calls a convolution whose bias is an Add of its own `name/WithoutBiases`."""
+    return tuple(name.removesuffix("/WithoutBiases") for name in names.split(",") if name)
 
 
 def _precision(kernel: str, runtime: str) -> str:

@@ -1,9 +1,10 @@
 """Running a model that OpenVINO compiled.
 
-Where the time of a call goes when the model is small (medians): OpenVINO's own inference about 6 µs, its Python
-dispatch of inputs and outputs (`compiled_model(x)`) as much again or more. So requests are kept with their input
-tensors set, and the extension's `infer` is called directly: small inputs are copied into those tensors,
-large ones are lent for the call. The extension copies the outputs into new arrays, so the caller owns them.
+Where the time of a call goes when the model is small (medians): OpenVINO's own inference about 6 µs, its
+Python dispatch of inputs and outputs (`compiled_model(x)`) as much again or more. So requests are kept with
+their input tensors set, and the extension's `infer` is called directly: small inputs are copied into those
+tensors, large ones are lent for the call. The extension copies the outputs into new arrays, which the caller
+owns.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class OpenVINORunner:
 
     def _raw_request(self) -> Any:
         """Return a request of the extension itself, without the Python layer over it."""
-        extension_class = type(self._compiled).__mro__[1]
+        extension_class: Any = type(self._compiled).__mro__[1]
         return extension_class.create_infer_request(self._compiled)
 
     def _tensor(self, array: np.ndarray, element_type: Any) -> Any:
