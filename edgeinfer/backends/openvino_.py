@@ -96,7 +96,7 @@ class OpenVINOOptions:
         converter=_upper,
         validator=attrs.validators.optional(attrs.validators.in_(("PERFORMANCE", "ACCURACY"))),
     )
-    pinning: bool | None = attrs.field(default=False, validator=attrs.validators.in_((None, False, True)))
+    pinning: bool | None = attrs.field(default=False, validator=attrs.validators.in_((None, False, True))  # type: ignore[arg-type])
     cache_dir: str | None = attrs.field(default=None, converter=_path)
     export: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
     properties: Mapping[str, object] = attrs.field(

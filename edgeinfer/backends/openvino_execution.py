@@ -54,7 +54,7 @@ def report_of(runtime_model: Any, *, device: str, notes: Sequence[str] = ()) -> 
 
 
 def _onnx_nodes(names: str) -> tuple[str, ...]:
-    """Return ONNX names: OpenVINO calls a convolution whose bias is an Add of its own `name/WithoutBiases`."""
+    """Return ONNX names: OpenVINO splits a convolution into `name/WithoutBiases` and an Add."""
     return tuple(name.removesuffix("/WithoutBiases") for name in names.split(",") if name)
 
 
