@@ -46,8 +46,8 @@ def report_of(diagnose: Callable[[Path], Any]) -> ExecutionReport:
     """Return one layer for each node of the optimized graph.
 
     Args:
-        diagnose: Creates a session that records which provider takes which node, and writes its optimized graph
-            to a path.
+        diagnose: Creates a session that records which provider takes which node, and writes its optimized
+            graph to a path.
     """
     with tempfile.TemporaryDirectory(prefix="edgeinfer-") as folder:
         path = Path(folder) / "optimized.onnx"

@@ -50,6 +50,11 @@ def _upper(value: Any) -> Any:
     return value.upper() if isinstance(value, str) else value
 
 
+def _flag_or_none(_: object, __: object, value: bool | None) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError("pinning is True, False or None")
+
+
 def _path(value: str | Path | None) -> str | None:
     return None if value is None else str(value)
 
@@ -96,7 +101,7 @@ class OpenVINOOptions:
         converter=_upper,
         validator=attrs.validators.optional(attrs.validators.in_(("PERFORMANCE", "ACCURACY"))),
     )
-    pinning: bool | None = attrs.field(default=False, validator=attrs.validators.in_((None, False, True))  # type: ignore[arg-type])
+    pinning: bool | None = attrs.field(default=False, validator=_flag_or_none)
     cache_dir: str | None = attrs.field(default=None, converter=_path)
     export: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
     properties: Mapping[str, object] = attrs.field(
