@@ -238,7 +238,10 @@ def _runtime_requirements(device: str) -> str:
     one = ov.op.Constant(np.ones(1, np.float32))
     nothing = ov.Model([ov.opset13.add(parameter, one)], [parameter])
     try:
-        return str(_core().compile_model(nothing, device, {}).get_property("RUNTIME_REQUIREMENTS"))
+        # With our options, not the vendor's: OpenVINO hands a model's threads on to the next one, and whether
+        # they are pinned goes with them.
+        compiled = _core().compile_model(nothing, device, OpenVINOOptions().config(device))
+        return str(compiled.get_property("RUNTIME_REQUIREMENTS"))
     except RuntimeError:  # a device that does not tell
         return ""
 

@@ -10,8 +10,8 @@ owns.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -54,11 +54,12 @@ class OpenVINORunner:
             request = pool.pop()
         except IndexError:
             request = self._new_request(feeds)
-        for name, buffer in request.copied:
+        infer, copied, lent, set_input = request
+        for name, buffer in copied:
             buffer[...] = feeds[name]
-        for index, name, element_type in request.lent:
-            request.set_input(index, self._tensor(feeds[name], element_type))
-        outputs = list(request.infer(_NO_INPUTS, False, False).values())
+        for index, name, element_type in lent:
+            set_input(index, self._tensor(feeds[name], element_type))
+        outputs = [*infer(_NO_INPUTS, False, False).values()]
         pool.append(request)
         for index in self._bfloat16:
             outputs[index] = _as_bfloat16(outputs[index])
@@ -82,17 +83,17 @@ class OpenVINORunner:
     def _new_request(self, names: Iterable[str]) -> _Request:
         """Return a request; `names` are the signature's, of which OpenVINO may know a port by several."""
         raw = self._raw_request()
-        request = _Request(raw)
+        copied, lent = [], []
         for index, port in enumerate(self._compiled.inputs):
             name, kind = _name_of(port, names), port.element_type
             shape = port.partial_shape
             if shape.is_static and port.tensor.size * kind.size <= _COPY_BYTES and kind != self._ov.Type.bf16:
                 buffer = np.zeros(tuple(shape.to_shape()), kind.to_dtype())
                 raw.set_input_tensor(index, self._tensor(buffer, kind))
-                request.copied.append((name, buffer))
+                copied.append((name, buffer))
             else:
-                request.lent.append((index, name, kind))
-        return request
+                lent.append((index, name, kind))
+        return _Request(raw.infer, tuple(copied), tuple(lent), raw.set_input_tensor)
 
     def _raw_request(self) -> Any:
         """Return a request of the extension itself, without the Python layer over it."""
@@ -109,17 +110,13 @@ class OpenVINORunner:
 _NO_INPUTS: Mapping[Any, Any] = {}
 
 
-@final
-class _Request:
-    """An infer request with its input buffers."""
+class _Request(NamedTuple):
+    """An infer request: its methods, the inputs that are copied into buffers, and those that are lent."""
 
-    __slots__ = ("copied", "infer", "lent", "set_input")
-
-    def __init__(self, raw: Any) -> None:
-        self.infer = raw.infer
-        self.set_input = raw.set_input_tensor
-        self.copied: list[tuple[str, np.ndarray]] = []
-        self.lent: list[tuple[int, str, Any]] = []
+    infer: Callable[..., Mapping[Any, np.ndarray]]
+    copied: tuple[tuple[str, np.ndarray], ...]
+    lent: tuple[tuple[int, str, Any], ...]
+    set_input: Callable[..., None]
 
 
 @final
