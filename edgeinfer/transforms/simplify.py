@@ -73,7 +73,9 @@ class Simplify(GraphTransform):
         """Run the passes until nothing changes."""
         before = _Snapshot.of(model)
         declared = [(value, value.type, value.shape) for value in model.graph.outputs]
-        names = {out.name: (node.op_type, node.name) for node in model.graph.all_nodes() for out in node.outputs}
+        names = {
+            out.name: (node.op_type, node.name) for node in model.graph.all_nodes() for out in node.outputs
+        }
         digest = original = canonical_digest(model)
         for _ in range(MAX_ROUNDS):
             self._round(model)
