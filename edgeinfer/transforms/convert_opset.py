@@ -47,17 +47,9 @@ class ConvertOpset(GraphTransform):
             return
         weights = [v.name or "" for v in model.graph.inputs if v.name in model.graph.initializers]
         converted = convert_opset(model.clone(), self.version, wanted_by="ConvertOpset")
-        replace_model(model, converted)
+        model.graph = converted.graph  # the opset versions belong to it
+        model.functions.clear()  # they were inlined
+        model.ir_version = converted.ir_version
         report.apply("", f"converted from opset {before} to {self.version}")
         for name in weights:
             report.apply(name, "removed the weight from the inputs")
-
-
-def replace_model(model: ir.Model, other: ir.Model) -> None:
-    """Make `model` hold the graph, functions and versions of `other`."""
-    model.graph = other.graph
-    model.functions.clear()
-    model.functions.update(other.functions)
-    model.opset_imports.clear()
-    model.opset_imports.update(other.opset_imports)
-    model.ir_version = other.ir_version
