@@ -182,8 +182,11 @@ class Model:
         graphs = [self.ir.graph, *self.ir.graph.subgraphs()]
         tensors = [v.const_value for graph in graphs for v in graph.initializers.values()]
         for nodes in (self.ir.graph, *self.ir.functions.values()):
-            constants = (node for node in nodes.all_nodes() if node.op_type == "Constant" and not node.domain)
-            tensors += [ir.convenience.get_const_tensor(node.outputs[0]) for node in constants]
+            tensors += [
+                ir.convenience.get_const_tensor(node.outputs[0])
+                for node in nodes.all_nodes()
+                if (node.domain, node.op_type) == ("", "Constant")
+            ]
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def copy_ir(self) -> ir.Model:

@@ -1,4 +1,4 @@
-"""Reading nodes that compute a·x + c for each channel: BatchNormalization, and Add, Sub, Mul, Div by constants."""
+"""Reading nodes that compute a·x + c for each channel: BatchNormalization, and arithmetic with constants."""
 
 from __future__ import annotations
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias, final
+from typing import Any, SupportsIndex, TypeAlias, final
 
 import attrs
 import onnx
@@ -23,6 +24,18 @@ LARGE_BYTES = 1024
 Given: TypeAlias = "int | Sequence[int | str | None]"
 
 
+def _plain(shapes: Mapping[str, Given]) -> dict[str, Given]:
+    """Return the mapping with plain ints in it, whatever integers were given."""
+
+    def plain(size: object) -> Any:
+        return operator.index(size) if isinstance(size, SupportsIndex) else size
+
+    return {
+        str(name): plain(given) if isinstance(given, SupportsIndex) else tuple(plain(size) for size in given)
+        for name, given in shapes.items()
+    }
+
+
 @final
 @attrs.frozen
 class FixShapes(GraphTransform):
@@ -38,7 +51,7 @@ class FixShapes(GraphTransform):
             dimension is already fixed to another size, or the graph cannot take the shape.
     """
 
-    shapes: Mapping[str, Given] = attrs.field(factory=dict, converter=dict)
+    shapes: Mapping[str, Given] = attrs.field(factory=dict, converter=_plain)
 
     changes_signature = True
 
@@ -100,7 +113,7 @@ class _Sizes:
             raise PreconditionError(
                 f"A size was given for {name!r}, which is {'an input' if is_input else 'unknown'}.",
                 where=f"FixShapes, {name!r}",
-                expected=f"one of the symbolic dimensions {', '.join(map(str, self._known)) or '(there are none)'}",
+                expected=f"a symbolic dimension: {', '.join(map(str, self._known)) or 'there is none'}",
                 found=size,
                 hint="Give a whole shape for an input."
                 if is_input
@@ -144,6 +157,14 @@ class _Sizes:
                 hint="Count the batch axis, too.",
             )
         for axis, (dim, size) in enumerate(zip(value.shape, shape, strict=True)):
+            if isinstance(size, str) and (isinstance(dim, int) or size != dim.value):
+                raise PreconditionError(
+                    "A dimension has another name.",
+                    where=f"FixShapes, input {name!r}, axis {axis}",
+                    expected=str(dim),
+                    found=size,
+                    hint="Give a number, or None to leave it.",
+                )
             if not isinstance(size, int) or size == -1:
                 continue
             _check_size(size, f"{name}, axis {axis}")
@@ -205,7 +226,7 @@ def _infer(model: ir.Model) -> None:
         raise PreconditionError(
             f"The graph cannot take these shapes: {str(error).strip()}",
             where="FixShapes",
-            hint="Choose the size that the model was exported for, or export it with that dimension symbolic.",
+            hint="Choose the size that the model was exported for, or export it with a symbolic one.",
         ) from error
     for ours, theirs in zip(model.graphs(), ir.from_proto(inferred).graphs(), strict=True):
         found = ir.convenience.create_value_mapping(theirs)

@@ -1,4 +1,4 @@
-"""What may be computed in float16: by the operators' specification, by their arithmetic, and by the numbers."""
+"""What may be computed in float16: by the specification, by the arithmetic, and by the numbers."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def unsafe_reason(node: ir.Node) -> str | None:
 
 
 def convertible(node: ir.Node, opset: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the indices of inputs and of outputs that are float32 and that the specification lets be float16.
+    """Return which inputs and which outputs are float32 and may be float16 by the specification.
 
     Resize, for one, takes data in float16 but scales in float32 only.
     """

@@ -2,7 +2,7 @@
 
 Batch normalization in inference is affine in each channel k (Ioffe and Szegedy 2015, algorithm 2):
 
-    BN(y)_k = a_k · y_k + c_k,     a = γ / √(σ² + ε),     c = β - a · μ
+    BN(y)_k = a_k · y_k + c_k,     a = gamma / √(σ² + ε),     c = beta - a · μ
 
 *After* a linear layer y = W x + b, with a and c along the output channels:
 
@@ -10,8 +10,8 @@ Batch normalization in inference is affine in each channel k (Ioffe and Szegedy 
 
 so W' = a · W and b' = a · b + c. This holds for Conv (output channels are axis 0 of W, for any group), for
 ConvTranspose (W is (C_in, C_out/g, ...), so output channel k lies in block k // (C_out/g) of axis 0 and at
-k % (C_out/g) of axis 1), for Gemm (y = α A B + β C, so C' = a · C + c/β) and for MatMul (the last axis; its
-bias is the Add that follows it).
+k % (C_out/g) of axis 1), for Gemm (y = alpha A B + beta C; beta is multiplied into C and set to 1)
+and for MatMul (the last axis; its bias is the Add that follows it).
 
 *Before* a convolution, with a and c along the input channels:
 
@@ -41,7 +41,7 @@ __all__ = ["FuseBatchNorm"]
 @final
 @attrs.frozen
 class FuseBatchNorm(GraphTransform):
-    """Fuse BatchNormalization and per-channel constant affine nodes into Conv, ConvTranspose, Gemm and MatMul.
+    """Fuse BatchNormalization and per-channel arithmetic with constants into the linear layers beside them.
 
     What is left alone is in `report.skipped` with the reason. A weight that other nodes use, too, is copied.
     """
@@ -90,7 +90,7 @@ def _remove_unused(values: list[ir.Value]) -> None:
             value.graph.remove(producer, safe=True)
         else:
             assert isinstance(value.graph, ir.Graph)
-            del value.graph.initializers[value.name]
+            del value.graph.initializers[value.name or ""]
 
 
 def _fuse(node: ir.Node, opset: int) -> str:

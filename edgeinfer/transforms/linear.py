@@ -178,7 +178,7 @@ class Linear:
 
     @property
     def _weight_axis(self) -> int:
-        if self.node.op_type == "Conv" or self.node.attributes.get_int("transB", 0):
+        if self.node.op_type == "Conv" or self.node.attributes.get_int("transB", 0) != 0:
             return 0
         return 1
 

@@ -123,7 +123,7 @@ class Simplify(GraphTransform):
         passes += [
             common_passes.CommonSubexpressionEliminationPass(),
             common_passes.RemoveUnusedNodesPass(),
-            common_passes.RemoveUnusedFunctionsPass(),
+            common_passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
             common_passes.RemoveUnusedOpsetsPass(),
             common_passes.OutputFixPass(),
             common_passes.NameFixPass(),
@@ -168,9 +168,9 @@ def _restore_names(model: ir.Model, names: dict[str | None, tuple[str, str | Non
             taken.discard(node.name)
             node.name = name
             taken.add(name)
-        for holder in (node, *node.outputs):
-            for key in [key for key in holder.metadata_props if key.startswith("pkg.onnxscript.")]:
-                del holder.metadata_props[key]
+        for properties in (node.metadata_props, *(output.metadata_props for output in node.outputs)):
+            for key in [key for key in properties if key.startswith("pkg.onnxscript.")]:
+                del properties[key]
     unnamed = (node for node in model.graph.all_nodes() if not node.name)
     for node in unnamed:
         name = f"{node.op_type}_{node.outputs[0].name}" if node.outputs else node.op_type

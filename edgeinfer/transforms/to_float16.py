@@ -324,4 +324,4 @@ class _Converter:
         if producer is not None:
             self._graph.remove(producer, safe=True)
         elif value.name in self._graph.initializers:
-            del self._graph.initializers[value.name]
+            del self._graph.initializers[value.name or ""]
