@@ -24,6 +24,7 @@ from edgeinfer.values import as_frozenset, as_tuple
 
 __all__ = [
     "API_VERSION",
+    "MOVING_OPS",
     "Backend",
     "Bindable",
     "Binding",
@@ -35,7 +36,6 @@ __all__ = [
     "KernelCosts",
     "LayerExecution",
     "LoadOptions",
-    "MOVING_OPS",
     "Payload",
     "QDQDialect",
     "Runner",
@@ -51,7 +51,19 @@ T = TypeVar("T")
 
 # Operators that move, select or clamp values and never make new ones: input and output share one scale.
 MOVING_OPS = frozenset(
-    "MaxPool Reshape Transpose Flatten Squeeze Unsqueeze Slice Split Identity DepthToSpace SpaceToDepth".split()
+    [
+        "MaxPool",
+        "Reshape",
+        "Transpose",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Split",
+        "Identity",
+        "DepthToSpace",
+        "SpaceToDepth",
+    ]
 )
 
 
@@ -130,7 +142,9 @@ class QDQDialect:
     fold_relu: bool = True
     residual_only: bool = False
     min_opset: int = 13
-    integer_ops: frozenset[str] = attrs.field(default=frozenset({"Conv", "Gemm", "MatMul"}), converter=frozenset)
+    integer_ops: frozenset[str] = attrs.field(
+        default=frozenset({"Conv", "Gemm", "MatMul"}), converter=frozenset
+    )
     needs_output: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
     epilogue: frozenset[str] = attrs.field(default=frozenset({"Relu", "Clip"}), converter=frozenset)
     requantizing: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)

@@ -168,7 +168,7 @@ class StreamingHistogram:
 
     def _fits(self, exponent: int) -> bool:
         low, high = _index(self.low, exponent), _index(self.high, exponent)
-        return high - low < self._bins and -_LAST_INDEX < low and high < _LAST_INDEX
+        return high - low < self._bins and low > -_LAST_INDEX and high < _LAST_INDEX
 
     def _count(self, values: np.ndarray) -> None:
         zeros = values.size - int(np.count_nonzero(values))

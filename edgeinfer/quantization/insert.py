@@ -81,7 +81,12 @@ def insert_qdq(
 
 
 def _write_weight(
-    emitter: Emitter, region: Region, data: QParams, weight: QParams, dialect: QDQDialect, written: dict[str, ir.Value]
+    emitter: Emitter,
+    region: Region,
+    data: QParams,
+    weight: QParams,
+    dialect: QDQDialect,
+    written: dict[str, ir.Value],
 ) -> None:
     source = region.node.inputs[WEIGHT]
     assert source is not None
@@ -106,7 +111,9 @@ def _write_weight(
     assert old is not None
     name = f"{old.name}_{region.node.name}"
     zero = np.zeros(scale.shape, np.int32)
-    region.node.replace_input_with(BIAS, emitter.constant(name, integers, scale, zero, 0 if scale.ndim else None))
+    region.node.replace_input_with(
+        BIAS, emitter.constant(name, integers, scale, zero, 0 if scale.ndim else None)
+    )
 
 
 def _bias(region: Region) -> np.ndarray | None:

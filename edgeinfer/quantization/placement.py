@@ -23,7 +23,6 @@ from edgeinfer.quantization.worth import Judge
 __all__ = ["Placement", "place"]
 
 
-
 # Integers must save this part of the float kernels' time, or the model stays as it is.
 _LEAST_GAIN = 0.95
 
@@ -80,7 +79,10 @@ def place(
     float_us = sum(judge.float_us(region) for region in regions)
     if best.regions and best_us > float_us * _LEAST_GAIN:
         for region in best.regions:
-            skip(region.node, f"the model as a whole gains nothing from integers in {dialect.name}: it is too small")
+            skip(
+                region.node,
+                f"the model as a whole gains nothing from integers in {dialect.name}: it is too small",
+            )
         best = _Plan(model.graph, dialect, [], keep_float)
     return best.placement()
 
@@ -221,12 +223,18 @@ class _Plan:
         while front:
             value = front.pop()
             if value.is_graph_output():
-                return "its output goes to the model's outputs value by value, and 8 bits are too few for that"
+                return (
+                    "its output goes to the model's outputs value by value, and 8 bits are too few for that"
+                )
             if value in seen or self.wanted.get(value):
                 continue
             seen.add(value)
             for user in value.consumers():
-                if user.op_type in self.dialect.moving | self.dialect.epilogue | {"Sigmoid", "Concat", "Tanh"}:
+                if user.op_type in self.dialect.moving | self.dialect.epilogue | {
+                    "Sigmoid",
+                    "Concat",
+                    "Tanh",
+                }:
                     front.extend(user.outputs)
         return None
 
@@ -253,7 +261,9 @@ class _Plan:
         for value in tensors:
             groups.setdefault(self.root(value), []).append(value.name or "")
         return Placement(
-            regions=tuple(self.regions), tensors=tensors, groups=tuple(tuple(group) for group in groups.values())
+            regions=tuple(self.regions),
+            tensors=tensors,
+            groups=tuple(tuple(group) for group in groups.values()),
         )
 
     def readers(self, value: ir.Value) -> Iterator[tuple[ir.Node, int]]:

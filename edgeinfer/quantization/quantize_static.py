@@ -58,7 +58,9 @@ class QuantizeStatic(GraphTransform):
     method: str = attrs.field(default="mse", kw_only=True)
     keep_float: Collection[str] = attrs.field(default=(), kw_only=True, converter=frozenset)
     activation_dtype: str | None = attrs.field(default=None, kw_only=True)
-    weight_bits: int = attrs.field(default=8, kw_only=True, validator=[attrs.validators.ge(2), attrs.validators.le(8)])
+    weight_bits: int = attrs.field(
+        default=8, kw_only=True, validator=[attrs.validators.ge(2), attrs.validators.le(8)]
+    )
     per_channel: bool = attrs.field(default=True, kw_only=True)
 
     @property
@@ -71,7 +73,10 @@ class QuantizeStatic(GraphTransform):
         """Place, calibrate, emit."""
         already = quantized_for(model)
         if already is not None:
-            report.skip("", f"the model is quantized already, for {already}; RetargetQDQ rewrites it for another runtime")
+            report.skip(
+                "",
+                f"the model is quantized already, for {already}; RetargetQDQ rewrites it for another runtime",
+            )
             return
         refuse_quantized(model)
         if self.calibration is None:
@@ -95,12 +100,23 @@ class QuantizeStatic(GraphTransform):
         reference = model.clone()
         ranges = self._calibrate(Model(reference), samples, placement, dialect, report)
         insert_qdq(
-            model, placement, ranges, self._weight_qparams, dialect, report, activation_dtype=self.activation_dtype
+            model,
+            placement,
+            ranges,
+            self._weight_qparams,
+            dialect,
+            report,
+            activation_dtype=self.activation_dtype,
         )
         model.meta[REFERENCE_KEY] = reference
 
     def _calibrate(
-        self, model: Model, samples: Calibration, placement: Placement, dialect: QDQDialect, report: ReportBuilder
+        self,
+        model: Model,
+        samples: Calibration,
+        placement: Placement,
+        dialect: QDQDialect,
+        report: ReportBuilder,
     ) -> dict[str, Range]:
         """Find the ranges of all tensors that any dialect quantizes, so that RetargetQDQ has them."""
         dtype = self.activation_dtype or dialect.activation_dtype

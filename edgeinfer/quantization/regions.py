@@ -92,7 +92,10 @@ def refusal(node: ir.Node, dialect: QDQDialect) -> str | None:
 
 
 def find_regions(
-    nodes: Iterable[ir.Node], dialect: QDQDialect, skip: Callable[[ir.Node, str], None], keep_float: Collection[str]
+    nodes: Iterable[ir.Node],
+    dialect: QDQDialect,
+    skip: Callable[[ir.Node, str], None],
+    keep_float: Collection[str],
 ) -> list[Region]:
     """Return the regions in topological order; `skip` is told of each operator that is in none.
 

@@ -15,7 +15,7 @@ from edgeinfer.quantization.insert import Range, insert_qdq, prepare
 from edgeinfer.quantization.placement import Placement, place
 from edgeinfer.quantization.qparams import QParams, weight_qparams
 from edgeinfer.quantization.regions import WEIGHT, Region
-from edgeinfer.quantization.state import DIALECT_KEY, RANGES_KEY, REFERENCE_KEY, refuse_operators
+from edgeinfer.quantization.state import DIALECT_KEY, RANGES_KEY, refuse_operators
 from edgeinfer.quantization.strip import Stripped, strip_qdq
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
 
@@ -64,7 +64,9 @@ class RetargetQDQ(GraphTransform):
         insert_qdq(model, placement, ranges, _same_weights(stripped), dialect, report)
 
 
-def _place_known(model: ir.Model, ranges: Mapping[str, Range], report: ReportBuilder, dialect: Any) -> Placement:
+def _place_known(
+    model: ir.Model, ranges: Mapping[str, Range], report: ReportBuilder, dialect: Any
+) -> Placement:
     """Place, with every region in float whose tensors have no range."""
     unknown: set[str] = set()
     while True:

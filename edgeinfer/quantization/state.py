@@ -23,9 +23,7 @@ RANGES_KEY = "edgeinfer.qdq_ranges"
 # `ir.Model.meta`, in memory only: the float model, for corrections that compare with it.
 REFERENCE_KEY = "edgeinfer.float_reference"
 
-_INTEGER_OPS = frozenset(
-    {"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulNBits"}
-)
+_INTEGER_OPS = frozenset({"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulNBits"})
 _INTEGER_PREFIXES = ("QLinear", "QGemm", "QAttention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 
 
@@ -79,7 +77,8 @@ def refuse_half(model: ir.Model) -> None:
     """
     for node in model.graph.all_nodes():
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and any(
-            value is not None and value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for value in node.outputs
+            value is not None and value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+            for value in node.outputs
         ):
             raise PreconditionError(
                 "The model computes in float16.",

@@ -58,7 +58,10 @@ class Judge:
         """Return what a region costs in float."""
         macs = self._macs(region)
         rate = self.costs.float_depthwise_macs if _is_depthwise(region) else self.costs.float_macs
-        return max((macs or 0) / rate, region.weight.size * self.costs.float_weight_us) + self.costs.float_call_us
+        return (
+            max((macs or 0) / rate, region.weight.size * self.costs.float_weight_us)
+            + self.costs.float_call_us
+        )
 
     def integer_us(self, region: Region) -> float:
         """Return what a region costs in integers, without quantizers around it."""
@@ -112,6 +115,9 @@ class Judge:
 
 
 def _is_depthwise(region: Region) -> bool:
-    return region.node.op_type == "Conv" and region.weight.shape[1] == 1 and region.weight.shape[0] > 1 and (
-        region.node.attributes.get("group") is not None and region.node.attributes["group"].as_int() > 1
+    return (
+        region.node.op_type == "Conv"
+        and region.weight.shape[1] == 1
+        and region.weight.shape[0] > 1
+        and (region.node.attributes.get("group") is not None and region.node.attributes["group"].as_int() > 1)
     )
