@@ -87,8 +87,9 @@ class KernelCosts:
         pool_us: Per input element of a MaxPool whose output is quantized while its input is not: the runtime
             moves the quantizer above the pool, and pools integers in the wrong layout.
         table_us: Per element of an activation that integers look up in a table and float kernels take in.
-        quantize_us: Per element that is quantized, with the change of layout.
-        dequantize_us: Per element that is dequantized, with the change of layout.
+        quantize_us: Per element that is quantized.
+        dequantize_us: Per element that is dequantized.
+        reorder_us: Per element in and out of a float kernel among integer ones, for the change of layout.
         lanes: Channels in one vector register.
     """
 
@@ -107,6 +108,7 @@ class KernelCosts:
     table_us: float
     quantize_us: float
     dequantize_us: float
+    reorder_us: float
     lanes: int = 16
 
 

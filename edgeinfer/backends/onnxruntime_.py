@@ -17,6 +17,7 @@ from typing import Any, final
 from edgeinfer.artifact import Payload
 from edgeinfer.backends.base import (
     API_VERSION,
+    MOVING_OPS,
     Capabilities,
     CompileOptions,
     DeviceInfo,
@@ -54,8 +55,9 @@ COSTS = KernelCosts(
     integer_weight_us=0.066e-3,
     pool_us=3.2e-3,
     table_us=0.3e-3,
-    quantize_us=1.0e-3,
-    dequantize_us=0.8e-3,
+    quantize_us=0.5e-3,
+    dequantize_us=0.3e-3,
+    reorder_us=0.5e-3,
 )
 
 DIALECT = QDQDialect(
@@ -65,6 +67,7 @@ DIALECT = QDQDialect(
     fold_relu=True,
     needs_output={"Conv"},
     requantizing={"Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"},
+    moving=MOVING_OPS | {"Resize"},
     costs=COSTS,
 )
 
