@@ -38,9 +38,9 @@ __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeOptions"]
 
 NAME = "onnxruntime"
 
-# Fitted to the per-node profiles of MobileNetV2, SqueezeNet, ResNet-20, NanoDet, DS-CNN and MobileNetV1-0.25 on
-# one thread of an AVX512-VNNI CPU (ONNX Runtime 1.32): within 30 % of most kernels. Integer convolutions with few
-# input channels gather bytes one by one, which is why first layers and depthwise ones seldom gain.
+# Fitted to the per-node profiles of MobileNetV2, SqueezeNet, ResNet-20, NanoDet, DS-CNN and MobileNetV1-0.25
+# on one thread of an AVX512-VNNI CPU (ONNX Runtime 1.32): within 30 % of most kernels. Integer convolutions
+# with few input channels gather bytes one by one, which is why first layers seldom gain.
 COSTS = KernelCosts(
     float_macs=50e3,
     float_depthwise_macs=19e3,

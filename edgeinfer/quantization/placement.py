@@ -1,10 +1,11 @@
 """Which tensors get Q/DQ, decided from the graph and the runtime's dialect alone.
 
-Start from the operators that a runtime has integer kernels for (`Region`). Their inputs must be quantized, and
-for some runtimes their output, too. From there quantization spreads upwards through operators that move
+Start from the operators that a runtime has integer kernels for (`Region`). Their inputs must be quantized,
+and for some runtimes their output, too. From there quantization spreads upwards through operators that move
 values (`MaxPool`, `Reshape`, …: same scale on both sides) and those with an integer kernel of their own
-(`Add`, `Concat`, …), as long as everything above is quantized anyway: a quantizer then stands where an integer
-tensor is stored, and nowhere else. What is left (Softmax, LayerNormalization, GELU, LSTM, …) stays float.
+(`Add`, `Concat`, …), as long as everything above is quantized anyway: a quantizer then stands where an
+integer tensor is stored, and nowhere else. What is left (Softmax, LayerNormalization, GELU, LSTM, …) stays
+float.
 """
 
 from __future__ import annotations
@@ -45,12 +46,16 @@ class Placement:
     groups: tuple[tuple[str, ...], ...]
 
 
+def _ignore(_: ir.Node, __: str) -> None:
+    pass
+
+
 def place(
     model: ir.Model,
     dialect: QDQDialect,
     *,
     keep_float: Collection[str] = (),
-    skip: Callable[[ir.Node, str], None] = lambda node, reason: None,
+    skip: Callable[[ir.Node, str], None] = _ignore,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Placement:
     """Decide which tensors of the main graph get Q/DQ.
@@ -179,7 +184,7 @@ class _Plan:
         return bool(sources) and all(self.integer(source) for _, source in sources)
 
     def maker(self, value: ir.Value) -> ir.Node | None:
-        """Return the node that makes `value`; for the ReLU or Clip that its kernel takes in, the one above."""
+        """Return the node that makes `value`; for a ReLU or Clip that its kernel takes in, the one above."""
         node = value.producer()
         if node is not None and node.op_type in ("Relu", "Clip") and node not in self.inside:
             source = node.inputs[DATA]

@@ -26,7 +26,7 @@ from edgeinfer.transforms.base import GraphTransform, ReportBuilder
 
 __all__ = ["QuantizeStatic"]
 
-_FLOAT8 = ("float8e4m3fn", "float8e5m2")
+_FLOAT8 = ("float8e4m3fn",)
 
 
 @final
@@ -54,7 +54,7 @@ class QuantizeStatic(GraphTransform):
     idempotent: ClassVar[bool] = True
 
     calibration: Any = attrs.field(default=None, eq=False)
-    target: Target | str | None = attrs.field(default=None, kw_only=True)
+    target: Target | str | QDQDialect | None = attrs.field(default=None, kw_only=True)
     method: str = attrs.field(default="mse", kw_only=True)
     keep_float: Collection[str] = attrs.field(default=(), kw_only=True, converter=frozenset)
     activation_dtype: str | None = attrs.field(default=None, kw_only=True)
@@ -107,6 +107,7 @@ class QuantizeStatic(GraphTransform):
             dialect,
             report,
             activation_dtype=self.activation_dtype,
+            keep_float=self.keep_float,
         )
         model.meta[REFERENCE_KEY] = reference
 
@@ -133,7 +134,10 @@ class QuantizeStatic(GraphTransform):
         return {name: observer.range() for name, observer in observers.items()}
 
     def _weight_qparams(self, region: Region) -> QParams:
-        qparams = weight_qparams(region.weight, region.axis if self.per_channel else None, "int8", True)
+        axis = region.axis if self.per_channel else None
+        if self.activation_dtype in _FLOAT8:
+            return weight_qparams(region.weight, axis, str(self.activation_dtype), True)
+        qparams = weight_qparams(region.weight, axis, "int8", True)
         narrower = 127 / (2 ** (self.weight_bits - 1) - 1)
         return attrs.evolve(qparams, scale=(qparams.scale * narrower).astype(np.float32))
 

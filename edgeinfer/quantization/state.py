@@ -8,7 +8,7 @@ from edgeinfer.errors import PreconditionError
 
 __all__ = [
     "DIALECT_KEY",
-    "RANGES_KEY",
+    "NOTES_KEY",
     "REFERENCE_KEY",
     "quantized_for",
     "refuse_half",
@@ -18,8 +18,8 @@ __all__ = [
 
 # Metadata: the dialect that edgeinfer's own Q/DQ in the model are written in.
 DIALECT_KEY = "edgeinfer.qdq_dialect"
-# Metadata: the calibrated ranges, as JSON, of every tensor that any dialect quantizes.
-RANGES_KEY = "edgeinfer.qdq_ranges"
+# Metadata, as JSON: the ranges of all tensors that any dialect quantizes, and what is kept in float.
+NOTES_KEY = "edgeinfer.qdq_notes"
 # `ir.Model.meta`, in memory only: the float model, for corrections that compare with it.
 REFERENCE_KEY = "edgeinfer.float_reference"
 
@@ -64,8 +64,8 @@ def refuse_operators(model: ir.Model) -> None:
                 where=f"node {node.name!r} ({node.op_type})",
                 expected="a model in float",
                 found="quantized operators (QOperator)",
-                hint="Compile it as it is for a runtime that has these operators, such as ONNX Runtime; to quantize "
-                "anew or for another runtime, start from the float model.",
+                hint="Compile it as it is for a runtime that has these operators, such as ONNX Runtime; to "
+                "quantize anew or for another runtime, start from the float model.",
             )
 
 
@@ -85,5 +85,5 @@ def refuse_half(model: ir.Model) -> None:
                 where=f"node {node.name!r} ({node.op_type})",
                 expected="a float32 model",
                 found="float16 tensors",
-                hint="Quantize the float32 model that this one was made from; ToFloat16 comes last, if at all.",
+                hint="Quantize the float32 model that this one was made from, without ToFloat16.",
             )

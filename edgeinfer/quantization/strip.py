@@ -48,11 +48,8 @@ def strip_qdq(model: ir.Model) -> Stripped:
             source = node.inputs[0]
             array = _array(source)
             if array is None:
-                if (
-                    source is None
-                    or source.producer() is None
-                    or source.producer().op_type != "QuantizeLinear"
-                ):  # type: ignore[union-attr]
+                maker = source.producer() if source is not None else None
+                if maker is None or maker.op_type != "QuantizeLinear":
                     raise _refused(node, "it dequantizes what no QuantizeLinear made")
                 continue  # its quantizer takes it out
             value, qparams = _dequantized(model.graph, node, array)
