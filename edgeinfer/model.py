@@ -180,7 +180,7 @@ class Model:
 
     @cached_property
     def nbytes(self) -> int:
-        """The size of all weights in bytes: initializers and Constant nodes, subgraphs and functions included."""
+        """The size of all weights in bytes: initializers and Constant nodes, wherever they are."""
         graphs = [self.ir.graph, *self.ir.graph.subgraphs()]
         tensors = [v.const_value for graph in graphs for v in graph.initializers.values()]
         for nodes in (self.ir.graph, *self.ir.functions.values()):

@@ -6,8 +6,8 @@ The ONNX version converter does the work. Around it:
   it sees as they are, since it turns some of them into attributes or the other way round.
 - Functions are inlined first, since it does not look into them.
 - Nodes that it rebuilds get their names back.
-- Upsample and the Resize of opset 10 sample at i / scale. The
-  Resize of opset 11 samples at (i + ½) / scale - ½ by default. The converter leaves it at that, so the old rule is written into the node.
+- Upsample and the Resize of opset 10 sample at i / scale. The Resize of opset 11 samples at
+  (i + 0.5) / scale - 0.5 by default. The converter leaves it at that, so the old rule is written into the node.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _detach_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
             weights[name] = tensor
             del model.graph.initializers[name]
             value.const_value = None
-            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tuple(tensor.shape))
+            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.numpy().shape)
             model.graph.inputs.append(value)
     return weights
 
