@@ -50,6 +50,7 @@ def convert_opset(model: ir.Model, version: int, *, wanted_by: str = "") -> ir.M
     sampled = {
         node.outputs[0].name for node in model.graph.all_nodes() if node.op_type in ("Upsample", "Resize")
     }
+    declared = {value.name: value.shape for value in (*model.graph.inputs, *model.graph.outputs)}
     try:
         common_passes.RemoveInitializersFromInputsPass()(model)
         model.ir_version = max(model.ir_version, 4)  # before it, every initializer had to be an input
@@ -62,6 +63,8 @@ def convert_opset(model: ir.Model, version: int, *, wanted_by: str = "") -> ir.M
         if before < 11 <= version:
             _keep_sampling(converted, sampled)
         _restore_names(converted, names)
+        for value in (*converted.graph.inputs, *converted.graph.outputs):
+            value.shape = declared[value.name]  # the converter infers, and so knows more than was declared
         check_graph(converted)
     except Exception as error:
         culprit = _operator_in(str(error), operators)

@@ -1,4 +1,4 @@
-"""Running models in ONNX Runtime itself, with its own optimizations off, so that nothing of ours is in between."""
+"""Running models in ONNX Runtime itself, with its optimizations off and nothing of ours in between."""
 
 from __future__ import annotations
 

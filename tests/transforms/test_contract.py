@@ -17,7 +17,8 @@ NET = """
 <ir_version: 8, opset_import: ["" : 13]>
 net (float[N, 2, 6, 6] x) => (float[N, 3] y)
 <float[3] gamma = {1.5, 0.5, -1}, float[3] beta = {0.1, 0.2, 0.3},
- float[3] mean = {0.4, -0.5, 0.6}, float[3] var = {0.5, 1.5, 2.5}, float[3, 3] dense = {1, 2, 3, 4, 5, 6, 7, 8, 9},
+ float[3] mean = {0.4, -0.5, 0.6}, float[3] var = {0.5, 1.5, 2.5},
+ float[3, 3] dense = {1, 2, 3, 4, 5, 6, 7, 8, 9},
  float one = {1}, int64[1] zero = {0}, int64[1] three = {3}>
 {
     [conv] c = Conv <pads = [1, 1, 1, 1]> (x, w, b)
