@@ -7,7 +7,7 @@ The ONNX version converter does the work. Around it:
 - Functions are inlined first, since it does not look into them.
 - Nodes that it rebuilds get their names back.
 - Upsample and the Resize of opset 10 sample at i / scale. The Resize of opset 11 samples at
-  (i + 0.5) / scale - 0.5 by default. The converter leaves it at that, so the old rule is written into the node.
+  (i + 0.5) / scale - 0.5 by default. The converter leaves it at that, so the old rule is written down.
 """
 
 from __future__ import annotations

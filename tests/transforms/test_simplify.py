@@ -88,7 +88,7 @@ def test_graph(name, parse, run) -> None:
     assert [node.op_type for node in after.ir.graph] == left
     assert report.modified == (after.digest != model.digest)
     assert after.signature == model.signature
-    shape = [dim for dim in model.signature.inputs[0].shape]
+    shape = model.signature.inputs[0].shape
     feed = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
     for expected, found in zip(run(model, feed), run(after, feed), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
@@ -170,7 +170,8 @@ def test_float16_weights_stay_unless_asked(models) -> None:
 def test_functions_are_inlined(parse, run) -> None:
     model = parse("""<ir_version: 8, opset_import: ["" : 13, "local" : 1]>
     g (float[2, 3] x) => (float[2, 3] y) { y = local.twice (x) }
-    <domain: "local", opset_import: ["" : 13]> twice (a) => (c) { b = Exp (a)  d = Exp (a)  c = Add (b, d) }""")
+    <domain: "local", opset_import: ["" : 13]>
+    twice (a) => (c) { b = Exp (a)  d = Exp (a)  c = Add (b, d) }""")
     after, report = Simplify().apply(model)
     assert [node.op_type for node in after.ir.graph] == ["Exp", "Add"]
     assert ("", "inlined or removed 1 functions") in report.applied

@@ -116,7 +116,8 @@ def test_unsafe_operators_and_what_lies_between_them(parse) -> None:
         parse("""<ir_version: 8, opset_import: ["" : 13]>
         g (float[2, 3] x) => (float[1, 3] y)
         { [relu] r = Relu (x)  [exp] e = Exp (r)  [turn] t = Transpose <perm = [1, 0]> (e)
-          [sum] s = ReduceL2 <axes = [1]> (t)  [back] b = Transpose <perm = [1, 0]> (s)  [last] y = Relu (b) }""")
+          [sum] s = ReduceL2 <axes = [1]> (t)
+          [back] b = Transpose <perm = [1, 0]> (s)  [last] y = Relu (b) }""")
     )
     found = dtypes(after)
     assert {name for name, kind in found.items() if kind == "FLOAT16" and "Cast" not in name} == {
