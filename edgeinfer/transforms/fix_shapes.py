@@ -248,7 +248,7 @@ def _check_reshapes(model: ir.Model) -> None:
         before, after = node.inputs[0].shape, node.outputs[0].shape
         if before is None or after is None or not (before.is_static() and after.is_static()):
             continue
-        if math.prod(map(int, before)) != math.prod(map(int, after)):
+        if math.prod(before.numpy()) != math.prod(after.numpy()):
             raise PreconditionError(
                 f"The graph cannot take these shapes: {node.name} reshapes to a size that is fixed.",
                 where=f"FixShapes, node {node.name!r}",
