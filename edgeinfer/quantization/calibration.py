@@ -1,9 +1,9 @@
-"""`Calibration`, a re-iterable source of checked feeds, and `observe`, the one pass that feeds all observers."""
+"""`Calibration`, a re-iterable source of checked feeds, and `observe`, one pass that feeds all observers."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, final
 
 import attrs
@@ -136,6 +136,10 @@ def as_calibration(source: Any, signature: Signature) -> Calibration:
     return Calibration(item_source(source), signature)
 
 
+def _texts(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
 @final
 @attrs.frozen(kw_only=True)
 class CalibrationSummary:
@@ -153,7 +157,7 @@ class CalibrationSummary:
     rows: int
     tensors: int
     runs: int
-    notes: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    notes: tuple[str, ...] = attrs.field(default=(), converter=_texts)
 
 
 def observe(
@@ -206,7 +210,7 @@ def observe(
         rows=rows,
         tensors=len(watching),
         runs=sampler.runs,
-        notes=(*notes.sentences(rows), *_tensor_notes(watching), *sampler.notes),
+        notes=[*notes.sentences(rows), *_tensor_notes(watching), *sampler.notes],
     )
 
 
@@ -257,6 +261,7 @@ class _InputNotes:
     def __init__(self, signature: Signature) -> None:
         self._first: dict[str, np.ndarray] = {}
         self._same = True
+        self._rows_of_first = 1
         # Integer inputs such as attention masks may well be constant.
         self._constant = {spec.name for spec in signature.inputs if spec.dtype.kind == "f"}
 
@@ -268,6 +273,7 @@ class _InputNotes:
         """
         if not self._first:
             self._first = {name: array.copy() for name, array in feed.items()}
+            self._rows_of_first = next((array.shape[0] for array in feed.values() if array.ndim), 1)
         elif self._same:
             self._same = all(np.array_equal(array, self._first[name]) for name, array in feed.items())
         for name, array in feed.items():
@@ -289,7 +295,7 @@ class _InputNotes:
         """Yield what is worth telling."""
         if rows == 1:
             yield "there was only one sample; ranges from one sample do not hold for others"
-        elif self._same and len(self._first):
-            yield "all samples were the same" if rows > 1 else ""
+        elif self._same and rows > self._rows_of_first:
+            yield "all samples were the same"
         for name in sorted(self._constant):
             yield f"input {name!r} was constant within every sample"

@@ -102,8 +102,8 @@ class TensorSampler:
             self._sessions = [probe(self._model, group, threads=self._threads) for group in groups]
             if len(groups) > 1:
                 self.notes.append(
-                    f"the observed tensors of one feed need {total / 1e6:.0f} MB and {self._max_bytes / 1e6:.0f} MB "
-                    f"are allowed, so each feed is run {len(groups)} times"
+                    f"the observed tensors of one feed need {total / 1e6:.0f} MB; with at most "
+                    f"{self._max_bytes / 1e6:.0f} MB at once, each feed is run {len(groups)} times"
                 )
 
     def _bytes(self, feed: Mapping[str, np.ndarray]) -> list[int]:

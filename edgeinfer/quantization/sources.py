@@ -103,7 +103,7 @@ def _from_factory(factory: Callable[[], Any]) -> Iterator[Any]:
 
 
 class _Reader:
-    """An ONNX Runtime `CalibrationDataReader`: `get_next()` gives a feed, then None; `rewind()` starts over."""
+    """An ONNX Runtime `CalibrationDataReader`: `get_next()` gives feeds, then None; `rewind()` restarts."""
 
     def __init__(self, reader: Any) -> None:
         self._reader = reader
