@@ -21,6 +21,8 @@ from edgeinfer.errors import CalibrationError
 __all__ = ["StreamingHistogram"]
 
 _LEAST_EXPONENT = -126  # of float32's normal numbers: 2**-e must not overflow
+# float32 tells values apart to 24 bits, so indices that need more mean nothing (and would not be exact).
+_INDEX_BITS = 22
 # How many elements pass through the cache at a time. Half a megabyte of float32 stays in the second level.
 _CHUNK = 1 << 17
 
@@ -152,12 +154,9 @@ class StreamingHistogram:
     def _cover(self) -> None:
         """Widen the bins until [low, high] fits."""
         exponent = self._exponent
-        first, last = _index(self.low, exponent), _index(self.high, exponent)
-        if exponent == _LEAST_EXPONENT and not self._counts.any():  # jump near the width that is needed
-            span = max(self.high - self.low, abs(self.low), abs(self.high)) / self._bins
-            exponent = max(exponent, math.frexp(span)[1] - 2 if span > 0 else exponent)
-            while exponent > _LEAST_EXPONENT and self._fits(exponent - 1):
-                exponent -= 1
+        if not self._counts.any():  # jump near the width that is needed
+            span = max(self.high - self.low, abs(self.low), abs(self.high))
+            exponent = max(exponent, math.frexp(span)[1] - max(_INDEX_BITS, self._bins.bit_length()) - 1)
         while not self._fits(exponent):
             exponent += 1
         first, last = _index(self.low, exponent), _index(self.high, exponent)
@@ -171,7 +170,8 @@ class StreamingHistogram:
         self._exponent, self._first, self._counts = exponent, first, counts
 
     def _fits(self, exponent: int) -> bool:
-        return _index(self.high, exponent) - _index(self.low, exponent) < self._bins
+        first, last = _index(self.low, exponent), _index(self.high, exponent)
+        return last - first < self._bins and max(-first, last) < 1 << _INDEX_BITS
 
     def _count(self, values: np.ndarray) -> None:
         zeros = values.size - int(np.count_nonzero(values))
