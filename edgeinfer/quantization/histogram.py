@@ -3,7 +3,8 @@
 The width of the bins is a power of two, 2**e, and their edges are its multiples. When a value falls outside,
 the width doubles and neighbouring bins are merged, which loses nothing: floor(floor(x / w) / 2) is
 floor(x / 2w). So the histogram depends on the values alone, not on their order or grouping, and two of
-them can be merged exactly.
+them can be merged exactly. (But for values so small beside the width that their ratio is under float32's
+least number: those pass for positive.)
 
 Exact zeros are counted apart. ReLU makes many of them; they are represented without error whatever the
 scale, and in a bin they would pass for its centre and drag every search for a range towards zero.

@@ -15,7 +15,8 @@ from edgeinfer.quantization.observers import METHODS, make_observer
 
 MODEL = Model.load(
     onnx.parser.parse_model(
-        '<ir_version: 9, opset_import: ["" : 17]> net (float[N, 3] x) => (float[N, 3] y) { h = Relu(x) y = Neg(h) }'
+        '<ir_version: 9, opset_import: ["" : 17]> net (float[N, 3] x) => (float[N, 3] y)'
+        "{ h = Relu(x) y = Neg(h) }"
     )
 )
 DATA = [np.random.default_rng(i).standard_normal((1, 3)).astype(np.float32) for i in range(10)]

@@ -125,7 +125,7 @@ def test_a_bad_sample_is_named_by_its_number(bad, what):
 def test_damaged_and_missing_folders_are_refused(tmp_path):
     with pytest.raises(CalibrationError, match="no such folder"):
         as_calibration(tmp_path / "none", net().signature)
-    with pytest.raises(CalibrationError, match="no .npy"):
+    with pytest.raises(CalibrationError, match=r"no \.npy"):
         as_calibration(tmp_path, net().signature)
     np.save(tmp_path / "a.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(CalibrationError, match="cannot be read"):
