@@ -156,7 +156,7 @@ class StreamingHistogram:
         """Widen the bins until [low, high] fits."""
         exponent = self._exponent
         if not self._counts.any():  # jump near the width that is needed
-            span = max(self.high - self.low, abs(self.low), abs(self.high))
+            span = max(self.high - self.low, abs(self.low), abs(self.high), 2.0**_LEAST_EXPONENT)
             exponent = max(exponent, math.frexp(span)[1] - max(_INDEX_BITS, self._bins.bit_length()) - 1)
         while not self._fits(exponent):
             exponent += 1
