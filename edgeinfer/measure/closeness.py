@@ -1,0 +1,112 @@
+"""How close one tensor is to another, accumulated over any number of batches in constant memory.
+
+All sums are in float64. With reference a and candidate b:
+
+- SQNR = 10 log10(Σ a² / Σ (a - b)²) in dB: infinite for equal tensors, minus infinite for nothing in common
+  with a reference of zeros, or when b has NaN or infinity where a has none.
+- cosine = Σ ab / √(Σ a² Σ b²).
+- max abs = max |a - b|; mean abs = mean |a - b|.
+- top-1 agreement = the share of rows (all axes but the last) whose argmax is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import attrs
+import numpy as np
+
+__all__ = ["Closeness", "ClosenessAccumulator"]
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Closeness:
+    """How close a candidate tensor is to its reference.
+
+    Attributes:
+        sqnr_db: Signal-to-quantization-noise ratio in dB.
+        cosine: Cosine similarity, -1 to 1.
+        max_abs: Largest absolute difference.
+        mean_abs: Mean absolute difference.
+        top1_agreement: Share of rows with the same argmax, or None where the last axis is not classes.
+        elements: How many elements were compared.
+        reference_rms: Root mean square of the reference, to judge the absolute figures by.
+    """
+
+    sqnr_db: float
+    cosine: float
+    max_abs: float
+    mean_abs: float
+    top1_agreement: float | None = None
+    elements: int
+    reference_rms: float
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        top1 = "" if self.top1_agreement is None else f", top-1 agreement {self.top1_agreement:.2%}"
+        return f"SQNR {self.sqnr_db:.1f} dB, cosine {self.cosine:.6f}, max abs {self.max_abs:.3g}{top1}"
+
+
+@final
+class ClosenessAccumulator:
+    """Collects pairs of tensors; `result()` says how close they are over all of them.
+
+    Args:
+        classes: Whether the last axis holds classes, so that the argmax means something.
+    """
+
+    def __init__(self, *, classes: bool = False) -> None:
+        self._classes = classes
+        self._signal = self._noise = self._dot = self._other = self._abs = self._max = 0.0
+        self._count = self._rows = self._agree = 0
+
+    def update(self, reference: np.ndarray, candidate: np.ndarray) -> None:
+        """Add one pair of the same shape, of any numeric or boolean dtype."""
+        a = np.asarray(reference).astype(np.float64)
+        b = np.asarray(candidate).astype(np.float64)
+        if self._classes and a.ndim and a.shape[-1]:
+            self._rows += a.size // a.shape[-1]
+            self._agree += int((a.argmax(-1) == b.argmax(-1)).sum())
+        # Equal NaN or infinities are no difference, and have no share in the sums: they are zeros here.
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        special = ~np.isfinite(a)
+        a, b = np.where(special & same, 0.0, a), np.where(special & same, 0.0, b)
+        broken = ~(np.isfinite(a) & np.isfinite(b))
+        if broken.any():
+            self._noise = self._max = self._abs = math.inf
+            a, b = np.where(broken, 0.0, a), np.where(broken, 0.0, b)
+        difference = np.abs(a - b)
+        self._signal += float((a * a).sum())
+        self._other += float((b * b).sum())
+        self._dot += float((a * b).sum())
+        self._noise += float((difference * difference).sum())
+        self._abs += float(difference.sum())
+        self._max = max(self._max, float(difference.max(initial=0.0)))
+        self._count += a.size
+
+    def result(self) -> Closeness:
+        """Return the figures over all pairs so far."""
+        norms = math.sqrt(self._signal) * math.sqrt(self._other)
+        if norms:
+            cosine = max(-1.0, min(1.0, self._dot / norms))
+        else:
+            cosine = 1.0 if self._signal == self._other else 0.0
+        return Closeness(
+            sqnr_db=_sqnr_db(self._signal, self._noise),
+            cosine=cosine,
+            max_abs=self._max,
+            mean_abs=self._abs / self._count if self._count else 0.0,
+            top1_agreement=self._agree / self._rows if self._rows else None,
+            elements=self._count,
+            reference_rms=math.sqrt(self._signal / self._count) if self._count else 0.0,
+        )
+
+
+def _sqnr_db(signal: float, noise: float) -> float:
+    if noise == 0.0:
+        return math.inf
+    if signal == 0.0 or math.isinf(noise):
+        return -math.inf
+    return 10.0 * math.log10(signal / noise)
