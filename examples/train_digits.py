@@ -149,9 +149,8 @@ def train(x: np.ndarray, labels: np.ndarray) -> Network:
             ):
                 m += 0.1 * (gradient - m)
                 v += 0.001 * (gradient**2 - v)
-                value -= (rate * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)).astype(
-                    np.float32
-                )
+                update = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+                value -= (rate * update).astype(np.float32)
         print(f"epoch {epoch + 1}: loss {loss / len(x):.4f}")
     return network
 
@@ -164,37 +163,23 @@ def export(network: Network) -> onnx.ModelProto:
         weights.append(numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name))
         return name
 
-    value = "images"
-    for number, block in enumerate(network.blocks, 1):
-        kernel = block.w.reshape(len(block.w), -1, 3, 3)
-        nodes.append(
-            helper.make_node(
-                "Conv", [value, weight(f"conv{number}.weight", kernel)], [f"conv{number}"], f"conv{number}",
-                kernel_shape=[3, 3], pads=[1, 1, 1, 1],
-            )
-        )  # fmt: skip
-        statistics = [("scale", block.gamma), ("bias", block.beta), ("mean", block.mean), ("var", block.var)]
-        names = [weight(f"bn{number}.{name}", array) for name, array in statistics]
-        nodes.append(
-            helper.make_node(
-                "BatchNormalization",
-                [f"conv{number}", *names],
-                [f"bn{number}"],
-                f"bn{number}",
-                epsilon=EPSILON,
-            )
-        )
-        nodes.append(helper.make_node("Relu", [f"bn{number}"], [f"relu{number}"], f"relu{number}"))
-        value = f"relu{number}"
-        if number == 2:
-            nodes.append(
-                helper.make_node("MaxPool", [value], ["pool"], "pool", kernel_shape=[2, 2], strides=[2, 2])
-            )
-            value = "pool"
-    nodes.append(helper.make_node("GlobalAveragePool", [value], ["average"], "average"))
-    nodes.append(helper.make_node("Flatten", ["average"], ["features"], "flatten"))
-    gemm = ["features", weight("fc.weight", network.w), weight("fc.bias", network.b)]
-    nodes.append(helper.make_node("Gemm", gemm, ["logits"], "fc", transB=1))
+    def node(op_type: str, inputs: list[str], output: str, **attributes: object) -> str:
+        nodes.append(helper.make_node(op_type, inputs, [output], output, **attributes))
+        return output
+
+    x = "images"
+    for i, block in enumerate(network.blocks, 1):
+        kernel = weight(f"conv{i}.weight", block.w.reshape(len(block.w), -1, 3, 3))
+        x = node("Conv", [x, kernel], f"conv{i}", kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+        statistics = {"scale": block.gamma, "bias": block.beta, "mean": block.mean, "var": block.var}
+        names = [weight(f"bn{i}.{name}", array) for name, array in statistics.items()]
+        x = node("BatchNormalization", [x, *names], f"bn{i}", epsilon=EPSILON)
+        x = node("Relu", [x], f"relu{i}")
+        if i == 2:
+            x = node("MaxPool", [x], "pool", kernel_shape=[2, 2], strides=[2, 2])
+    x = node("GlobalAveragePool", [x], "average")
+    x = node("Flatten", [x], "features")
+    node("Gemm", [x, weight("fc.weight", network.w), weight("fc.bias", network.b)], "logits", transB=1)
     graph = helper.make_graph(
         nodes,
         "digits",

@@ -17,6 +17,7 @@ from edgeinfer.measure.feeds import Feed, Feeds, Shapes, as_feeds, feed_nbytes, 
 from edgeinfer.measure.loadgen import SingleStream, run_single_stream
 from edgeinfer.measure.machine import describe_machine
 from edgeinfer.session import Session
+from edgeinfer.values import as_tuple
 
 __all__ = ["BenchmarkReport", "benchmark"]
 
@@ -50,7 +51,7 @@ class BenchmarkReport:
     warmup: int
     machine: str
     single_stream: SingleStream | None = None
-    notes: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
     @property
     def n(self) -> int:

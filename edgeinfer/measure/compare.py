@@ -23,6 +23,7 @@ from edgeinfer.measure.feeds import Feed, Feeds, Shapes, as_feeds, generate_feed
 from edgeinfer.measure.layers import LayerCloseness, compare_layers
 from edgeinfer.model import Model
 from edgeinfer.session import Session
+from edgeinfer.values import as_tuple
 
 __all__ = ["Closeness", "CompareReport", "LayerCloseness", "Runnable", "compare"]
 
@@ -50,10 +51,10 @@ class CompareReport:
     reference: str
     candidate: str
     outputs: dict[str, Closeness]
-    layers: tuple[LayerCloseness, ...] = attrs.field(default=(), converter=tuple)
+    layers: tuple[LayerCloseness, ...] = attrs.field(default=(), converter=as_tuple)
     threshold_db: float = DEFAULT_SQNR_DB
     samples: int
-    notes: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
     @property
     def sqnr_db(self) -> float:

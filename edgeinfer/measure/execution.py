@@ -10,6 +10,7 @@ import attrs
 from edgeinfer.backends.base import ExecutionReport, LayerExecution
 from edgeinfer.display import Table
 from edgeinfer.session import Session
+from edgeinfer.values import as_tuple
 
 __all__ = ["ExecutionSummary", "execution", "requested_but_not_reached", "requested_precision"]
 
@@ -41,7 +42,7 @@ class ExecutionSummary:
 
     report: ExecutionReport
     requested: str | None = None
-    missed: tuple[LayerExecution, ...] = attrs.field(default=(), converter=tuple)
+    missed: tuple[LayerExecution, ...] = attrs.field(default=(), converter=as_tuple)
 
     @property
     def devices(self) -> dict[str, int]:

@@ -17,6 +17,7 @@ from edgeinfer.measure.feeds import Shapes, generate_feeds, resolve_shapes
 from edgeinfer.measure.macs import node_macs
 from edgeinfer.measure.memory_plan import MemoryPlan, plan_memory
 from edgeinfer.model import Model, ModelSource
+from edgeinfer.values import as_tuple
 
 __all__ = ["InspectReport", "NodeCost", "inspect", "with_static_shapes"]
 
@@ -66,11 +67,11 @@ class InspectReport:
     signature: str
     shapes: dict[str, tuple[int, ...]]
     operators: dict[str, int]
-    nodes: tuple[NodeCost, ...] = attrs.field(converter=tuple)
+    nodes: tuple[NodeCost, ...] = attrs.field(converter=as_tuple)
     parameters: int
     weights: dict[str, int]
     memory: MemoryPlan
-    notes: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
     @property
     def macs(self) -> int:
@@ -179,7 +180,7 @@ def with_static_shapes(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> t
     """
     copy = model.copy_ir()
     for value in copy.graph.inputs:
-        if value.name in shapes:
+        if value.name is not None and value.name in shapes:
             value.shape = ir.Shape(shapes[value.name])
     for node in copy.graph.all_nodes():
         for value in node.outputs:

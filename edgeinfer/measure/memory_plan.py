@@ -14,6 +14,8 @@ from typing import final
 import attrs
 import onnx_ir as ir
 
+from edgeinfer.values import as_tuple
+
 __all__ = ["MemoryPlan", "plan_memory", "tensor_nbytes"]
 
 
@@ -31,7 +33,7 @@ class MemoryPlan:
 
     peak_bytes: int
     peak_node: str
-    alive: tuple[tuple[str, int], ...] = attrs.field(converter=tuple)
+    alive: tuple[tuple[str, int], ...] = attrs.field(converter=as_tuple)
     unknown: int
 
 
