@@ -109,9 +109,9 @@ class DemoReport:
 
     def steps_table(self) -> Table:
         """Return what optimizing did."""
-        rows = [(name, f"{count} places") for name, count in self.transforms]
+        rows = [(name, f"{count} places" if count else "nothing to do") for name, count in self.transforms]
         rows.append(("nodes", f"{len(self.before.nodes)} before, {len(self.after.nodes)} after"))
-        return Table(title="Optimized", columns=("step", ""), rows=rows)
+        return Table(title="Optimized", columns=("", ""), rows=rows)
 
     def __str__(self) -> str:
         return "\n\n".join(str(table) for table in (self.before.table(), self.steps_table(), self.table()))
@@ -159,7 +159,7 @@ def run_demo(*, runs: int = 300, progress: bool | None = None) -> DemoReport:
     return DemoReport(
         before=inspect(original),
         after=inspect(first),
-        transforms=[(entry.name, entry.applied) for entry in first.history],
+        transforms=[(step.name, len(step.applied)) for step in first.report.steps],
         rows=rows,
         unavailable=unavailable,
         images=len(digits.labels),

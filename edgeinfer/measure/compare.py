@@ -44,7 +44,7 @@ class CompareReport:
         outputs: The closeness of each output, by the reference's name.
         layers: The closeness of each tensor that both graphs have, in topological order; for Models only.
         threshold_db: The SQNR below which a layer has gone wrong.
-        samples: How many feeds were compared.
+        feeds: How many feeds were compared.
         notes: What else must be said.
     """
 
@@ -53,7 +53,7 @@ class CompareReport:
     outputs: dict[str, Closeness]
     layers: tuple[LayerCloseness, ...] = attrs.field(default=(), converter=as_tuple)
     threshold_db: float = DEFAULT_SQNR_DB
-    samples: int
+    feeds: int
     notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
     @property
@@ -72,7 +72,7 @@ class CompareReport:
         return {
             "reference": self.reference,
             "candidate": self.candidate,
-            "samples": self.samples,
+            "feeds": self.feeds,
             "threshold_db": self.threshold_db,
             "outputs": {name: _finite(attrs.asdict(value)) for name, value in self.outputs.items()},
             "layers": [
@@ -88,7 +88,7 @@ class CompareReport:
         """Return one row an output, and the first layer that goes wrong."""
         rows = [(name, *_cells(value)) for name, value in self.outputs.items()]
         first = self.first_bad_layer
-        lines = [f"{self.samples} samples", *self.notes]
+        lines = [f"{self.feeds} feed{'' if self.feeds == 1 else 's'}", *self.notes]
         if first is not None:
             lines.append(
                 f"first layer below {self.threshold_db:g} dB: {first.op_type} {first.node!r} "
@@ -190,7 +190,7 @@ def compare(
         else:
             source, notes = as_feeds(feeds, signature), []
         pairs = _pairs(reference, candidate, notes)
-        outputs, samples = _compare_outputs(reference, candidate, pairs, source, progress)
+        outputs, count = _compare_outputs(reference, candidate, pairs, source, progress)
     found: tuple[LayerCloseness, ...] = ()
     if layers and isinstance(left, Model) and isinstance(right, Model):
         found, said = compare_layers(
@@ -203,7 +203,7 @@ def compare(
         outputs=outputs,
         layers=found,
         threshold_db=threshold_db,
-        samples=samples,
+        feeds=count,
         notes=notes,
     )
 
@@ -262,7 +262,7 @@ def _compare_outputs(
     ranks = {spec.name: len(spec.shape or ()) for spec in reference.signature.outputs}
     # (N, classes) and (N, positions, classes); with more axes the last one is a width.
     sums = {left: ClosenessAccumulator(classes=ranks[left] in (2, 3)) for left, _ in pairs}
-    samples = 0
+    count = 0
     for feed in track(feeds, "Comparing outputs", progress=progress):
         expected, found = reference.infer(feed), candidate.infer(feed)
         for left, right in pairs:
@@ -274,7 +274,7 @@ def _compare_outputs(
                     found=str(found[right].shape),
                 )
             sums[left].update(expected[left], found[right])
-        samples += 1
-    if not samples:
+        count += 1
+    if not count:
         raise InputError("There is no feed to compare on.", expected="at least one")
-    return {left: total.result() for left, total in sums.items()}, samples
+    return {left: total.result() for left, total in sums.items()}, count
