@@ -1,6 +1,7 @@
 """The command `edgeinfer`: a thin wrapper around the library's functions.
 
-Exit codes: 0 done; 2 a wrong command line or an error that edgeinfer explains on stderr; 130 interrupted.
+Exit codes: 0 done; 1 the reader of the output is gone; 2 a wrong command line, or an error that edgeinfer
+explains on stderr; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from edgeinfer.errors import EdgeInferError
 
 __all__ = ["main"]
 
+EXIT_BROKEN_PIPE = 1  # what rich exits with, too
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -35,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader (`| head`) is gone. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
     return 0
 
 

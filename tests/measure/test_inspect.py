@@ -21,43 +21,35 @@ def zeros(*shape: int) -> str:
     return "{" + ", ".join(["0.0"] * int(np.prod(shape))) + "}"
 
 
+def weights(**shapes: tuple[int, ...]) -> str:
+    declared = (f"float[{', '.join(map(str, s))}] {name} = {zeros(*s)}" for name, s in shapes.items())
+    return f"<{', '.join(declared)}>"
+
+
+CONV = f"""g (float[N, 4, 8, 8] x) => (float[N, 6, H, W] y) {weights(w=(6, 2, 3, 3))}
+    {{ y = Conv<group = 2>(x, w) }}"""
+CONV_TRANSPOSE = f"""g (float[N, 2, 5, 5] x) => (float[N, 3, H, W] y) {weights(w=(2, 3, 2, 2))}
+    {{ y = ConvTranspose<strides = [2, 2]>(x, w) }}"""
+GEMM = f"""g (float[N, 5] x) => (float[N, 3] y) {weights(w=(3, 5))}
+    {{ y = Gemm<transB = 1>(x, w) }}"""
+MATMUL = "g (float[N, 7, 4] x, float[4, 6] w) => (float[N, 7, 6] y) { y = MatMul(x, w) }"
+LSTM = f"""g (float[9, N, 2] x) => (float[9, 1, N, 3] y) {weights(w=(1, 12, 2), r=(1, 12, 3))}
+    {{ y, h, c = LSTM<hidden_size = 3>(x, w, r) }}"""
+GRU = f"""g (float[9, N, 2] x) => (float[9, 1, N, 3] y) {weights(w=(1, 9, 2), r=(1, 9, 3))}
+    {{ y, h = GRU<hidden_size = 3>(x, w, r) }}"""
+EINSUM = """g (float[N, 3, 4] x, float[4, 5] w) => (float[N, 3, 5] y)
+    { y = Einsum<equation = "bij,jk->bik">(x, w) }"""
+RELU = "g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }"
+
 NODES = {
-    # (N, 4, 8, 8) with kernel 3x3, 2 groups, 6 channels out: 6 * 6 * 6 outputs, 2 * 9 products each
-    "Conv": (
-        f"g (float[N, 4, 8, 8] x) => (float[N, 6, H, W] y) <float[6, 2, 3, 3] w = {zeros(6, 2, 3, 3)}>"
-        "{ y = Conv<group = 2>(x, w) }",
-        6 * 6 * 6 * 2 * 9,
-    ),
-    # every of the 2 * 5 * 5 inputs meets 3 * 4 weights
-    "ConvTranspose": (
-        f"g (float[N, 2, 5, 5] x) => (float[N, 3, H, W] y) <float[2, 3, 2, 2] w = {zeros(2, 3, 2, 2)}>"
-        "{ y = ConvTranspose<strides = [2, 2]>(x, w) }",
-        2 * 5 * 5 * 3 * 4,
-    ),
-    "Gemm": (
-        f"g (float[N, 5] x) => (float[N, 3] y) <float[3, 5] w = {zeros(3, 5)}>"
-        "{ y = Gemm<transB = 1>(x, w) }",
-        5 * 3,
-    ),
-    "MatMul": ("g (float[N, 7, 4] x, float[4, 6] w) => (float[N, 7, 6] y) { y = MatMul(x, w) }", 7 * 4 * 6),
-    # 9 steps, 4 gates of 3, input 2
-    "LSTM": (
-        f"g (float[9, N, 2] x) => (float[9, 1, N, 3] y) "
-        f"<float[1, 12, 2] w = {zeros(12, 2)}, float[1, 12, 3] r = {zeros(12, 3)}>"
-        "{ y, h, c = LSTM<hidden_size = 3>(x, w, r) }",
-        9 * 12 * (2 + 3),
-    ),
-    "GRU": (
-        f"g (float[9, N, 2] x) => (float[9, 1, N, 3] y) "
-        f"<float[1, 9, 2] w = {zeros(9, 2)}, float[1, 9, 3] r = {zeros(9, 3)}>"
-        "{ y, h = GRU<hidden_size = 3>(x, w, r) }",
-        9 * 9 * (2 + 3),
-    ),
-    "Einsum": (
-        'g (float[N, 3, 4] x, float[4, 5] w) => (float[N, 3, 5] y) { y = Einsum<equation = "bij,jk->bik">(x, w) }',
-        3 * 4 * 5,
-    ),
-    "Relu": ("g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }", 0),
+    "Conv": (CONV, 6 * 6 * 6 * 2 * 9),  # 6 x 6 x 6 outputs of 2 channels x 3 x 3 products each
+    "ConvTranspose": (CONV_TRANSPOSE, 2 * 5 * 5 * 3 * 4),  # 2 x 5 x 5 inputs meet 3 x 2 x 2 weights each
+    "Gemm": (GEMM, 5 * 3),
+    "MatMul": (MATMUL, 7 * 4 * 6),
+    "LSTM": (LSTM, 9 * 12 * (2 + 3)),  # 9 steps, 4 gates of 3, input of 2
+    "GRU": (GRU, 9 * 9 * (2 + 3)),
+    "Einsum": (EINSUM, 3 * 4 * 5),
+    "Relu": (RELU, 0),
 }
 
 
@@ -88,12 +80,15 @@ def test_weights_by_dtype_and_parameters():
 
 
 def test_the_memory_plan_knows_when_tensors_die():
-    # x (400 B) dies in the first node; a (4000 B) and b (4000 B) are alive together; then b and y.
+    # x (400 B) dies in Tile; a and b (4000 B each) are alive together, then b and d, then d and y (400 B).
     found = inspect(
-        "g (float[100] x) => (float[100] y) <int64[1] ten = {10}, float ten_f = {10}>"
-        "{ a = Tile(x, ten) b = Mul(a, ten_f) d = Relu(b)  y = Slice(d, ten0, ten1) }".replace(
-            "<int64[1] ten", "<int64[1] ten0 = {0}, int64[1] ten1 = {100}, int64[1] ten"
-        )
+        """g (float[100] x) => (float[100] y)
+        <int64[1] start = {0}, int64[1] stop = {100}, int64[1] ten = {10}, float factor = {10}> {
+            a = Tile(x, ten)
+            b = Mul(a, factor)
+            d = Relu(b)
+            y = Slice(d, start, stop)
+        }"""
     )
     assert found.memory.peak_bytes == 8000
     assert found.memory.peak_node in {node.node for node in found.nodes if node.op_type in ("Mul", "Relu")}
@@ -111,11 +106,15 @@ def test_a_residual_stays_alive():
 def test_shapes_that_only_a_run_knows_are_found_and_said():
     # The pads are computed, which ONNX's inference does not follow.
     found = inspect(
-        f"g (float[N, 1, 4, 4] x) => (float[A, B, C, D] y) "
-        f"<float[2, 1, 3, 3] w = {zeros(2, 1, 3, 3)}, int64[2] half = {{0, 0}}>"
-        "{ one = Constant<value = int64[1] {1}>() shape = Shape(half) k = Cast<to = 7>(shape)"
-        "  ones = Expand(one, k) zeros = Sub(ones, ones)"
-        "  pads = Concat<axis = 0>(zeros, ones, zeros, ones) p = Pad(x, pads) y = Conv(p, w) }"
+        f"""g (float[N, 1, 4, 4] x) => (float[A, B, C, D] y)
+        <float[2, 1, 3, 3] w = {zeros(2, 1, 3, 3)}, int64[1] two = {{2}}> {{
+            one = Constant<value = int64[1] {{1}}>()
+            ones = Expand(one, two)
+            zeros = Sub(ones, ones)
+            pads = Concat<axis = 0>(zeros, ones, zeros, ones)
+            p = Pad(x, pads)
+            y = Conv(p, w)
+        }}"""
     )
     assert found.macs == 2 * 4 * 4 * 9
     assert next(node for node in found.nodes if node.op_type == "Conv").output_shape == (1, 2, 4, 4)
@@ -123,9 +122,12 @@ def test_shapes_that_only_a_run_knows_are_found_and_said():
 
 def test_subgraphs_count_once_and_that_is_said():
     found = inspect(
-        "g (bool c, float[2, 3] x, float[3, 4] w) => (float[2, 4] y) { y = If(c) <"
-        "then_branch = t () => (float[2, 4] a) { a = MatMul(x, w) },"
-        "else_branch = e () => (float[2, 4] b) { m = MatMul(x, w) b = Neg(m) }> }"
+        """g (bool c, float[2, 3] x, float[3, 4] w) => (float[2, 4] y) {
+            y = If(c) <
+                then_branch = t () => (float[2, 4] a) { a = MatMul(x, w) },
+                else_branch = e () => (float[2, 4] b) { m = MatMul(x, w) b = Neg(m) }
+            >
+        }"""
     )
     assert any("subgraphs" in note for note in found.notes)
     assert found.operators["MatMul"] == 2
@@ -133,11 +135,11 @@ def test_subgraphs_count_once_and_that_is_said():
 
 def test_wrong_shapes_are_refused():
     with pytest.raises(InputError, match="neither an input nor a symbolic dimension"):
-        inspect(NODES["Gemm"][0], shapes={"M": 3})
+        inspect(GEMM, shapes={"M": 3})
 
 
 def test_the_report_is_for_people_and_programs():
-    found = inspect(NODES["Conv"][0])
+    found = inspect(CONV)
     assert "MACs" in str(found)
     assert "Conv" in found.node_table().to_html()
     assert json.loads(json.dumps(found.to_dict()))["macs"] == found.macs
