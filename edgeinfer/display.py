@@ -22,7 +22,12 @@ __all__ = ["Table", "track"]
 T = TypeVar("T")
 
 _BLOCK = "margin:0.5em 0"
-_CELL = "text-align:left;vertical-align:top;padding:0.2em 1em 0.2em 0;max-width:60em;overflow-wrap:anywhere"
+# Inline styles, because notebooks strip style sheets; grey that shows on light and on dark themes.
+_CELL = (
+    "text-align:left;vertical-align:top;padding:0.2em 1.5em 0.2em 0;max-width:60em;overflow-wrap:break-word"
+)
+_HEAD = f"{_CELL};border-bottom:1px solid rgba(128,128,128,0.5)"
+_LABEL = f"{_CELL};opacity:0.7;white-space:nowrap"
 _FOOTER = "opacity:0.7;font-size:90%"
 
 
@@ -49,14 +54,21 @@ class Table:
 
     def to_html(self) -> str:
         """Return an HTML fragment; every cell is escaped."""
-        cell = f"style='{_CELL}'"
-        head = "".join(f"<th {cell}>{html.escape(c)}</th>" for c in self.columns)
+        styles = [_CELL] * len(self.columns)
+        if not any(self.columns):
+            styles[0] = _LABEL
+        head = "".join(f"<th style='{_HEAD}'>{html.escape(column)}</th>" for column in self.columns)
         body = "".join(
-            "<tr>" + "".join(f"<td {cell}>{_multiline(c)}</td>" for c in row) + "</tr>" for row in self.rows
+            f"<tr>{''.join(_html_cell(*pair) for pair in zip(row, styles, strict=True))}</tr>"
+            for row in self.rows
         )
         caption = f"<div><strong>{html.escape(self.title)}</strong></div>" if self.title else ""
         header = f"<thead><tr>{head}</tr></thead>" if any(self.columns) else ""
-        table = f"<table>{header}<tbody>{body}</tbody></table>" if self.rows else ""
+        table = (
+            f"<table style='border-collapse:collapse'>{header}<tbody>{body}</tbody></table>"
+            if self.rows
+            else ""
+        )
         footer = f"<div style='{_FOOTER}'>{html.escape(self.footer)}</div>" if self.footer else ""
         return f"<div style='{_BLOCK}'>{caption}{table}{footer}</div>"
 
@@ -115,8 +127,8 @@ def track(
     yield from rich_track(items, description, total=total, console=console, transient=True)
 
 
-def _multiline(cell: object) -> str:
-    return html.escape(str(cell)).replace("\n", "<br>")
+def _html_cell(value: object, style: str) -> str:
+    return f"<td style='{style}'>{html.escape(str(value)).replace(chr(10), '<br>')}</td>"
 
 
 def _in_notebook() -> bool:

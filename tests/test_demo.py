@@ -52,7 +52,7 @@ def test_the_demo_keeps_accuracy_on_every_backend():
     assert len(report.after.nodes) == len(report.before.nodes) - 3
     assert set(by_backend) | set(report.unavailable) == set(ei.backends())
     assert "held-out" in str(report)
-    assert report._repr_html_().count("<table>") == 3
+    assert report._repr_html_().count("<table") == 3
 
 
 def test_the_demo_says_what_is_missing(monkeypatch):
