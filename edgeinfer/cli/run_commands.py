@@ -177,7 +177,11 @@ def bench(arguments: argparse.Namespace) -> None:
         )
         ran = execution(session) if arguments.execution else None
     feed = next(iter(feeds)) if feeds is not None else None
-    peak = memory(artifact, feed, shapes=shapes, device=arguments.device) if arguments.memory else None
+    peak = None
+    if arguments.memory:
+        peak = memory(
+            artifact, feed, shapes=shapes, device=arguments.device, options=option_values(arguments)
+        )
     if arguments.json:
         print_json(
             timing.to_dict()

@@ -121,7 +121,10 @@ class DemoReport:
 
 
 def variants() -> dict[str, Sequence[Any]]:
-    """Return the versions of the model that are measured: name, and the transforms that make it."""
+    """Return the versions of the model that are measured: name, and the transforms that make it.
+
+    A further version, such as an int8 one, is one more entry here.
+    """
     from edgeinfer.transforms import FuseBatchNorm, Simplify
 
     return {"optimized": (Simplify(), FuseBatchNorm())}

@@ -64,27 +64,36 @@ class ClosenessAccumulator:
 
     def update(self, reference: np.ndarray, candidate: np.ndarray) -> None:
         """Add one pair of the same shape, of any numeric or boolean dtype."""
-        a = np.asarray(reference).astype(np.float64)
-        b = np.asarray(candidate).astype(np.float64)
-        if self._classes and a.ndim and a.shape[-1]:
-            self._rows += a.size // a.shape[-1]
-            self._agree += int((a.argmax(-1) == b.argmax(-1)).sum())
-        # Equal NaN or infinities are no difference, and have no share in the sums: they are zeros here.
-        same = (a == b) | (np.isnan(a) & np.isnan(b))
-        special = ~np.isfinite(a)
-        a, b = np.where(special & same, 0.0, a), np.where(special & same, 0.0, b)
-        broken = ~(np.isfinite(a) & np.isfinite(b))
-        if broken.any():
-            self._noise = self._max = self._abs = math.inf
-            a, b = np.where(broken, 0.0, a), np.where(broken, 0.0, b)
-        difference = np.abs(a - b)
-        self._signal += float((a * a).sum())
-        self._other += float((b * b).sum())
-        self._dot += float((a * b).sum())
-        self._noise += float((difference * difference).sum())
+        shape = np.shape(reference)
+        a = np.asarray(reference).astype(np.float64).ravel()
+        b = np.asarray(candidate).astype(np.float64).ravel()
+        if self._classes and len(shape) and shape[-1]:
+            rows = a.reshape(-1, shape[-1]).argmax(-1) == b.reshape(-1, shape[-1]).argmax(-1)
+            self._rows += rows.size
+            self._agree += int(rows.sum())
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            difference = a - b
+        noise = float(difference @ difference)
+        if not math.isfinite(noise):
+            a, b = self._without_specials(a, b)
+            difference = a - b
+            noise = float(difference @ difference)
+        np.abs(difference, out=difference)
+        self._signal += float(a @ a)
+        self._other += float(b @ b)
+        self._dot += float(a @ b)
+        self._noise += noise
         self._abs += float(difference.sum())
         self._max = max(self._max, float(difference.max(initial=0.0)))
         self._count += a.size
+
+    def _without_specials(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return both with zeros where either is NaN or infinite, after judging whether they agree there."""
+        special = ~(np.isfinite(a) & np.isfinite(b))
+        agree = (a == b) | (np.isnan(a) & np.isnan(b))
+        if (special & ~agree).any():
+            self._noise = self._max = self._abs = math.inf
+        return np.where(special, 0.0, a), np.where(special, 0.0, b)
 
     def result(self) -> Closeness:
         """Return the figures over all pairs so far."""

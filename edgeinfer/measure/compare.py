@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
@@ -50,7 +50,7 @@ class CompareReport:
 
     reference: str
     candidate: str
-    outputs: dict[str, Closeness]
+    outputs: Mapping[str, Closeness]
     layers: tuple[LayerCloseness, ...] = attrs.field(default=(), converter=as_tuple)
     threshold_db: float = DEFAULT_SQNR_DB
     feeds: int

@@ -65,11 +65,11 @@ class InspectReport:
     name: str
     opset: int
     signature: str
-    shapes: dict[str, tuple[int, ...]]
-    operators: dict[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+    operators: Mapping[str, int]
     nodes: tuple[NodeCost, ...] = attrs.field(converter=as_tuple)
     parameters: int
-    weights: dict[str, int]
+    weights: Mapping[str, int]
     memory: MemoryPlan
     notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 

@@ -24,7 +24,8 @@ class LayerCloseness:
     """How close one tensor of a candidate graph is to the same tensor of the reference graph.
 
     Attributes:
-        tensor: The tensor's name in both graphs.
+        tensor: The tensor's name in both graphs. Where a graph quantizes it for all its readers, it is taken
+            behind the DequantizeLinear, as they read it: a quantizer's range may stand for a ReLU.
         node: The ONNX node of the candidate that makes it.
         op_type: That node's operator.
         closeness: The figures.
@@ -67,6 +68,28 @@ def _computed(graph: ir.Graph) -> dict[str, ir.Node]:
     return found
 
 
+def _as_read(graph: ir.Graph) -> dict[str, str]:
+    """Return, for each computed tensor, the name of what its readers get (see `LayerCloseness.tensor`)."""
+    outputs = {value.name for value in graph.outputs}
+    found: dict[str, str] = {}
+    for name, node in _computed(graph).items():
+        value = next(output for output in node.outputs if output.name == name)
+        behind = None if name in outputs else _behind_quantizer(value)
+        found[name] = behind.name if behind is not None and behind.name else name
+    return found
+
+
+def _behind_quantizer(value: ir.Value) -> ir.Value | None:
+    """Return what DequantizeLinear makes of a value that nothing but quantizers reads."""
+    for op_type in ("QuantizeLinear", "DequantizeLinear"):
+        readers = tuple(value.uses())
+        if not readers or any(use.node.op_type != op_type or use.idx != 0 for use in readers):
+            return None
+        # Where several do it, each has the one scale of the tensor, so the first will do.
+        value = readers[0].node.outputs[0]
+    return value
+
+
 def compare_layers(
     reference: Model,
     candidate: Model,
@@ -91,16 +114,19 @@ def compare_layers(
         raise OptionsError("At least one tensor a pass is needed.", found=tensors_per_pass)
     names = common_tensors(reference, candidate)
     nodes = _computed(candidate.ir.graph)
+    left_reads, right_reads = (_as_read(model.ir.graph) for model in (reference, candidate))
     chunks = [names[start : start + tensors_per_pass] for start in range(0, len(names), tensors_per_pass)]
     layers: list[LayerCloseness] = []
     other_shape: list[str] = []
     for chunk in track(chunks, "Comparing layers", total=len(chunks), progress=progress):
         sums = {name: ClosenessAccumulator() for name in chunk}
         unlike: set[str] = set()
-        with probe(reference, chunk) as left, probe(candidate, chunk) as right:
+        wanted = [list(dict.fromkeys(reads[name] for name in chunk)) for reads in (left_reads, right_reads)]
+        with probe(reference, wanted[0]) as left, probe(candidate, wanted[1]) as right:
             for feed in feeds:
-                expected, found = list(left.infer(feed).values()), list(right.infer(feed).values())
-                for name, a, b in zip(chunk, expected, found, strict=True):
+                expected, found = left.infer(feed), right.infer(feed)
+                for name in chunk:
+                    a, b = expected[left_reads[name]], found[right_reads[name]]
                     if a.shape != b.shape:
                         unlike.add(name)
                     else:

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -93,6 +94,7 @@ def memory(
     runs: int = 5,
     shapes: Shapes | None = None,
     device: str | None = None,
+    options: Mapping[str, object] | None = None,
     timeout_s: float = 300.0,
 ) -> MemoryReport:
     """Measure the peak resident memory of loading and running an artifact, in a child process.
@@ -103,6 +105,7 @@ def memory(
         runs: How many inferences; the first ones may allocate more.
         shapes: For a made-up feed, as for `benchmark`.
         device: As for `load`.
+        options: As for `load`, of values that JSON can hold.
         timeout_s: When to give up.
 
     Raises:
@@ -128,6 +131,7 @@ def memory(
             "feed": str(folder / "feed.npz"),
             "runs": runs,
             "device": device,
+            "options": dict(options) if options else None,
         }
         answer = _run_child(request, timeout_s)
     return MemoryReport(

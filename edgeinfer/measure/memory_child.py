@@ -41,7 +41,7 @@ def main() -> int:
         answer["baseline_bytes"] = _peak_bytes()
         try:
             artifact = Artifact.open(request["artifact"])
-            with ei.load(artifact, device=request["device"]) as session:
+            with ei.load(artifact, device=request["device"], options=request["options"]) as session:
                 answer["loaded_bytes"] = _peak_bytes()
                 for _ in range(request["runs"]):
                     session.infer(feed)

@@ -26,6 +26,9 @@ net (float[N, 4] x) => (float[N, 4] y)
 WEIGHTS = "{" + ", ".join(f"{v:.1f}" for v in np.linspace(-1, 1, 16) + 0.05) + "}"
 
 
+QDQ = "    q = QuantizeLinear(b, s, z)\n    d = DequantizeLinear(q, s, z)\n"
+
+
 def parse(text: str) -> ei.Model:
     return ei.Model.load(onnx.parser.parse_model(text.replace("{WEIGHTS}", WEIGHTS)))
 
@@ -95,16 +98,29 @@ def test_quantized_models_have_the_tensor_before_the_quantizer(model, feeds):
     quantized = parse(
         TEXT.replace(
             "    b = Relu(a)\n",
-            "    b = Relu(a)\n    q = QuantizeLinear(b, s, z)\n    d = DequantizeLinear(q, s, z)\n",
+            "    b = Relu(a)\n" + QDQ,
         )
         .replace("MatMul(b, w2)", "MatMul(d, w2)")
         .replace("<float[4, 4] w1", "<float s = {0.5}, uint8 z = {0}, float[4, 4] w1")
     )
     found = ei.compare(model, quantized, feeds, threshold_db=60, progress=False)
     by_name = {layer.tensor: layer.closeness.sqnr_db for layer in found.layers}
-    assert by_name["b"] == math.inf
-    assert 5 < by_name["c"] < 40
-    assert found.first_bad_layer.tensor == "c"
+    assert list(by_name) == ["a", "b", "c", "y"]
+    assert by_name["a"] == math.inf
+    assert 5 < by_name["b"] < 40  # as the next layer reads it
+    assert found.first_bad_layer.tensor == "b"
+
+
+def test_a_relu_that_the_quantizer_does_by_its_range_is_no_difference(model, feeds):
+    folded = parse(
+        TEXT.replace("a = MatMul(x, w1)\n    b = Relu(a)\n", "b = MatMul(x, w1)\n" + QDQ)
+        .replace("MatMul(b, w2)", "MatMul(d, w2)")
+        .replace("<float[4, 4] w1", "<float s = {0.02}, uint8 z = {0}, float[4, 4] w1")
+    )
+    found = ei.compare(model, folded, feeds, progress=False)
+    assert [layer.tensor for layer in found.layers] == ["b", "c", "y"]
+    assert found.layers[0].closeness.sqnr_db > 35
+    assert found.first_bad_layer is None
 
 
 def test_layers_of_other_shapes_are_said_and_not_compared(model, feeds):

@@ -39,12 +39,17 @@ def test_the_peak_grows_with_what_is_run(artifact, tmp_path):
 
 def test_a_feed_of_the_caller_is_used(artifact):
     feed = {"x": np.ones((3, 1), np.float32), "y": np.ones((1, 2), np.float32)}
-    assert memory(artifact, feed, runs=2).runs == 2
+    assert memory(artifact, feed, runs=2, options={"threads": 1}).runs == 2
 
 
 def test_what_goes_wrong_in_the_child_is_told(artifact):
     with pytest.raises(InferenceError, match="wrong shape"):
         memory(artifact, {"x": np.ones((3, 2), np.float32), "y": np.ones((1, 2), np.float32)})
+
+
+def test_options_reach_the_child(artifact):
+    with pytest.raises(InferenceError, match="has no option 'nonsense'"):
+        memory(artifact, options={"nonsense": 1})
 
 
 def test_a_child_that_takes_too_long_is_ended(artifact):
@@ -60,7 +65,13 @@ def test_no_run_is_refused(artifact):
 def test_the_child_unpickles_nothing(tmp_path, artifact):
     saved = artifact.save(tmp_path / "outer.edge")
     np.savez(tmp_path / "feed.npz", x=np.array([{"a": 1}], dtype=object))
-    request = {"artifact": str(saved.path), "feed": str(tmp_path / "feed.npz"), "runs": 1, "device": None}
+    request = {
+        "artifact": str(saved.path),
+        "feed": str(tmp_path / "feed.npz"),
+        "runs": 1,
+        "device": None,
+        "options": None,
+    }
     done = subprocess.run(
         [sys.executable, "-m", "edgeinfer.measure.memory_child"],
         input=json.dumps(request), capture_output=True, text=True, check=False,
