@@ -20,7 +20,7 @@ import numpy as np
 __all__ = ["Closeness", "ClosenessAccumulator"]
 
 # Elements at a time: float64 copies of this many stay in the cache, and memory stays flat.
-_BLOCK = 1 << 14
+_BLOCK = 1 << 15
 
 
 @final
