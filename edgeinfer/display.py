@@ -69,7 +69,7 @@ class Table:
             if self.rows
             else ""
         )
-        footer = f"<div style='{_FOOTER}'>{html.escape(self.footer)}</div>" if self.footer else ""
+        footer = f"<div style='{_FOOTER}'>{_escaped(self.footer)}</div>" if self.footer else ""
         return f"<div style='{_BLOCK}'>{caption}{table}{footer}</div>"
 
     def to_rich(self) -> Group:
@@ -128,7 +128,11 @@ def track(
 
 
 def _html_cell(value: object, style: str) -> str:
-    return f"<td style='{style}'>{html.escape(str(value)).replace(chr(10), '<br>')}</td>"
+    return f"<td style='{style}'>{_escaped(str(value))}</td>"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text).replace("\n", "<br>")
 
 
 def _in_notebook() -> bool:
