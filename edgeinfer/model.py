@@ -270,7 +270,7 @@ class Model:
         rows.append(("opset", str(self.opset), f"{self.nbytes / 1e6:.2f} MB of weights"))
         rows.append(("digest", self.digest[:12], f"{len(self.history)} transforms"))
         name = self.path.name if self.path else self.ir.graph.name or "model"
-        return Table(title=f"Model {name}", columns=("", "name", ""), rows=tuple(rows))
+        return Table(title=f"Model {name}", columns=("", "", ""), rows=tuple(rows))
 
     def __repr__(self) -> str:
         name = self.path.name if self.path else self.ir.graph.name or "model"
