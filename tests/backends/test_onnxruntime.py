@@ -161,10 +161,8 @@ def test_a_convolution_that_is_not_fused_with_its_quantizers_is_reported_as_floa
 
 
 def test_fused_operators_are_seen():
-    text = (
-        HEADER
-        + "c (float[1, 4, 8, 8] x, float[4, 4, 3, 3] w) => (float[1, 4, 6, 6] y) { c = Conv(x, w) y = Relu(c) }"
-    )
+    text = HEADER + "c (float[1, 4, 8, 8] x, float[4, 4, 3, 3] w) => (float[1, 4, 6, 6] y) "
+    text = text + "{ c = Conv(x, w) y = Relu(c) }"
     with session(text, graph_optimization_level="extended") as loaded:
         assert [layer.op_type for layer in loaded.execution().layers] == ["FusedConv"]
     with session(text, graph_optimization_level="disable") as loaded:
