@@ -183,10 +183,11 @@ class Model:
         """The size of all weights in bytes: initializers and Constant nodes, wherever they are."""
         graphs = [self.ir.graph, *self.ir.graph.subgraphs()]
         tensors = [v.const_value for graph in graphs for v in graph.initializers.values()]
-        for nodes in (self.ir.graph, *self.ir.functions.values()):
+        owners: list[ir.Graph | ir.Function] = [self.ir.graph, *self.ir.functions.values()]
+        for owner in owners:
             tensors += [
                 ir.convenience.get_const_tensor(node.outputs[0])
-                for node in nodes.all_nodes()
+                for node in owner.all_nodes()
                 if (node.domain, node.op_type) == ("", "Constant")
             ]
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
