@@ -3,7 +3,6 @@ from __future__ import annotations
 import attrs
 import numpy as np
 import pytest
-from qdq_models import CHANNELS, Builder, residual_net
 
 from edgeinfer.backends.base import QDQDialect
 from edgeinfer.backends.onnxruntime_ import DIALECT as ORT
@@ -12,6 +11,7 @@ from edgeinfer.backends.tensorrt_dialect import DIALECT as TENSORRT
 from edgeinfer.model import Model
 from edgeinfer.quantization.insert import prepare
 from edgeinfer.quantization.placement import Placement, place
+from tests.quantization.qdq_models import CHANNELS, Builder, residual_net
 
 EAGER = attrs.evolve(ORT, costs=None)
 
@@ -33,7 +33,7 @@ def placed(
 
 def test_onnxruntime_quantizes_what_every_kernel_stores() -> None:
     plan, tensors, skipped = placed(residual_net(), EAGER)
-    # conv2_out before the Add, too: QLinearConv needs it. relu1 is inside conv1's kernel: conv1_out is not stored.
+    # conv2_out before the Add, too: QLinearConv needs it. conv1_out is not stored: relu1 is in its kernel.
     assert tensors == {
         "x",
         "relu1_out",
@@ -95,8 +95,9 @@ def test_softmax_and_layer_normalization_stay_float() -> None:
     scale, bias = b.weight("s", np.ones(64, np.float32)), b.weight("b", np.zeros(64, np.float32))
     hidden = b.node("LayerNormalization", b.matmul(b.input, "fc1", 64, 64), scale, bias, name="norm")
     out = b.matmul(b.node("Softmax", hidden, name="softmax"), "fc2", 64, 64)
+    model = b.model(out, 8, 64)
     for dialect in (EAGER, OPENVINO, TENSORRT):
-        plan, tensors, _ = placed(b.model(out, 8, 64), dialect)
+        plan, tensors, _ = placed(model, dialect)
         assert tensors == {"x", "softmax_out"}
         assert len(plan.regions) == 2
 

@@ -4,11 +4,19 @@ import itertools
 
 import numpy as np
 import pytest
-from qdq_models import TARGETS, feeds, initializer, quantized, residual_net, run_plain, sqnr_db
 
 from edgeinfer.errors import PreconditionError
 from edgeinfer.model import Model
 from edgeinfer.transforms import QuantizeStatic, RetargetQDQ
+from tests.quantization.qdq_models import (
+    TARGETS,
+    feeds,
+    initializer,
+    quantized,
+    residual_net,
+    run_plain,
+    sqnr_db,
+)
 
 
 @pytest.mark.parametrize(("source", "target"), list(itertools.permutations(TARGETS, 2)))
