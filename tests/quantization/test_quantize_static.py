@@ -116,6 +116,17 @@ def test_old_opsets_are_converted_and_int16_needs_opset_21() -> None:
     assert sqnr_db(run_plain(residual_net(), feed), run_plain(after, feed)) > 35
 
 
+def test_float8_is_for_targets_that_run_it() -> None:
+    model = residual_net()
+    with pytest.raises(PreconditionError, match="float8") as caught:
+        quantized(model, "onnxruntime", activation_dtype="float8e4m3fn")
+    assert "int16" in str(caught.value.hint)
+    after = quantized(model, "tensorrt", activation_dtype="float8e4m3fn")
+    assert after.opset == 19
+    feed = feeds(model, 1)[0]
+    assert sqnr_db(run_plain(model, feed), run_plain(after, feed)) > 15
+
+
 def test_calibration_is_needed() -> None:
     with pytest.raises(CalibrationError, match="needs calibration") as caught:
         QuantizeStatic().apply(residual_net())
