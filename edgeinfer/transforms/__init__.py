@@ -6,6 +6,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgeinfer.quantization.correct_bias import CorrectBias
+    from edgeinfer.quantization.equalize_weights import EqualizeWeights
+    from edgeinfer.quantization.quantize_dynamic import QuantizeDynamic
+    from edgeinfer.quantization.quantize_weights import QuantizeWeights
+    from edgeinfer.quantization.round_weights import RoundWeights
+    from edgeinfer.quantization.smooth_quant import SmoothQuant
     from edgeinfer.transforms.base import (
         Applied,
         GraphTransform,
@@ -37,6 +43,12 @@ _HOME = {
         ),
         "edgeinfer.transforms.base",
     ),
+    "CorrectBias": "edgeinfer.quantization.correct_bias",
+    "EqualizeWeights": "edgeinfer.quantization.equalize_weights",
+    "QuantizeDynamic": "edgeinfer.quantization.quantize_dynamic",
+    "QuantizeWeights": "edgeinfer.quantization.quantize_weights",
+    "RoundWeights": "edgeinfer.quantization.round_weights",
+    "SmoothQuant": "edgeinfer.quantization.smooth_quant",
     "FixShapes": "edgeinfer.transforms.fix_shapes",
     "FuseBatchNorm": "edgeinfer.transforms.fuse_batchnorm",
     "Simplify": "edgeinfer.transforms.simplify",
@@ -45,13 +57,19 @@ _HOME = {
 
 __all__ = [
     "Applied",
+    "CorrectBias",
+    "EqualizeWeights",
     "FixShapes",
     "FuseBatchNorm",
     "GraphTransform",
     "Pipeline",
+    "QuantizeDynamic",
+    "QuantizeWeights",
     "ReportBuilder",
+    "RoundWeights",
     "Simplify",
     "Skipped",
+    "SmoothQuant",
     "ToFloat16",
     "Transform",
     "TransformReport",
