@@ -15,6 +15,7 @@ import onnx_ir as ir
 from edgeinfer.devices.profile import Target
 
 __all__ = [
+    "LINEAR_OPS",
     "Linear",
     "add_initializer",
     "as_target",
