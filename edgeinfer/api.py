@@ -13,6 +13,7 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
+from edgeinfer.affinity import Pins
 from edgeinfer.artifact import Artifact
 from edgeinfer.backends.base import (
     Capabilities,
@@ -28,7 +29,7 @@ from edgeinfer.manifest import Manifest
 from edgeinfer.model import Model, ModelSource
 from edgeinfer.recipe import hand_down, recipe
 from edgeinfer.registry import get_backend, require_available
-from edgeinfer.session import Session, SessionOptions, _Pins
+from edgeinfer.session import Session, SessionOptions
 from edgeinfer.transforms.base import Pipeline, Transform
 
 __all__ = ["compile", "infer", "load", "optimize"]
@@ -135,10 +136,11 @@ def load(
     wanted = _wanted_device(manifest, device)
     _preflight(manifest, capabilities, wanted)
     own, session_options = _split_options(options)
-    pins = _Pins(session_options.pin_cores) if session_options.pin_cores else None
-    with _pinned_while_loading(pins), _wrapping(SessionError, f"{backend.name} could not load the artifact"):
+    pins = Pins(session_options.pin_cores) if session_options.pin_cores else None
+    pinned = pins.while_loading() if pins is not None else contextlib.nullcontext()
+    with pinned, _wrapping(SessionError, f"{backend.name} could not load the artifact"):
         runner = backend.load(opened.payload, LoadOptions(device=wanted, options=own))
-    return Session(runner, manifest, device=wanted, options=session_options)
+    return Session(runner, manifest, device=wanted, options=session_options, pins=pins)
 
 
 def infer(session: Session, inputs: Mapping[str, np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:
@@ -196,19 +198,6 @@ def _split_options(options: object) -> tuple[object, SessionOptions]:
     return own, options_from(
         SessionOptions, {n: v for n, v in options.items() if n in names}, backend="session"
     )
-
-
-@contextlib.contextmanager
-def _pinned_while_loading(pins: _Pins | None) -> Iterator[None]:
-    """Create the runtime's threads on the wanted cores: they inherit the loading thread's affinity."""
-    if pins is None:
-        yield
-        return
-    pins.pin_this_thread()
-    try:
-        yield
-    finally:
-        pins.release()
 
 
 @contextlib.contextmanager

@@ -180,9 +180,15 @@ class Model:
 
     @cached_property
     def nbytes(self) -> int:
-        """The size of all weights in bytes, subgraphs included."""
+        """The size of all weights in bytes: initializers and Constant nodes, subgraphs and functions included."""
         graphs = [self.ir.graph, *self.ir.graph.subgraphs()]
-        tensors = (v.const_value for graph in graphs for v in graph.initializers.values())
+        tensors = [v.const_value for graph in graphs for v in graph.initializers.values()]
+        for nodes in (self.ir.graph, *self.ir.functions.values()):
+            tensors += [
+                ir.convenience.get_const_tensor(node.outputs[0])
+                for node in nodes.all_nodes()
+                if (node.domain, node.op_type) == ("", "Constant")
+            ]
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def copy_ir(self) -> IrModel:

@@ -19,7 +19,8 @@ import onnx_ir.passes.common as common_passes
 from edgeinfer.api import compile as compile_model
 from edgeinfer.api import load
 from edgeinfer.errors import CalibrationError
-from edgeinfer.model import ModelSource
+from edgeinfer.model import Model, ModelSource
+from edgeinfer.quantization.calibration import Calibration, as_calibration
 from edgeinfer.quantization.linear import (
     LINEAR_OPS,
     Linear,
@@ -29,7 +30,7 @@ from edgeinfer.quantization.linear import (
     graph_of,
     set_constant,
 )
-from edgeinfer.quantization.twin import Layer, Twin, reduce_mean, find_reference, is_quantized
+from edgeinfer.quantization.twin import Layer, Twin, find_reference, is_quantized, reduce_mean
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
 
 __all__ = ["CorrectBias"]
@@ -64,14 +65,15 @@ class CorrectBias(GraphTransform):
             raise CalibrationError(
                 "CorrectBias needs calibration data.", hint="CorrectBias(calibration=feeds)"
             )
-        twin = Twin(model, find_reference(model, self.reference, wanted_by="CorrectBias"))
+        twin = Twin(model, find_reference(model, self.reference, wanted_by="CorrectBias"), report)
         common_passes.ShapeInferencePass()(twin.model)
         shifts = {}
-        for layer in twin.layers(report):
+        for layer in twin.layers:
             shift = _measured(twin, layer, report)
             if shift is not None:
                 shifts[layer.quantized.node.name or ""] = shift
-        means = _means(twin, shifts, self.calibration)
+        calibration = as_calibration(self.calibration, Model(model.clone()).signature)
+        means = _means(twin, shifts, calibration)
         nodes = {node.name or "": node for node in model.graph}
         corrected = []
         for name, mean in means.items():
@@ -117,7 +119,7 @@ def _append(graph: ir.Graph, op_type: str, inputs: list[ir.Value], name: str) ->
     return node.outputs[0]
 
 
-def _means(twin: Twin, shifts: dict[str, ir.Value], calibration: Any) -> dict[str, np.ndarray]:
+def _means(twin: Twin, shifts: dict[str, ir.Value], calibration: Calibration) -> dict[str, np.ndarray]:
     """Return each layer's mean shift `(channels,)`, shrunk by what chance explains.
 
     The mean of n samples with variance v has an error of v / n of its own; the positive-part James-Stein factor

@@ -21,7 +21,7 @@ from typing import final
 import attrs
 import numpy as np
 
-__all__ = ["Grid", "output_error", "reconstruct", "round_weights"]
+__all__ = ["Grid", "output_error", "round_weights"]
 
 _BLOCK = 128
 
@@ -71,25 +71,6 @@ def output_error(weights: np.ndarray, rounded: np.ndarray, moment: np.ndarray) -
     error = np.asarray(weights, np.float64) - rounded
     total: np.ndarray = np.einsum("grk,grk->gr", error @ moment.astype(np.float64, copy=False), error)
     return total
-
-
-def reconstruct(
-    weights: np.ndarray, moment: np.ndarray, cross: np.ndarray, *, damping: float = 0.01
-) -> np.ndarray:
-    """Return weights that make a wanted output from disturbed inputs, by ridge regression.
-
-    It minimizes `‖Y - V X‖² + λ‖V - W‖²`, whose solution is `V = W + (Y Xᵀ - W H)(H + λI)⁻¹`.
-
-    Args:
-        weights: W, `(G, R, K)`.
-        moment: `H = X Xᵀ` of the disturbed inputs, `(G, K, K)`.
-        cross: `Y Xᵀ`, `(G, R, K)`, of the wanted outputs and the disturbed inputs.
-        damping: λ as a part of the mean diagonal of H.
-    """
-    damped = _damped(moment, damping)
-    residual = cross - weights @ moment
-    change = np.linalg.solve(damped, residual.transpose(0, 2, 1)).transpose(0, 2, 1)
-    return np.asarray(weights + change, np.float64)
 
 
 def round_weights(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, final
 
 import attrs
@@ -10,11 +11,13 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.errors import CalibrationError
-from edgeinfer.model import ModelSource
-from edgeinfer.quantization.gptq import Grid, output_error, reconstruct, round_weights
-from edgeinfer.quantization.layer_moments import Moments, Probe, collect, unsupported
+from edgeinfer.model import Model, ModelSource
+from edgeinfer.quantization.calibration import as_calibration, observe
+from edgeinfer.quantization.gptq import Grid, output_error, round_weights
+from edgeinfer.quantization.im2col import layout_of_node
 from edgeinfer.quantization.linear import LINEAR_OPS, Linear, constant, find_linear, set_constant
-from edgeinfer.quantization.twin import Twin, find_reference, is_quantized
+from edgeinfer.quantization.moments import MomentObserver
+from edgeinfer.quantization.twin import Layer, find_reference, is_quantized, quantized_layers
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
 
 __all__ = ["SCALE_KEY", "RoundWeights"]
@@ -23,13 +26,18 @@ __all__ = ["SCALE_KEY", "RoundWeights"]
 SCALE_KEY = "edgeinfer.scale"
 
 
+# Columns of X taken from each feed: 100 feeds then give ten times as many as the widest layers have inputs.
+_MAX_COLUMNS = 2048
+_MAX_BYTES = 1 << 30  # of moments held at a time; more layers take more passes
+
+
 @final
 @attrs.frozen
 class RoundWeights(GraphTransform):
     """Round the weights of Conv, Gemm and MatMul so that the layers' outputs change least (GPTQ).
 
-    On a Q/DQ graph the quantized weights are rounded anew from those of the float model, on the same scales, for
-    the inputs that the layers have in the quantized model. On a float graph the weights are moved onto the
+    On a Q/DQ graph the quantized weights are rounded anew from those of the float model, on the same scales,
+    for the inputs that the layers have in the quantized model. On a float graph the weights are moved onto the
     grid of `bits`, one scale a channel, and stay float; the scales are kept in the tensors' metadata under
     `edgeinfer.scale`.
 
@@ -39,8 +47,6 @@ class RoundWeights(GraphTransform):
         calibration: Representative feeds.
         bits: Bits of the grid on a float graph, 2 to 8; a Q/DQ graph has its own.
         reference: The float model of a Q/DQ graph; None for the one that QuantizeStatic left in memory.
-        absorb: On a Q/DQ graph: aim at the float model's output from the quantized inputs, so that the weights
-            make good a part of the inputs' errors, too.
         damping: Added to the diagonal of the inputs' moments, as a part of its mean.
     """
 
@@ -49,7 +55,6 @@ class RoundWeights(GraphTransform):
         default=8, kw_only=True, validator=[attrs.validators.ge(2), attrs.validators.le(8)]
     )
     reference: ModelSource | None = attrs.field(default=None, kw_only=True, eq=False)
-    absorb: bool = attrs.field(default=True, kw_only=True)
     damping: float = attrs.field(default=0.01, kw_only=True, validator=attrs.validators.gt(0))
 
     # On a Q/DQ graph the inputs' errors depend on the rounding of the layers before.
@@ -67,75 +72,92 @@ class RoundWeights(GraphTransform):
             self._rewrite_float(model, report)
 
     def _rewrite_quantized(self, model: ir.Model, report: ReportBuilder) -> None:
-        twin = Twin(model, find_reference(model, self.reference, wanted_by="RoundWeights"))
-        probes: dict[str, Probe] = {}
-        targets: dict[str, np.ndarray] = {}
-        for layer in twin.layers(report):
-            name = layer.quantized.node.name or ""
-            reason = unsupported(layer.quantized)
-            if reason:
-                report.skip(name, reason)
-                continue
-            probes[name] = Probe(
-                layer=layer.quantized, wanted=layer.reference.output if self.absorb else None
-            )
-            targets[name] = layer.reference.array()
-        nodes = {node.name or "": node for node in model.graph}
-        for name, moments in collect(twin.model, probes, self.calibration):
-            linear = find_linear(nodes[name])
-            assert not isinstance(linear, str)
-            stored = constant(linear.weight)
-            weights = linear.to_matrices(targets[name])
-            grid = _stored_grid(linear, stored)
-            second, cross = moments.centred()
-            if cross is not None:
-                weights = reconstruct(weights, second, cross, damping=self.damping).astype(np.float32)
-            integers = round_weights(weights, second, grid, damping=self.damping)
-            new = linear.from_matrices(integers, stored.shape).astype(stored.dtype)
-            if np.array_equal(new, stored):
-                report.skip(name, "its weights are rounded best already")
-                continue
-            before = linear.to_matrices(stored.astype(np.float32))
-            ratio = _ratio(weights, grid, before, integers, second)
-            set_constant(linear.weight, new)
-            changed = float(np.mean(new != stored))
-            report.apply(name, f"{changed:.1%} of the weights rounded otherwise, output error x {ratio:.2f}")
+        reference = find_reference(model, self.reference, wanted_by="RoundWeights")
+        layers = {layer.quantized: layer for layer in quantized_layers(model, reference, report)}
+        # The layout of a layer's inputs is read from the float twin, whose weight is a plain constant.
+        twins = {linear: layer.reference.node for linear, layer in layers.items()}
+        for linear, moment in self._moments(model, twins):
+            self._round(layers[linear], moment, report)
 
     def _rewrite_float(self, model: ir.Model, report: ReportBuilder) -> None:
-        copy = model.clone()
-        probes: dict[str, Probe] = {}
-        for node in copy.graph:
+        layers: dict[Linear, ir.Node] = {}
+        for node in model.graph:
             if node.op_type not in LINEAR_OPS:
                 continue
             linear = find_linear(node)
-            reason = linear if isinstance(linear, str) else unsupported(linear)
-            if reason or isinstance(linear, str):
-                report.skip(node, reason or "")
+            if isinstance(linear, str):
+                report.skip(node, linear)
             elif _on_grid(linear, self.bits):
                 report.skip(node, f"its weights lie on a grid of {self.bits} bits already")
             else:
-                probes[node.name or ""] = Probe(layer=linear)
-        nodes = {node.name or "": node for node in model.graph}
-        for name, moments in collect(copy, probes, self.calibration):
-            linear = find_linear(nodes[name])
-            assert not isinstance(linear, str)
-            self._snap(linear, moments)
-            report.apply(name, f"weights moved onto a grid of {self.bits} bits")
+                layers[linear] = node
+        for linear, moment in self._moments(model, layers):
+            self._snap(linear, moment)
+            report.apply(linear.node, f"weights moved onto a grid of {self.bits} bits")
 
-    def _snap(self, linear: Linear, moments: Moments) -> None:
+    def _moments(
+        self, model: ir.Model, layers: Mapping[Linear, ir.Node]
+    ) -> Iterator[tuple[Linear, np.ndarray]]:
+        """Yield each layer with `X Xᵀ / n` of its inputs, in as few passes as memory allows."""
+        frozen = Model(model.clone())
+        calibration = as_calibration(self.calibration, frozen.signature)
+        for chunk in _chunks(layers):
+            observers: dict[str, list[MomentObserver]] = {}
+            pairs = [
+                (linear, MomentObserver(layout_of_node(layers[linear]), max_columns=_MAX_COLUMNS))
+                for linear in chunk
+            ]
+            for linear, observer in pairs:
+                observers.setdefault(linear.input.name or "", []).append(observer)
+            observe(frozen, calibration, observers, progress=False)
+            yield from ((linear, observer.hessian) for linear, observer in pairs)
+
+    def _round(self, layer: Layer, moment: np.ndarray, report: ReportBuilder) -> None:
+        linear = layer.quantized
+        stored = constant(linear.weight)
+        weights = linear.to_matrices(layer.reference.array())
+        grid = _stored_grid(linear, stored)
+        integers = round_weights(weights, moment, grid, damping=self.damping)
+        new = linear.from_matrices(integers, stored.shape).astype(stored.dtype)
+        if np.array_equal(new, stored):
+            report.skip(linear.node, "its weights are rounded best already")
+            return
+        before = linear.to_matrices(stored.astype(np.float32))
+        ratio = _ratio(weights, grid, before, integers, moment)
+        changed = float(np.mean(new != stored))
+        set_constant(linear.weight, new)
+        report.apply(
+            linear.node, f"{changed:.1%} of the weights rounded otherwise, output error x {ratio:.2f}"
+        )
+
+    def _snap(self, linear: Linear, moment: np.ndarray) -> None:
         array = constant(linear.weight)
         weights = linear.to_matrices(array.astype(np.float32))
         high = 2 ** (self.bits - 1) - 1
         scale = np.abs(weights).max(axis=2, keepdims=True) / np.float32(high)
         scale = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
         grid = Grid(scale=scale, low=-high, high=high)
-        integers = round_weights(weights, moments.second, grid, damping=self.damping)
+        integers = round_weights(weights, moment, grid, damping=self.damping)
         new = linear.from_matrices(grid.dequantize(integers), array.shape)
         set_constant(linear.weight, new.astype(array.dtype))
         tensor = linear.weight.const_value
         assert tensor is not None
         facts = {"scale": scale.reshape(-1).tolist(), "axis": linear.channel_axis, "bits": self.bits}
         tensor.metadata_props[SCALE_KEY] = json.dumps(facts)
+
+
+def _chunks(layers: Iterable[Linear]) -> Iterator[list[Linear]]:
+    held, chunk = 0, []
+    for linear in layers:
+        groups, _, inputs = linear.to_matrices(linear.array()).shape
+        size = 8 * groups * inputs * inputs
+        if chunk and held + size > _MAX_BYTES:
+            yield chunk
+            held, chunk = 0, []
+        held += size
+        chunk.append(linear)
+    if chunk:
+        yield chunk
 
 
 def _stored_grid(linear: Linear, stored: np.ndarray) -> Grid:

@@ -16,13 +16,12 @@ import onnx_ir as ir
 from edgeinfer.errors import PreconditionError
 from edgeinfer.model import Model, ModelSource
 from edgeinfer.quantization.linear import LINEAR_OPS, Linear, add_initializer, find_linear
+from edgeinfer.quantization.state import REFERENCE_KEY
 from edgeinfer.transforms.base import ReportBuilder
 from edgeinfer.transforms.opset import convert_opset
 
-__all__ = ["REFERENCE_KEY", "Layer", "Twin", "find_reference", "is_quantized", "reduce_mean"]
+__all__ = ["Layer", "Twin", "find_reference", "is_quantized", "quantized_layers", "reduce_mean"]
 
-# `ir.Model.meta`, in memory only: the float model that QuantizeStatic quantized.
-REFERENCE_KEY = "edgeinfer.float_reference"
 _PREFIX = "float::"
 
 
@@ -63,6 +62,29 @@ def find_reference(model: ir.Model, given: ModelSource | None, *, wanted_by: str
     return reference
 
 
+def quantized_layers(quantized: ir.Model, reference: ir.Model, report: ReportBuilder) -> Iterator[Layer]:
+    """Yield the quantized layers in topological order; those that cannot be compared are skipped."""
+    counterparts = {node.name or "": node for node in reference.graph}
+    for node in list(quantized.graph):
+        if node.op_type not in LINEAR_OPS:
+            continue
+        own = find_linear(node)
+        if isinstance(own, str):
+            report.skip(node, own)
+            continue
+        if own.dequantize is None:
+            report.skip(node, "its weight is not quantized")
+            continue
+        other = counterparts.get(node.name or "")
+        its = find_linear(other) if other is not None else "the float model has no node of that name"
+        if isinstance(its, str):
+            report.skip(node, its)
+        elif its.dequantize is not None or its.array().shape != own.array().shape:
+            report.skip(node, "the node of that name in the float model is another layer")
+        else:
+            yield Layer(quantized=own, reference=its)
+
+
 @final
 class Twin:
     """The quantized graph joined with its reference.
@@ -70,39 +92,17 @@ class Twin:
     Args:
         quantized: The quantized graph; it is copied.
         reference: The float graph; it is consumed.
+        report: Told of the layers that cannot be compared.
+
+    Attributes:
+        model: The joined graph.
+        layers: The layers, in topological order.
     """
 
-    def __init__(self, quantized: ir.Model, reference: ir.Model) -> None:
+    def __init__(self, quantized: ir.Model, reference: ir.Model, report: ReportBuilder) -> None:
         self.model = quantized.clone()
-        self._nodes = {node.name or "": node for node in self.model.graph}
-        self._reference_nodes = {node.name or "": node for node in reference.graph}
+        self.layers = tuple(quantized_layers(self.model, reference, report))
         _join(self.model, reference)
-        self.model.graph.outputs.clear()
-
-    def layers(self, report: ReportBuilder) -> Iterator[Layer]:
-        """Yield the quantized layers in topological order; those that cannot be compared are skipped."""
-        for node in list(self.model.graph):
-            if node.op_type not in LINEAR_OPS or (node.name or "") not in self._nodes:
-                continue
-            if self._nodes[node.name or ""] is not node:
-                continue
-            quantized = find_linear(node)
-            if isinstance(quantized, str):
-                report.skip(node, quantized)
-                continue
-            if quantized.dequantize is None:
-                report.skip(node, "its weight is not quantized")
-                continue
-            other = self._reference_nodes.get(node.name or "")
-            reference = (
-                find_linear(other) if other is not None else "the float model has no node of that name"
-            )
-            if isinstance(reference, str):
-                report.skip(node, reference)
-            elif reference.dequantize is not None or reference.array().shape != quantized.array().shape:
-                report.skip(node, "the node of that name in the float model is another layer")
-            else:
-                yield Layer(quantized=quantized, reference=reference)
 
     def expose(self, values: list[ir.Value]) -> Model:
         """Return the joined model with these tensors as its outputs."""

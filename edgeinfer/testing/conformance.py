@@ -109,7 +109,7 @@ def check_inputs_are_not_changed(backend: str) -> None:
 
 
 def check_outputs_belong_to_the_caller(backend: str) -> None:
-    """Outputs of one call are not changed by later calls, nor by the caller writing into inputs or outputs."""
+    """Later calls do not change earlier outputs; writing into inputs or outputs changes no later call."""
     reference = affine_model()
     with _session(backend, reference) as session:
         feed = {name: array.copy() for name, array in reference.feed(seed=4).items()}

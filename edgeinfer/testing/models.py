@@ -51,12 +51,14 @@ class ReferenceModel:
 
 
 def _model(text: str, weights: Mapping[str, np.ndarray] | None = None) -> Model:
+    """Parse ONNX text in which the weights stand among the inputs, and make them weights."""
     parsed = ir.from_onnx_text(text)
-    for name, array in (weights or {}).items():
-        value = next(v for node in parsed.graph for v in node.inputs if v is not None and v.name == name)
-        value.const_value = ir.tensor(array, name=name)
-        value.shape, value.dtype = ir.Shape(array.shape), value.const_value.dtype
-        parsed.graph.register_initializer(value)
+    for value in list(parsed.graph.inputs):
+        array = (weights or {}).get(value.name or "")
+        if array is not None:
+            value.const_value = ir.tensor(array, name=value.name)
+            parsed.graph.inputs.remove(value)
+            parsed.graph.register_initializer(value)
     return Model.from_ir(parsed)
 
 
@@ -77,7 +79,7 @@ def affine_model() -> ReferenceModel:
     W, b = rng.standard_normal((5, 4)).astype(np.float32), rng.standard_normal(4).astype(np.float32)
     model = _model(
         """<ir_version: 8, opset_import: ["" : 13]>
-        affine (float[3,5] x) => (float[3,4] y)
+        affine (float[3,5] x, float[5,4] W, float[4] b) => (float[3,4] y)
         { h = Gemm(x, W, b)
           y = Relu(h) }""",
         {"W": W, "b": b},
@@ -108,13 +110,13 @@ def two_output_model() -> ReferenceModel:
 
 
 def classifier_model() -> ReferenceModel:
-    """Return a convolution (3x3, stride 2, padded), ReLU, global pooling, Gemm; symbolic batch, (N, 3, 8, 8)."""
+    """Return Conv (3x3, stride 2, padded), ReLU, global pooling, Gemm over (N, 3, 8, 8), N symbolic."""
     rng = np.random.default_rng(1)
     K = rng.standard_normal((6, 3, 3, 3)).astype(np.float32) * np.float32(0.3)
     W, b = rng.standard_normal((6, 4)).astype(np.float32), rng.standard_normal(4).astype(np.float32)
     model = _model(
         """<ir_version: 8, opset_import: ["" : 13]>
-        classifier (float[N,3,8,8] image) => (float[N,4] logits)
+        classifier (float[N,3,8,8] image, float[6,3,3,3] K, float[6,4] W, float[4] b) => (float[N,4] logits)
         { c = Conv <kernel_shape = [3,3], pads = [1,1,1,1], strides = [2,2]> (image, K)
           r = Relu(c)
           p = GlobalAveragePool(r)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TransformResult,
         as_transform,
     )
+    from edgeinfer.transforms.convert_opset import ConvertOpset
     from edgeinfer.transforms.fix_shapes import FixShapes
     from edgeinfer.transforms.fuse_batchnorm import FuseBatchNorm
     from edgeinfer.transforms.simplify import Simplify
@@ -43,20 +44,22 @@ _HOME = {
         ),
         "edgeinfer.transforms.base",
     ),
+    "ConvertOpset": "edgeinfer.transforms.convert_opset",
     "CorrectBias": "edgeinfer.quantization.correct_bias",
     "EqualizeWeights": "edgeinfer.quantization.equalize_weights",
+    "FixShapes": "edgeinfer.transforms.fix_shapes",
+    "FuseBatchNorm": "edgeinfer.transforms.fuse_batchnorm",
     "QuantizeDynamic": "edgeinfer.quantization.quantize_dynamic",
     "QuantizeWeights": "edgeinfer.quantization.quantize_weights",
     "RoundWeights": "edgeinfer.quantization.round_weights",
-    "SmoothQuant": "edgeinfer.quantization.smooth_quant",
-    "FixShapes": "edgeinfer.transforms.fix_shapes",
-    "FuseBatchNorm": "edgeinfer.transforms.fuse_batchnorm",
     "Simplify": "edgeinfer.transforms.simplify",
+    "SmoothQuant": "edgeinfer.quantization.smooth_quant",
     "ToFloat16": "edgeinfer.transforms.to_float16",
 }
 
 __all__ = [
     "Applied",
+    "ConvertOpset",
     "CorrectBias",
     "EqualizeWeights",
     "FixShapes",

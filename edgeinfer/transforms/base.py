@@ -151,8 +151,7 @@ class GraphTransform(ir.passes.FunctionalPass):
     """Base of edgeinfer's own transforms; see the module's docstring.
 
     Class attributes:
-        min_opset: The opset that the rewrite needs; an older model is converted first, and the report
-            says so.
+        min_opset: The opset that the rewrite needs; an older model is converted first, and that is noted.
         changes_signature: Declares that inputs or outputs may change.
         idempotent: Whether applying twice equals applying once.
     """

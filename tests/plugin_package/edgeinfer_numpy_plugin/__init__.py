@@ -1,6 +1,6 @@
 """A complete third-party backend: it runs models in the ONNX reference evaluator.
 
-It inherits from nothing. Copy it to start a backend of your own; `docs/writing_a_backend.md` walks through it.
+It inherits from nothing. Copy it to start a backend of your own: `docs/writing_a_backend.md`.
 """
 
 from __future__ import annotations
