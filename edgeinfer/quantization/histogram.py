@@ -32,10 +32,10 @@ class StreamingHistogram:
     Args:
         bins: The number of bins, at least 2. Between half of them and all lie within the range seen.
         sample: Of an array with more elements than this, every k-th is counted, k such that at least
-            `sample` and at least one in 16 are. The extremes are exact all the same.
+            `sample` and at least one in 64 are. The extremes are exact all the same.
     """
 
-    def __init__(self, bins: int = 2048, *, sample: int = 8192) -> None:
+    def __init__(self, bins: int = 2048, *, sample: int = 4096) -> None:
         if bins < 2 or sample < 1:
             raise CalibrationError(
                 "A histogram needs two bins and a sample.", found=f"bins={bins}, sample={sample}"
@@ -49,6 +49,11 @@ class StreamingHistogram:
         self.zeros = 0
         self.low = math.inf
         self.high = -math.inf
+
+    @property
+    def key(self) -> str:
+        """Histograms with one key can take each other's state."""
+        return f"histogram {self._bins} {self._sample}"
 
     @property
     def width(self) -> float:
@@ -141,7 +146,7 @@ class StreamingHistogram:
 
     def _step(self, size: int) -> int:
         """Return k, odd so that it is not in step with the powers of two that channels come in."""
-        step = min(size // self._sample, 16)
+        step = min(size // self._sample, 64)
         return max(step - 1 + step % 2, 1)
 
     def _cover(self) -> None:
