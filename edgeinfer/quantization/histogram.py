@@ -21,6 +21,7 @@ from edgeinfer.errors import CalibrationError
 __all__ = ["StreamingHistogram"]
 
 _LEAST_EXPONENT = -126  # of float32's normal numbers: 2**-e must not overflow
+_LAST_INDEX = 1 << 62  # indices are int64
 # How many elements pass through the cache at a time. Half a megabyte of float32 stays in the second level.
 _CHUNK = 1 << 17
 
@@ -171,7 +172,8 @@ class StreamingHistogram:
         self._exponent, self._first, self._counts = exponent, first, counts
 
     def _fits(self, exponent: int) -> bool:
-        return _index(self.high, exponent) - _index(self.low, exponent) < self._bins
+        low, high = _index(self.low, exponent), _index(self.high, exponent)
+        return high - low < self._bins and -_LAST_INDEX < low and high < _LAST_INDEX
 
     def _count(self, values: np.ndarray) -> None:
         zeros = values.size - int(np.count_nonzero(values))
