@@ -1,10 +1,10 @@
 """Bias correction (Nagel et al. 2019, "Data-Free Quantization", section 4.2; empirical form).
 
 Quantization shifts the mean of a layer's output. The shift of each channel, `E[y_float - y_quantized]`, is added
-to its bias: it costs nothing at run time. A layer's shift depends on the corrections before it, which would take
-one pass of the calibration data for each layer. Here the correction is made inside the graph while it is
-measured: each layer's mean is set right for the batch at hand, so that the layers behind it see corrected inputs,
-and one pass does for all.
+to its bias, which costs nothing at run time. A layer's shift depends on the corrections before it, which would
+take a pass of the calibration data for each layer. Here the correction is made inside the graph while it is
+measured: each layer's mean is set right for the batch at hand, so that the layers behind it see corrected
+inputs, and one pass does for all.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _means(twin: Twin, shifts: dict[str, ir.Value], calibration: Calibration) ->
             count += len(samples)
     if not count:
         raise CalibrationError("The calibration data is empty.", expected="at least one feed")
-    return {name: _shrunk(*total, count) for name, total in sums.items()}
+    return {name: _shrunk(total[0], total[1], count) for name, total in sums.items()}
 
 
 def _shrunk(total: np.ndarray, squares: np.ndarray, count: int) -> np.ndarray:
@@ -146,7 +146,8 @@ def _shrunk(total: np.ndarray, squares: np.ndarray, count: int) -> np.ndarray:
         return mean
     chance = np.maximum(squares / count - mean**2, 0.0) / (count - 1)
     factor: np.ndarray = np.clip(1.0 - chance / np.maximum(mean**2, 1e-300), 0.0, 1.0)
-    return mean * factor
+    shrunk: np.ndarray = mean * factor
+    return shrunk
 
 
 def _int32_biases(model: ir.Model) -> bool:

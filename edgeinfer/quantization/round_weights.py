@@ -103,10 +103,7 @@ class RoundWeights(GraphTransform):
         calibration = as_calibration(self.calibration, frozen.signature)
         for chunk in _chunks(layers):
             observers: dict[str, list[MomentObserver]] = {}
-            pairs = [
-                (linear, MomentObserver(layout_of_node(layers[linear]), max_columns=_MAX_COLUMNS))
-                for linear in chunk
-            ]
+            pairs = [(linear, _observer(layers[linear])) for linear in chunk]
             for linear, observer in pairs:
                 observers.setdefault(linear.input.name or "", []).append(observer)
             observe(frozen, calibration, observers, progress=False)
@@ -146,8 +143,13 @@ class RoundWeights(GraphTransform):
         tensor.metadata_props[SCALE_KEY] = json.dumps(facts)
 
 
+def _observer(node: ir.Node) -> MomentObserver:
+    return MomentObserver(layout_of_node(node), max_columns=_MAX_COLUMNS)
+
+
 def _chunks(layers: Iterable[Linear]) -> Iterator[list[Linear]]:
-    held, chunk = 0, []
+    held = 0
+    chunk: list[Linear] = []
     for linear in layers:
         groups, _, inputs = linear.to_matrices(linear.array()).shape
         size = 8 * groups * inputs * inputs
