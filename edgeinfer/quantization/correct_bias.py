@@ -1,10 +1,10 @@
 """Bias correction (Nagel et al. 2019, "Data-Free Quantization", section 4.2; empirical form).
 
-Quantization shifts the mean of a layer's output. The shift of each channel, `E[y_float - y_quantized]`, is added
-to its bias, which costs nothing at run time. A layer's shift depends on the corrections before it, which would
-take a pass of the calibration data for each layer. Here the correction is made inside the graph while it is
-measured: each layer's mean is set right for the batch at hand, so that the layers behind it see corrected
-inputs, and one pass does for all.
+Quantization shifts the mean of a layer's output. The shift of each channel, `E[y_float - y_quantized]`, is
+added to its bias, which costs nothing at run time. A layer's shift depends on the corrections before it,
+which would take a pass of the calibration data for each layer. Here the correction is made inside the graph
+while it is measured: each layer's mean is set right for the batch at hand, so that the layers behind it see
+corrected inputs, and one pass does for all.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def _append(graph: ir.Graph, op_type: str, inputs: list[ir.Value], name: str) ->
 def _means(twin: Twin, shifts: dict[str, ir.Value], calibration: Calibration) -> dict[str, np.ndarray]:
     """Return each layer's mean shift `(channels,)`, shrunk by what chance explains.
 
-    The mean of n samples with variance v has an error of v / n of its own; the positive-part James-Stein factor
-    `1 - v / (n mean²)` takes it out, so that noise is not written into the biases.
+    The mean of n samples with variance v has an error of v / n of its own; the positive-part James-Stein
+    factor `1 - v / (n mean²)` takes it out, so that noise is not written into the biases.
     """
     if not shifts:
         return {}
@@ -153,7 +153,8 @@ def _shrunk(total: np.ndarray, squares: np.ndarray, count: int) -> np.ndarray:
 def _int32_biases(model: ir.Model) -> bool:
     """Whether biases of this graph are int32 behind DequantizeLinear.
 
-    A runtime whose graphs have uint8 activations fuses only those; TensorRT, which refuses them, has int8 ones.
+    A runtime whose graphs have uint8 activations fuses only those; TensorRT, which refuses them, has int8
+    ones.
     """
     for node in model.graph:
         if node.op_type == "QuantizeLinear" and node.outputs[0].dtype is ir.DataType.UINT8:

@@ -3,8 +3,8 @@
 Between two layers that are joined by a positively homogeneous function, `f(s x) = s f(x)` for `s > 0`, the
 channels may be scaled freely: `W1_i / s_i`, `b1_i / s_i` and `W2[:, i] · s_i` compute the same. With
 `s_i = √(r1_i / r2_i)`, r the largest magnitude of the channel's weights in each layer, both layers get equal
-ranges per channel, so that one scale for a tensor wastes least. ReLU6 and other Clips are not homogeneous: they
-would need a bound per channel, which no runtime fuses into the convolution, so such pairs are left alone.
+ranges per channel, so that one scale for a tensor wastes least. ReLU6 and other Clips are not homogeneous: it
+would take a bound per channel, which no runtime fuses into the convolution, so such pairs are left alone.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _HOMOGENEOUS = frozenset(
         "Relu",
     }
 )
+_STORED_HALF = "its weight is stored in another float type behind a Cast"
 _MAX_ROUNDS = 2000
 # In long chains the plain iteration passes ranges on by one layer a round: 419 rounds for a chain of 27
 # convolutions, 168 with over-relaxation.
@@ -95,6 +96,8 @@ def _link(first: Linear, outputs: set[ir.Value]) -> _Link | str:
     """Follow a layer's output to the layers that read it, or say what is in the way."""
     if first.dequantize is not None:
         return "its weight is quantized already; equalize before quantizing"
+    if first.cast is not None:
+        return _STORED_HALF
     if first.bias is not None and (first.bias.const_value is None or len(list(first.bias.uses())) > 1):
         return "its bias is not a constant of its own"
     if first.node.op_type == "MatMul":
@@ -122,6 +125,8 @@ def _link(first: Linear, outputs: set[ir.Value]) -> _Link | str:
                     if second.endswith("no constant weight")
                     else f"{where}: {second}"
                 )
+            if second.cast is not None:
+                return f"{node.name!r}: {_STORED_HALF}"
             if index != 0 or second.dequantize is not None:
                 return f"{node.name!r} does not read it as an activation with a float weight"
             if _inputs(second) != first.channels:

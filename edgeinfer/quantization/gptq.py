@@ -1,9 +1,9 @@
 """Rounding weights so that the layer's *output* changes least, in numpy.
 
-A layer computes `Y = W X`. Rounding errors `E = W - Ŵ` cost `‖E X‖² = tr(E H Eᵀ)` with `H = X Xᵀ`, so an error in
-one column can be made good by the columns that are still to be rounded. GPTQ (Frantar et al. 2023) does that
-column by column with the Cholesky factor of `H⁻¹`; LDLQ (Chee et al. 2023, theorem 6) is the same algorithm
-written with the factor of `H` itself, which needs no inverse:
+A layer computes `Y = W X`. Rounding errors `E = W - Ŵ` cost `‖E X‖² = tr(E H Eᵀ)` with `H = X Xᵀ`, so an
+error in one column can be made good by the columns that are still to be rounded. GPTQ (Frantar et al. 2023)
+does that column by column with the Cholesky factor of `H⁻¹`; LDLQ (Chee et al. 2023, theorem 6) is the same
+algorithm written with the factor of `H` itself, which needs no inverse:
 
     H = (I + A) D (I + A)ᵀ,  A strictly upper triangular
     Ŵ_k = Q(W_k + Σ_{j<k} (W_j - Ŵ_j) A_jk)

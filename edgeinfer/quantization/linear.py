@@ -40,6 +40,7 @@ class Linear:
         node: The node.
         weight: The initializer: float, or integer when `dequantize` is there.
         dequantize: The DequantizeLinear between the initializer and the node, or None.
+        cast: The Cast between them, where the weight is stored in another float type, or None.
         groups: The number of groups; 1 but for grouped and depthwise convolutions.
         channel_axis: The axis of `weight` that counts output channels.
         input_axis: The axis of `weight` that counts input channels of a group.
@@ -48,6 +49,7 @@ class Linear:
     node: ir.Node
     weight: ir.Value
     dequantize: ir.Node | None
+    cast: ir.Node | None = None
     groups: int
     channel_axis: int
     input_axis: int
@@ -97,6 +99,20 @@ class Linear:
             return scales, np.zeros((), np.float32)
         return scales, _spread(constant(rest[0]), shape, axis, block).astype(np.float32)
 
+    def owned(self) -> Linear:
+        """Return the layer with a float weight that may be written to: a stored Cast is carried out."""
+        if self.cast is None:
+            return self
+        value = self.cast.outputs[0]
+        dtype = ir.DataType(self.cast.attributes.get_int("to", int(ir.DataType.FLOAT)))
+        array = constant(self.weight).astype(dtype.numpy())
+        weight = add_initializer(graph_of(self.node), f"{self.weight.name}_{dtype.name.lower()}", array)
+        value.replace_all_uses_with(weight)
+        graph_of(self.cast).remove(self.cast, safe=True)
+        if not self.weight.uses() and self.weight.name:
+            del graph_of(self.node).initializers[self.weight.name]
+        return attrs.evolve(self, weight=weight, cast=None)
+
     def to_matrices(self, array: np.ndarray) -> np.ndarray:
         """Return an array of the initializer's shape as `(G, R, K)`."""
         if self.channel_axis == array.ndim - 1:
@@ -117,34 +133,39 @@ def find_linear(node: ir.Node) -> Linear | str:
     weight = node.inputs[1]
     if weight is None:
         return "it has no weight"
-    dequantize = weight.producer()
-    if dequantize is not None:
-        if dequantize.op_type != "DequantizeLinear" or dequantize.inputs[0] is None:
+    between = weight.producer()
+    if between is not None:
+        if between.op_type not in ("Cast", "DequantizeLinear") or between.inputs[0] is None:
             return "its weight is computed by the graph"
-        if any(value is not None and value.const_value is None for value in dequantize.inputs):
+        if any(value is not None and value.const_value is None for value in between.inputs):
             return "its weight is computed by the graph"
-        weight = dequantize.inputs[0]
+        weight = between.inputs[0]
+    cast = between if between is not None and between.op_type == "Cast" else None
+    dequantize = between if cast is None else None
     tensor = weight.const_value
     if tensor is None or not weight.is_initializer():
         return "its weight is computed by the graph"
     if dequantize is None and tensor.dtype not in _FLOATS:
         return f"its weight is {tensor.dtype.name}"
     users = len(list(weight.uses()))
-    if users > 1 or (dequantize is not None and len(list(dequantize.outputs[0].uses())) > 1):
+    if users > 1 or (between is not None and len(list(between.outputs[0].uses())) > 1):
         return f"its weight {weight.name!r} is shared with another node"
     rank = len(tensor.shape)
+    found = Linear(
+        node=node, weight=weight, dequantize=dequantize, cast=cast, groups=1, channel_axis=0, input_axis=1
+    )
     if node.op_type == "Conv":
         groups = node.attributes.get_int("group", 1)
-        return _linear(node, weight, dequantize, groups=groups, channel_axis=0)
+        return attrs.evolve(found, groups=groups)
     if rank != 2:
         return f"its weight has {rank} dimensions, 2 are handled"
     if node.op_type == "MatMul":
-        return _linear(node, weight, dequantize, groups=1, channel_axis=1)
+        return attrs.evolve(found, channel_axis=1, input_axis=0)
     factors = {name: node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")}
     if factors != {"alpha": 1.0, "beta": 1.0} or node.attributes.get_int("transA", 0) != 0:
         return f"Gemm with {factors} and transA={node.attributes.get_int('transA', 0)} is not a plain layer"
-    transposed = node.attributes.get_int("transB", 0)
-    return _linear(node, weight, dequantize, groups=1, channel_axis=0 if transposed else 1)
+    axis = 0 if node.attributes.get_int("transB", 0) else 1
+    return attrs.evolve(found, channel_axis=axis, input_axis=1 - axis)
 
 
 def constant(value: ir.Value | None) -> np.ndarray:
@@ -162,7 +183,7 @@ def set_constant(value: ir.Value, array: np.ndarray) -> None:
 
 
 def set_type(value: ir.Value, dtype: ir.DataType | None, shape: ir.Shape | None) -> None:
-    """Set dtype and shape of a tensor. (Setting `value.dtype` would change the copies of the model, too.)"""
+    """Set dtype and shape of a tensor; setting `value.dtype` would change the copies of the model, too."""
     value.type = ir.TensorType(dtype) if dtype is not None else None
     value.shape = shape
 
@@ -192,19 +213,6 @@ def graph_of(node: ir.Node) -> ir.Graph:
 def as_target(value: Target | str | None) -> Target | None:
     """Read a target, or None."""
     return None if value is None else Target.parse(value)
-
-
-def _linear(
-    node: ir.Node, weight: ir.Value, dequantize: ir.Node | None, *, groups: int, channel_axis: int
-) -> Linear:
-    return Linear(
-        node=node,
-        weight=weight,
-        dequantize=dequantize,
-        groups=groups,
-        channel_axis=channel_axis,
-        input_axis=1 - channel_axis,
-    )
 
 
 def _spread(parameter: np.ndarray, shape: tuple[int, ...], axis: int, block: int) -> np.ndarray:

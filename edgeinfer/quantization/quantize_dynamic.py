@@ -1,18 +1,18 @@
 """Dynamic quantization: int8 weights, activations quantized on each run by their own range; no calibration.
 
-It is made of the standard operators DynamicQuantizeLinear and MatMulInteger, which ONNX Runtime fuses. Measured
-on an x86-64 CPU with AVX512-VNNI, one thread, against the same runtime's float32 (ONNX Runtime 1.32, OpenVINO
-2026.4):
+It is made of the standard operators DynamicQuantizeLinear and MatMulInteger, which ONNX Runtime fuses.
+Measured on an x86-64 CPU with AVX512-VNNI, one thread, against the same runtime's float32 (ONNX Runtime
+1.32, OpenVINO 2026.4):
 
 | layer | ONNX Runtime | OpenVINO |
 | --- | --- | --- |
 | MatMul 384 x 1536, 32 rows | 3.3x faster, 38 dB | 0.9x |
-| LSTM of 128 / 512 units, one step | 1.3x / 2.5x faster, 39 / 35 dB | no such operator |
-| LSTM of 128 / 512 units, 32 steps | 1.9x / 3.5x faster, 37 / 32 dB | no such operator |
+| LSTM of 128 / 512 units, one step | 1.3x / 2.5x faster, 39 / 35 dB | not tried |
+| LSTM of 128 / 512 units, 32 steps | 1.9x / 3.5x faster, 37 / 32 dB | not tried |
 | Conv 64 x 64 x 3 x 3 by ConvInteger | 0.25x | 0.9x |
 
-So convolutions are left alone everywhere, and everything is on OpenVINO. Activations are uint8: with int8, ONNX
-Runtime's MatMulInteger is twenty times slower.
+So convolutions are left alone everywhere, and everything is on OpenVINO. Activations are uint8: with int8,
+ONNX Runtime's MatMulInteger is twenty times slower.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ OpenVINO 2026.4, speed against the same runtime's float32):
 | float8e4m3fn | 0.25 | 32 dB | **0.2x** | 1.0x |
 | Conv 64 x 64 x 3 x 3, int8 | 0.25 | 43 dB | **0.8x** | 1.0x |
 
-So Gemm is written with transB=0; ONNX Runtime, which dequantizes the weights of convolutions on each run, keeps
-them float; and float8 is refused there.
+So Gemm is written with transB=0; ONNX Runtime, which dequantizes the weights of convolutions on each run,
+keeps them float; and float8 is refused there.
 """
 
 from __future__ import annotations
@@ -137,6 +137,7 @@ class QuantizeWeights(GraphTransform):
         refused = self._refusal(node, constant(layer.weight))
         if refused:
             return refused
+        layer = layer.owned()
         if node.op_type == "Gemm" and layer.channel_axis == 0:
             set_constant(layer.weight, constant(layer.weight).T)
             node.attributes["transB"] = ir.AttrInt64("transB", 0)
@@ -172,13 +173,14 @@ class QuantizeWeights(GraphTransform):
         output = node.outputs[0]
         if output.is_graph_output():
             return "it makes an output of the graph"
-        if output.shape is None and node.inputs[1] is not None and node.inputs[1].shape is None:
+        index = node.inputs[1]
+        if index is None or (output.shape is None and index.shape is None):
             return "the rank of its output is not known; apply Simplify first"
         refused = self._refusal(node, array)
         if refused or self.dtype == "float8e4m3fn":
             return refused or "embeddings are not stored in float8"
         integers, scale = _symmetric(array, axis=1, high=127)
-        rank = len(output.shape) if output.shape is not None else len(node.inputs[1].shape) + 1  # type: ignore
+        rank = len(output.shape) if output.shape is not None else len(index.shape or ()) + 1
         name = table.name or node.name or "table"
         dtype = table.const_value.dtype
         set_constant(table, integers.astype(np.int8))

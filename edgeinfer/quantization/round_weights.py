@@ -17,7 +17,7 @@ from edgeinfer.quantization.gptq import Grid, output_error, round_weights
 from edgeinfer.quantization.im2col import layout_of_node
 from edgeinfer.quantization.linear import LINEAR_OPS, Linear, constant, find_linear, set_constant
 from edgeinfer.quantization.moments import MomentObserver
-from edgeinfer.quantization.twin import Layer, find_reference, is_quantized, quantized_layers
+from edgeinfer.quantization.twin import find_reference, is_quantized, quantized_layers
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
 
 __all__ = ["SCALE_KEY", "RoundWeights"]
@@ -36,10 +36,10 @@ _MAX_BYTES = 1 << 30  # of moments held at a time; more layers take more passes
 class RoundWeights(GraphTransform):
     """Round the weights of Conv, Gemm and MatMul so that the layers' outputs change least (GPTQ).
 
-    On a Q/DQ graph the quantized weights are rounded anew from those of the float model, on the same scales,
-    for the inputs that the layers have in the quantized model. On a float graph the weights are moved onto the
-    grid of `bits`, one scale a channel, and stay float; the scales are kept in the tensors' metadata under
-    `edgeinfer.scale`.
+    On a Q/DQ graph the quantized weights are rounded anew from those of the float model, on the same
+    scales, for the inputs that the layers have in the quantized model. On a float graph the weights are
+    moved onto the grid of `bits`, one scale a channel, and stay float; the scales are kept in the tensors'
+    metadata under `edgeinfer.scale`.
 
     Apply it before CorrectBias.
 
@@ -74,10 +74,11 @@ class RoundWeights(GraphTransform):
     def _rewrite_quantized(self, model: ir.Model, report: ReportBuilder) -> None:
         reference = find_reference(model, self.reference, wanted_by="RoundWeights")
         layers = {layer.quantized: layer for layer in quantized_layers(model, reference, report)}
+        targets = {linear: layer.reference.array() for linear, layer in layers.items()}
         # The layout of a layer's inputs is read from the float twin, whose weight is a plain constant.
-        twins = {linear: layer.reference.node for linear, layer in layers.items()}
+        twins = {linear: layer.reference.owned().node for linear, layer in layers.items()}
         for linear, moment in self._moments(model, twins):
-            self._round(layers[linear], moment, report)
+            self._round(linear, targets[linear], moment, report)
 
     def _rewrite_float(self, model: ir.Model, report: ReportBuilder) -> None:
         layers: dict[Linear, ir.Node] = {}
@@ -91,6 +92,7 @@ class RoundWeights(GraphTransform):
                 report.skip(node, f"its weights lie on a grid of {self.bits} bits already")
             else:
                 layers[linear] = node
+        layers = {linear.owned(): node for linear, node in layers.items()}
         for linear, moment in self._moments(model, layers):
             self._snap(linear, moment)
             report.apply(linear.node, f"weights moved onto a grid of {self.bits} bits")
@@ -109,10 +111,9 @@ class RoundWeights(GraphTransform):
             observe(frozen, calibration, observers, progress=False)
             yield from ((linear, observer.hessian) for linear, observer in pairs)
 
-    def _round(self, layer: Layer, moment: np.ndarray, report: ReportBuilder) -> None:
-        linear = layer.quantized
+    def _round(self, linear: Linear, targets: np.ndarray, moment: np.ndarray, report: ReportBuilder) -> None:
         stored = constant(linear.weight)
-        weights = linear.to_matrices(layer.reference.array())
+        weights = linear.to_matrices(targets)
         grid = _stored_grid(linear, stored)
         integers = round_weights(weights, moment, grid, damping=self.damping)
         new = linear.from_matrices(integers, stored.shape).astype(stored.dtype)

@@ -54,7 +54,7 @@ def find_reference(model: ir.Model, given: ModelSource | None, *, wanted_by: str
             f"{wanted_by} needs the float model that the quantized one was made from.",
             expected="reference=, or the result of QuantizeStatic in the same process",
             found="neither; the float model is not stored in files",
-            hint=f"Pass {wanted_by}(reference='float.onnx', …), or apply it in one optimize call with QuantizeStatic.",
+            hint=f"Pass {wanted_by}(reference='float.onnx', …), or apply it right after QuantizeStatic.",
         )
     opset = model.opset_imports.get("", 0)
     if reference.opset_imports.get("", 0) < opset:
