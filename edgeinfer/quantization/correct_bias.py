@@ -41,7 +41,7 @@ __all__ = ["CorrectBias"]
 class CorrectBias(GraphTransform):
     """Add the mean error of each output channel of a Q/DQ graph to its bias.
 
-    Layers without a bias get one, a MatMul only where an Add of a constant follows it.
+    Conv and Gemm are corrected; those without a bias get one.
 
     Args:
         calibration: Representative feeds.
@@ -93,6 +93,10 @@ def _measured(twin: Twin, layer: Layer, report: ReportBuilder) -> ir.Value | Non
     node = layer.quantized.node
     graph = twin.model.graph
     output, wanted = layer.quantized.output, layer.reference.output
+    if node.op_type == "MatMul":
+        # Measured on a BERT with clipped ranges: 18.9 dB before, -3 dB after correcting every MatMul.
+        report.skip(node, "a few outlier tokens make the mean error of a MatMul, and the others would pay")
+        return None
     if output.shape is None:
         report.skip(node, "the rank of its output is not known")
         return None
@@ -170,8 +174,6 @@ def _correct(linear: Linear, shift: np.ndarray, *, int32: bool) -> str | None:
     node = linear.node
     if not np.isfinite(shift).all():
         return "its error is not finite"
-    if node.op_type == "MatMul":
-        return _correct_add(linear, shift)
     bias = linear.bias
     if bias is None:
         _add_bias(linear, shift, int32=int32)
@@ -192,23 +194,6 @@ def _correct(linear: Linear, shift: np.ndarray, *, int32: bool) -> str | None:
     if np.array_equal(change, constant(stored)):
         return "its mean error is smaller than a step of its bias"
     set_constant(stored, np.clip(change, -(2**31) + 1, 2**31 - 1).astype(np.int32))
-    return None
-
-
-def _correct_add(linear: Linear, shift: np.ndarray) -> str | None:
-    uses = list(linear.output.uses())
-    if len(uses) != 1 or uses[0][0].op_type != "Add":
-        return "no Add of a bias follows the MatMul, and a new one would cost time"
-    node, index = uses[0]
-    bias = node.inputs[1 - index]
-    if bias is None or bias.const_value is None or not bias.is_initializer():
-        return "no Add of a constant follows the MatMul, and a new one would cost time"
-    array = constant(bias)
-    if array.size not in (1, shift.size) or array.ndim > 1:
-        return f"the Add behind it has a constant of shape {array.shape}"
-    new = add_initializer(graph_of(node), f"{bias.name}_corrected", (array + shift).astype(array.dtype))
-    node.replace_input_with(1 - index, new)
-    _drop(bias)
     return None
 
 
