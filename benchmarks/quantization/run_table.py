@@ -25,7 +25,9 @@ METRIC = {"silero_vad_16k": "auc", "vww_mobilenetv1_025_96": "auc"}
 def sqnr_db(float_outputs: list[np.ndarray], outputs: list[np.ndarray]) -> float:
     """Return 10·log10(Σ signal² / Σ error²) over all rows, the mean over the model's outputs."""
     signal = np.sum([np.sum(a.astype(np.float64) ** 2) for a in float_outputs])
-    error = np.sum([np.sum((a.astype(np.float64) - b) ** 2) for a, b in zip(float_outputs, outputs, strict=True)])
+    error = np.sum(
+        [np.sum((a.astype(np.float64) - b) ** 2) for a, b in zip(float_outputs, outputs, strict=True)]
+    )
     return float(10 * np.log10(signal / max(error, 1e-30)))
 
 

@@ -52,7 +52,9 @@ def ort_run(model: str | bytes, threads: int = 1) -> Run:
     return lambda feed, outputs=None: session.run(list(outputs) if outputs else None, feed)
 
 
-def openvino_run(model: str | bytes, shapes: Mapping[str, Sequence[int]] | None = None, threads: int = 1) -> Run:
+def openvino_run(
+    model: str | bytes, shapes: Mapping[str, Sequence[int]] | None = None, threads: int = 1
+) -> Run:
     """Return `run(feed, output names=None)` in OpenVINO on the CPU, in float32 where nothing is quantized."""
     import io
 
@@ -107,7 +109,11 @@ def _calibration(name: str, count: int) -> tuple[Feed, ...]:
         picked = batches[:: max(1, len(batches) * 2 // count)]
         return tuple({key: value[::31][:2] for key, value in feed.items()} for feed in picked)
     feeds = _record(name, "calib", ort_run(str(path(name))))
-    rows = [{k: v[i : i + 1] for k, v in feed.items()} for feed in feeds for i in range(len(next(iter(feed.values()))))]
+    rows = [
+        {k: v[i : i + 1] for k, v in feed.items()}
+        for feed in feeds
+        for i in range(len(next(iter(feed.values()))))
+    ]
     if name.startswith("silero"):
         rows = feeds  # the first axis of its state is no batch
     step = max(1, len(rows) // count)
