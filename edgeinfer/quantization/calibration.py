@@ -223,12 +223,7 @@ def observe(
         rows=rows,
         tensors=len(watching),
         runs=sampler.runs,
-        notes=[
-            *notes.sentences(rows),
-            *tensor_notes(watching),
-            *sampler.notes,
-            *(checkpoint.notes if checkpoint else ()),
-        ],
+        notes=[*notes.sentences(rows), *tensor_notes(watching), *sampler.notes, *stored_notes],
     )
 
 
