@@ -17,7 +17,7 @@ import shared_models as shared
 
 from edgeinfer.model import Model
 from edgeinfer.quantization.quantize_static import QuantizeStatic
-from edgeinfer.transforms import Pipeline
+from edgeinfer.transforms import FuseBatchNorm, Pipeline, Simplify
 
 METRIC = {"silero_vad_16k": "auc", "vww_mobilenetv1_025_96": "auc"}
 
@@ -60,7 +60,7 @@ def runner(backend: str, model: bytes, name: str, fixed: bool) -> shared.Run:
 def measure(name: str, backend: str, quantize: QuantizeStatic, *, accuracy: bool, seconds: float) -> str:
     """Return one line of the table."""
     model = Model.load(shared.path(name))
-    steps = Pipeline((quantize,))
+    steps = Pipeline((Simplify(), FuseBatchNorm(), quantize))
     started = time.perf_counter()
     quantized = steps.apply(model).model
     took = time.perf_counter() - started

@@ -6,6 +6,7 @@ to a model on its `calib` subset.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -94,10 +95,8 @@ def _record(name: str, subset: str, run: Run | None, enough: int | None = None) 
             return run(feed, outputs)
         return [np.ones((len(next(iter(feed.values()))), 384), np.float32)]  # sentences need no answer
 
-    try:
+    with contextlib.suppress(Enough):
         baselines().TASKS[name][0](recording, subset)
-    except Enough:
-        pass
     return feeds
 
 

@@ -17,6 +17,7 @@ from typing import Any, final
 from edgeinfer.artifact import Payload
 from edgeinfer.backends.base import (
     API_VERSION,
+    MOVING_OPS,
     Capabilities,
     CompileOptions,
     DeviceInfo,
@@ -37,9 +38,9 @@ __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeOptions"]
 
 NAME = "onnxruntime"
 
-# Fitted to the per-node profiles of MobileNetV2, SqueezeNet, ResNet-20, NanoDet, DS-CNN and MobileNetV1-0.25 on
-# one thread of an AVX512-VNNI CPU (ONNX Runtime 1.32): within 30 % of most kernels. Integer convolutions with few
-# input channels gather bytes one by one, which is why first layers and depthwise ones seldom gain.
+# Fitted to the per-node profiles of MobileNetV2, SqueezeNet, ResNet-20, NanoDet, DS-CNN and MobileNetV1-0.25
+# on one thread of an AVX512-VNNI CPU (ONNX Runtime 1.32): within 30 % of most kernels. Integer convolutions
+# with few input channels gather bytes one by one, which is why first layers seldom gain.
 COSTS = KernelCosts(
     float_macs=50e3,
     float_depthwise_macs=19e3,
@@ -54,8 +55,9 @@ COSTS = KernelCosts(
     integer_weight_us=0.066e-3,
     pool_us=3.2e-3,
     table_us=0.3e-3,
-    quantize_us=1.0e-3,
-    dequantize_us=0.8e-3,
+    quantize_us=0.5e-3,
+    dequantize_us=0.3e-3,
+    reorder_us=0.5e-3,
 )
 
 DIALECT = QDQDialect(
@@ -65,6 +67,7 @@ DIALECT = QDQDialect(
     fold_relu=True,
     needs_output={"Conv"},
     requantizing={"Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"},
+    moving=MOVING_OPS | {"Resize"},
     costs=COSTS,
 )
 

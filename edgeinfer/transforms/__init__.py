@@ -6,12 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgeinfer.quantization.correct_bias import CorrectBias
-    from edgeinfer.quantization.equalize_weights import EqualizeWeights
-    from edgeinfer.quantization.quantize_dynamic import QuantizeDynamic
-    from edgeinfer.quantization.quantize_weights import QuantizeWeights
-    from edgeinfer.quantization.round_weights import RoundWeights
-    from edgeinfer.quantization.smooth_quant import SmoothQuant
+    from edgeinfer.quantization.quantize_static import QuantizeStatic
+    from edgeinfer.quantization.retarget_qdq import RetargetQDQ
     from edgeinfer.transforms.base import (
         Applied,
         GraphTransform,
@@ -49,9 +45,8 @@ _HOME = {
     "EqualizeWeights": "edgeinfer.quantization.equalize_weights",
     "FixShapes": "edgeinfer.transforms.fix_shapes",
     "FuseBatchNorm": "edgeinfer.transforms.fuse_batchnorm",
-    "QuantizeDynamic": "edgeinfer.quantization.quantize_dynamic",
-    "QuantizeWeights": "edgeinfer.quantization.quantize_weights",
-    "RoundWeights": "edgeinfer.quantization.round_weights",
+    "QuantizeStatic": "edgeinfer.quantization.quantize_static",
+    "RetargetQDQ": "edgeinfer.quantization.retarget_qdq",
     "Simplify": "edgeinfer.transforms.simplify",
     "SmoothQuant": "edgeinfer.quantization.smooth_quant",
     "ToFloat16": "edgeinfer.transforms.to_float16",
@@ -66,10 +61,9 @@ __all__ = [
     "FuseBatchNorm",
     "GraphTransform",
     "Pipeline",
-    "QuantizeDynamic",
-    "QuantizeWeights",
+    "QuantizeStatic",
     "ReportBuilder",
-    "RoundWeights",
+    "RetargetQDQ",
     "Simplify",
     "Skipped",
     "SmoothQuant",
