@@ -1,8 +1,8 @@
 """Rounding weights by their effect on the layer's output; see `gptq` for the algorithm.
 
-It aims at the layer's own float weights for the inputs that it has. Aiming at the float model's *output* instead,
-so that the weights would make good the inputs' errors, too, was tried in one pass for all layers and lost 8 to 20
-dB: each layer corrects for errors that the layers before it have corrected already.
+It aims at the layer's own float weights for the inputs that it has. Aiming at the float model's *output*
+instead, so that the weights would make good the inputs' errors, too, was tried in one pass for all layers and
+lost 8 to 20 dB: each layer corrects for errors that the layers before it have corrected already.
 """
 
 from __future__ import annotations
