@@ -193,7 +193,7 @@ class Model:
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def copy_ir(self) -> IrModel:
-        """Return a copy of the graph that may be changed. Weights and `meta` values are shared, not copied."""
+        """Return a copy of the graph that may be changed. Weights and `meta` values are shared."""
         copy = self.ir.clone()
         copy.meta.update(self.ir.meta)
         return copy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, final
 
 import attrs
@@ -45,6 +45,8 @@ class QuantizeStatic(GraphTransform):
         activation_dtype: The dtype of activations; None for the dialect's own.
         weight_bits: Bits of the weights, 2 to 8; they are stored as int8.
         per_channel: One scale for each output channel of a weight, instead of one for all.
+        ranges: Lowest and highest values by tensor name that are known already; only the other tensors are
+            calibrated.
 
     Raises:
         CalibrationError: There is no calibration, or it does not fit.
@@ -63,6 +65,7 @@ class QuantizeStatic(GraphTransform):
         default=8, kw_only=True, validator=[attrs.validators.ge(2), attrs.validators.le(8)]
     )
     per_channel: bool = attrs.field(default=True, kw_only=True)
+    ranges: Mapping[str, Range] | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
 
     @property
     def min_opset(self) -> int:  # type: ignore[override]
@@ -132,16 +135,19 @@ class QuantizeStatic(GraphTransform):
         """Find the ranges of all tensors that any dialect quantizes, so that RetargetQDQ has them."""
         dtype = self.activation_dtype or dialect.activation_dtype
         names = [str(value.name) for value in placement.tensors]
-        for known in known_dialects():
-            other = place(model.ir, attrs.evolve(known, costs=None), keep_float=self.keep_float)
+        for each in known_dialects():
+            other = place(model.ir, attrs.evolve(each, costs=None), keep_float=self.keep_float)
             names += [str(value.name) for value in other.tensors]
+        known = dict(self.ranges or {})
         observers = {
             name: make_observer(self.method, dtype=dtype, symmetric=dialect.activation_symmetric)
             for name in dict.fromkeys(names)
+            if name not in known
         }
-        for note in observe(model, samples, observers).notes:
-            report.note(note)
-        return {name: observer.range() for name, observer in observers.items()}
+        if observers:
+            for note in observe(model, samples, observers).notes:
+                report.note(note)
+        return known | {name: observer.range() for name, observer in observers.items()}
 
     def _weight_qparams(self, region: Region) -> QParams:
         axis = region.axis if self.per_channel else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import onnx_ir as ir
 
 from edgeinfer.errors import PreconditionError
@@ -11,6 +13,7 @@ __all__ = [
     "NOTES_KEY",
     "REFERENCE_KEY",
     "quantized_for",
+    "ranges_of",
     "refuse_half",
     "refuse_operators",
     "refuse_quantized",
@@ -87,3 +90,9 @@ def refuse_half(model: ir.Model) -> None:
                 found="float16 tensors",
                 hint="Quantize the float32 model that this one was made from, without ToFloat16.",
             )
+
+
+def ranges_of(model: ir.Model) -> dict[str, tuple[float, float]]:
+    """Return the calibrated ranges that `QuantizeStatic` noted in the model, by tensor name."""
+    text = model.metadata_props.get(NOTES_KEY)
+    return {name: (low, high) for name, (low, high) in json.loads(text)["ranges"].items()} if text else {}
