@@ -15,7 +15,7 @@ import attrs
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-__all__ = ["Table", "track"]
+__all__ = ["Table", "shows_progress", "track"]
 
 T = TypeVar("T")
 
@@ -88,9 +88,7 @@ def track(
         total: How many there are, when `items` has no length.
         progress: Show it. None: in a terminal or a notebook only.
     """
-    if progress is None:
-        progress = sys.stderr.isatty() or _in_notebook()
-    if not progress:
+    if not shows_progress(progress):
         yield from items
         return
     from rich.console import Console
@@ -98,6 +96,11 @@ def track(
 
     console = Console(stderr=not _in_notebook())
     yield from rich_track(items, description, total=total, console=console, transient=True)
+
+
+def shows_progress(progress: bool | None) -> bool:
+    """Whether to show progress: as asked for, and for None in a terminal or a notebook only."""
+    return sys.stderr.isatty() or _in_notebook() if progress is None else progress
 
 
 def _in_notebook() -> bool:

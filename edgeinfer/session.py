@@ -81,7 +81,9 @@ class Session:
         self._run = runner.run
         self._manifest = manifest
         self._device = device or manifest.device
-        self._validate = InputValidator(manifest.signature)
+        self._validate = InputValidator(
+            manifest.signature, device_arrays=getattr(runner, "takes_device_arrays", False)
+        )
         self._output_names = tuple(spec.name for spec in manifest.signature.outputs)
         self._latencies: deque[int] = deque(maxlen=options.latencies)
         self._record = self._latencies.append

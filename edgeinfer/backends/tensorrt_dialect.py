@@ -1,0 +1,18 @@
+"""The Q/DQ dialect of TensorRT and TensorRT-RTX."""
+
+from __future__ import annotations
+
+from edgeinfer.backends.base import QDQDialect
+
+__all__ = ["DIALECT"]
+
+# int8 activations with zero point 0, float biases (anything else is a parse error), a residual quantized on
+# its own branch, ReLU kept in front of the quantizer.
+DIALECT = QDQDialect(
+    name="tensorrt",
+    activation_dtype="int8",
+    activation_symmetric=True,
+    quantize_bias=False,
+    fold_relu=False,
+    residual_only=True,
+)
