@@ -162,7 +162,7 @@ def require_available(backend: Backend) -> Capabilities:
             f"Backend {backend.name!r} has no device to run on here.",
             expected="at least one device",
             found=capabilities.reason,
-            hint="Run on a machine that has one, or compile for another backend; `edgeinfer doctor` lists them.",
+            hint="Run where there is one, or compile for another backend; `edgeinfer doctor` lists them.",
         )
     if not capabilities.available:
         raise BackendUnavailableError(

@@ -26,7 +26,7 @@ class InputValidator:
 
     Args:
         signature: The inputs.
-        device_arrays: The runner takes arrays in device memory: they are checked and passed on as `DeviceArray`.
+        device_arrays: The runner takes arrays in device memory: they are passed on as `DeviceArray`.
     """
 
     def __init__(self, signature: Signature, *, device_arrays: bool = False) -> None:

@@ -21,7 +21,7 @@ from edgeinfer.backends.tensorrt_progress import progress_monitor
 from edgeinfer.errors import CompileError, OptionsError
 from edgeinfer.model import Model
 
-__all__ = ["BuildRecord", "build_engine"]
+__all__ = ["BuildRecord", "build_engine", "check_options"]
 
 # Options that are plain builder flags: the option, the feature that a version needs for it, the flag.
 _FLAGS = (
@@ -100,10 +100,9 @@ def build_engine(
         The serialized engine, as a buffer, and its record.
 
     Raises:
-        OptionsError: This version cannot do what an option asks for.
+        OptionsError: A dimension or profile does not fit the model.
         CompileError: TensorRT refuses the model, or the build was cancelled.
     """
-    _check_options(flavour, options, dla_core)
     trt = flavour.load()
     builder = trt.Builder(logger_of(trt))
     config = builder.create_builder_config()
@@ -117,7 +116,7 @@ def build_engine(
     cancelled: list[bool] = []
     with (
         LogCapture(trt) as log,
-        _timing_cache(trt, flavour, config, gpu, options, cache_dir) as cache_notes,
+        _timing_cache(flavour, config, gpu, options, cache_dir) as cache_notes,
         progress_monitor(trt, flavour, config, options, cancelled),
     ):
         engine = builder.build_serialized_network(network, config)
@@ -141,7 +140,12 @@ def build_engine(
     return engine, record
 
 
-def _check_options(flavour: Flavour, options: TensorRTOptions, dla_core: int | None) -> None:
+def check_options(flavour: Flavour, options: TensorRTOptions, dla_core: int | None) -> None:
+    """Refuse what this flavour and version cannot do.
+
+    Raises:
+        OptionsError: With the option.
+    """
     asked = {feature: option for option, feature, _ in _FLAGS if getattr(options, option)}
     asked |= {"ahead_of_time": "compute_capabilities"} if options.compute_capabilities else {}
     asked |= {"optimization_level": "optimization_level"} if options.optimization_level is not None else {}
@@ -250,14 +254,13 @@ def _dla_fallback(network: Any, config: Any) -> list[str]:
 
 @contextlib.contextmanager
 def _timing_cache(
-    trt: Any,
     flavour: Flavour,
     config: Any,
     gpu: Gpu | None,
     options: TensorRTOptions,
     cache_dir: Path | None,
 ) -> Iterator[list[str]]:
-    """Start from the timings of earlier builds with this version on this kind of GPU, and keep the new ones."""
+    """Start from the timings of earlier builds with this version on such a GPU, and keep the new ones."""
     notes: list[str] = []
     if cache_dir is None or gpu is None or not options.timing_cache or not flavour.has("timing_cache"):
         yield notes

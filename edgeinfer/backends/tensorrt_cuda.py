@@ -176,9 +176,9 @@ class Buffer:
     def view(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
         """Return the host memory as an array; it is valid until the buffer grows or is freed."""
         count = int(np.prod(shape, dtype=np.int64))
-        raw = (ctypes.c_byte * max(1, count * dtype.itemsize)).from_address(self.host)
-        flat: np.ndarray = np.frombuffer(raw, np.uint8, count * dtype.itemsize).view(dtype)
-        return flat.reshape(shape)
+        raw: Any = (ctypes.c_byte * max(1, count * dtype.itemsize)).from_address(self.host)
+        flat: np.ndarray = np.frombuffer(raw, np.uint8, count * dtype.itemsize)
+        return flat.view(dtype).reshape(shape)
 
     def free(self) -> None:
         """Give the memory back."""

@@ -46,7 +46,7 @@ class Flavour:
     strongly_typed: bool
     creation_flags: tuple[str, ...]
     min_cuda: int
-    features: frozenset[str] = attrs.field(converter=frozenset)
+    features: frozenset[str]
     version: str = ""
 
     def has(self, feature: str) -> bool:

@@ -21,7 +21,7 @@ _NAMES = {
 
 
 def graph_precisions(model: Model) -> dict[str, str]:
-    """Return, by node name, the precision of each Conv, Gemm and MatMul that the graph wants below float32."""
+    """Return, by node name, what the graph wants below float32 of each Conv, Gemm and MatMul."""
     wanted = {}
     for node in model.ir.graph:
         if node.op_type in COMPUTE_OPS and node.name:
@@ -32,7 +32,7 @@ def graph_precisions(model: Model) -> dict[str, str]:
 
 
 def used_precisions(model: Model) -> frozenset[str]:
-    """Return which of float16 and int8 occur in the graph at all, which a weakly typed builder must be told."""
+    """Return which of float16 and int8 occur in the graph at all: a weakly typed builder must be told."""
     graph = model.ir.graph
     nodes = list(graph.all_nodes())
     values = (*graph.inputs, *graph.initializers.values(), *graph.outputs)

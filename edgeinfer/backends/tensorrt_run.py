@@ -124,7 +124,7 @@ class TensorRTRunner:
         if context is None:
             raise InferenceError(
                 "TensorRT could not create an execution context.",
-                hint="Device memory may be used up: lower max_in_flight, or the greatest sizes of the profile.",
+                hint="Device memory may be used up: lower max_in_flight or the profile's greatest sizes.",
             )
         return Slot(
             self._trt,
@@ -235,7 +235,7 @@ class _Pool:
 
 
 def _runtime_config(flavour: Flavour, engine: Any, path: str | None) -> tuple[Any, Any]:
-    """Return TensorRT-RTX's runtime configuration with its cache of kernels, or nothing for other flavours."""
+    """Return TensorRT-RTX's runtime configuration and its cache of kernels; nothing for other flavours."""
     if path is None or not flavour.has("runtime_cache"):
         return None, None
     config = engine.create_runtime_config()
