@@ -65,7 +65,7 @@ class Flavour:
         return f"{self.name} {self.version}"
 
 
-_ALL = frozenset({"dla", "refit", "sparse_weights", "timing_cache", "workspace"})
+_ALL = frozenset({"dla", "refit", "sparse_weights", "timing_cache"})
 # 8.6 and later.
 _COMPATIBLE = frozenset({"hardware_compatible", "optimization_level", "version_compatible", "aux_streams"})
 # 10.0 and later. profile_sharing: several contexts may use one optimization profile at a time.
@@ -97,7 +97,7 @@ TABLE = (
         strongly_typed=True,
         creation_flags=("STRONGLY_TYPED",),
         min_cuda=11,
-        features=_ALL | _COMPATIBLE | _MODERN | {"int64"},
+        features=_ALL | _COMPATIBLE | _MODERN,
     ),
     # Strongly typed only: BuilderFlag.FP16/INT8 and EXPLICIT_BATCH are gone; STRONGLY_TYPED is ignored.
     Flavour(
@@ -107,7 +107,7 @@ TABLE = (
         strongly_typed=True,
         creation_flags=("STRONGLY_TYPED",),
         min_cuda=12,
-        features=_ALL | _COMPATIBLE | _MODERN | {"int64"},
+        features=_ALL | _COMPATIBLE | _MODERN,
     ),
     # Kernels are made on the device that runs them: no tactics are timed at build time, so timing caches and
     # optimization levels do nothing, and an engine can be built for GPUs that are not there.
