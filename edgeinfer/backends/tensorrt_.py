@@ -1,7 +1,8 @@
 """The TensorRT backend: `tensorrt` 8.5 to 11 and TensorRT-RTX, on NVIDIA GPUs and Jetson's DLA.
 
 Split by concern: `tensorrt_flavours` (what a version can do), `_options`, `_profiles`, `_parse` (errors
-that name ONNX nodes), `_build`, `_cuda`, `_slot` and `_run`, `_explain`, `_precision`, `_progress`, `_dialect`.
+that name ONNX nodes), `_build`, `_cuda`, `_slot` and `_run`, `_explain`, `_precision`, `_progress`,
+`_dialect`.
 """
 
 from __future__ import annotations

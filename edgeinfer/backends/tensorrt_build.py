@@ -150,6 +150,7 @@ def check_options(flavour: Flavour, options: TensorRTOptions, dla_core: int | No
     asked |= {"ahead_of_time": "compute_capabilities"} if options.compute_capabilities else {}
     asked |= {"optimization_level": "optimization_level"} if options.optimization_level is not None else {}
     asked |= {"aux_streams": "max_aux_streams"} if options.max_aux_streams is not None else {}
+    asked |= {"tactic_sources": "tactic_sources"} if options.tactic_sources is not None else {}
     asked |= {"dla": "device"} if dla_core is not None else {}
     if options.hardware_compatibility != "none":
         asked["hardware_compatible"] = "hardware_compatibility"
@@ -193,6 +194,9 @@ def _configure(
         config.set_memory_pool_limit(getattr(trt.MemoryPoolType, pool.upper()), size)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
+    if options.tactic_sources is not None:
+        sources = (int(getattr(trt.TacticSource, name.upper())) for name in options.tactic_sources)
+        config.set_tactic_sources(sum(1 << source for source in sources))
     if options.max_aux_streams is not None:
         config.max_aux_streams = options.max_aux_streams
     if options.hardware_compatibility != "none":

@@ -65,7 +65,7 @@ class Flavour:
         return f"{self.name} {self.version}"
 
 
-_ALL = frozenset({"dla", "refit", "sparse_weights", "timing_cache"})
+_ALL = frozenset({"dla", "refit", "sparse_weights", "tactic_sources", "timing_cache"})
 # 8.6 and later.
 _COMPATIBLE = frozenset({"hardware_compatible", "optimization_level", "version_compatible", "aux_streams"})
 # 10.0 and later. profile_sharing: several contexts may use one optimization profile at a time.
@@ -122,11 +122,9 @@ TABLE = (
         | {
             "ahead_of_time",
             "engine_validity",
-            "int64",
             "refit",
             "runtime_cache",
             "sparse_weights",
-            "workspace",
         },
     ),
 )

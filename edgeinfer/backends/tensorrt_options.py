@@ -15,6 +15,7 @@ __all__ = ["TensorRTOptions", "Triple"]
 Triple: TypeAlias = "tuple[Any, Any, Any]"
 
 _CAPABILITY = re.compile(r"\d{1,2}\.\d\Z")
+_SOURCES = ("cublas", "cublas_lt", "cudnn", "edge_mask_convolutions", "jit_convolutions")
 _POOLS = (
     "workspace",
     "tactic_shared_memory",
@@ -71,6 +72,11 @@ def _check_weak(_: object, __: object, values: tuple[str, ...] | None) -> None:
         raise ValueError(f"weak_precisions takes float16 and int8, not {', '.join(values)}")
 
 
+def _check_sources(_: object, __: object, names: tuple[str, ...] | None) -> None:
+    if names is not None and not set(names) <= set(_SOURCES):
+        raise ValueError(f"tactic_sources takes {', '.join(_SOURCES)}, not {', '.join(names)}")
+
+
 def _path(value: str | os.PathLike[str] | None) -> str | None:
     return None if value is None else str(Path(value))
 
@@ -94,6 +100,8 @@ class TensorRTOptions:
         profiles: Optimization profiles in full instead of `dims`: mappings from input to its least, usual and
             greatest shape; for inputs that are shapes themselves, their values.
         memory_pools: Limits in bytes by pool: `workspace`, `tactic_shared_memory`, `dla_managed_sram`, …
+        tactic_sources: Where kernels may come from: `cublas`, `cublas_lt`, `cudnn`, `edge_mask_convolutions`,
+            `jit_convolutions`. None: TensorRT's choice. The first three need those libraries.
         optimization_level: 0 (quickest build) to 5 (longest search). None: TensorRT's default.
         timing_cache: Reuse and keep the timings of kernels in `cache_dir`.
         tf32: Let float32 convolutions and products run in TF32, as TensorRT does by default.
@@ -127,6 +135,9 @@ class TensorRTOptions:
     dims: Mapping[str, Triple] = attrs.field(factory=dict, converter=_dims)
     profiles: tuple[Mapping[str, Triple], ...] = attrs.field(default=(), converter=_profiles)
     memory_pools: Mapping[str, int] = attrs.field(factory=dict, converter=dict, validator=_check_pools)
+    tactic_sources: tuple[str, ...] | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_strings), validator=_check_sources
+    )
     optimization_level: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(attrs.validators.in_(range(6)))
     )

@@ -1,8 +1,8 @@
 """A FAKE of the TensorRT Python module, for testing the adapter's running path where there is no GPU.
 
-It is not TensorRT: an "engine" is the ONNX model with a header, and running it is ONNX Runtime on the CPU over
-the memory of `fake_cuda`. What it stands in for is the protocol: which calls there are in which version, in
-which order they come, who owns what, which shapes fit. An attribute that a version lacks raises AttributeError.
+It is not TensorRT: an "engine" is the ONNX model with a header, and running it is ONNX Runtime on the CPU
+over the memory of `fake_cuda`. What it stands in for is the protocol: which calls there are in which version,
+in which order they come, who owns what, which shapes fit. What a version lacks raises AttributeError.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def make_module(name: str, version: str, cuda: FakeCuda) -> Any:
         "HardwareCompatibilityLevel", ["NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"]
     )
     trt.ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["DETAILED"])
+    trt.TacticSource = enum.IntEnum("TacticSource", ["CUBLAS", "CUBLAS_LT", "CUDNN"], start=0)
     trt.DeviceType = enum.Enum("DeviceType", ["GPU", "DLA"])
     trt.DataType = DataType
     trt.LayerInformationFormat = enum.Enum("LayerInformationFormat", ["JSON"])
@@ -204,6 +205,9 @@ class Config:
 
     def set_memory_pool_limit(self, pool: Any, size: int) -> None:
         self.pools[pool.name] = size
+
+    def set_tactic_sources(self, mask: int) -> None:
+        self.__dict__["sources"] = mask
 
     def set_compute_capability(self, capability: Any, index: int) -> None:
         self.capabilities[index] = capability.name
