@@ -191,11 +191,11 @@ def _configure(
                 config.set_flag(getattr(trt.BuilderFlag, _WEAK_FLAGS[precision]))
                 notes.append(f"{flavour} was allowed to choose {precision}, and may have kept float32")
     for pool, size in options.memory_pools.items():
-        config.set_memory_pool_limit(getattr(trt.MemoryPoolType, pool.upper()), size)
+        config.set_memory_pool_limit(_member(trt.MemoryPoolType, pool, "memory_pools"), size)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     if options.tactic_sources is not None:
-        sources = (int(getattr(trt.TacticSource, name.upper())) for name in options.tactic_sources)
+        sources = (int(_member(trt.TacticSource, name, "tactic_sources")) for name in options.tactic_sources)
         config.set_tactic_sources(sum(1 << source for source in sources))
     if options.max_aux_streams is not None:
         config.max_aux_streams = options.max_aux_streams
@@ -210,6 +210,13 @@ def _configure(
             config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
     _ahead_of_time(trt, config, options.compute_capabilities)
     return notes
+
+
+def _member(enumeration: Any, name: str, option: str) -> Any:
+    member = getattr(enumeration, name.upper(), None)
+    if member is None:
+        raise OptionsError(f"This TensorRT has no {name!r}.", where=f"option {option}", found=name)
+    return member
 
 
 def _ahead_of_time(trt: Any, config: Any, capabilities: Sequence[str]) -> None:

@@ -96,7 +96,11 @@ def make_module(name: str, version: str, cuda: FakeCuda) -> Any:
         "HardwareCompatibilityLevel", ["NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"]
     )
     trt.ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["DETAILED"])
-    trt.TacticSource = enum.IntEnum("TacticSource", ["CUBLAS", "CUBLAS_LT", "CUDNN"], start=0)
+    trt.TacticSource = enum.IntEnum(
+        "TacticSource",
+        ["CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"],
+        start=0,
+    )
     trt.DeviceType = enum.Enum("DeviceType", ["GPU", "DLA"])
     trt.DataType = DataType
     trt.LayerInformationFormat = enum.Enum("LayerInformationFormat", ["JSON"])
