@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -54,6 +55,7 @@ PRECISIONS = ("float32", "float16", "int8")
 class Results:
     def __init__(self, out: Path, minutes: float) -> None:
         out.mkdir(parents=True, exist_ok=True)
+        self.scratch = Path(tempfile.mkdtemp(prefix="edgeinfer-gpu-"))  # `out` holds results alone
         self.out, self.end = out, time.monotonic() + 60 * minutes
         self.rows: list[dict[str, Any]] = []
 
@@ -218,13 +220,13 @@ def check_running(results: Results, options: Mapping[str, Any]) -> None:
         return {}
 
     def bound() -> dict[str, Any]:
-        with ei.load(ei.compile(relu, "tensorrt", options={**options, "dims": {"N": (2, 2, 2)}})) as session:
-            with session.bind({"x": (2, 4)}) as binding:
-                for scale in range(1, 6):
-                    binding.inputs["x"][...] = scale * x
-                    binding.run()
-                    np.testing.assert_allclose(binding.outputs["y"], (scale * x) ** 2 - scale * x, atol=1e-5)
-                return latency(binding.run, 0.5)
+        artifact = ei.compile(relu, "tensorrt", options={**options, "dims": {"N": (2, 2, 2)}})
+        with ei.load(artifact) as session, session.bind({"x": (2, 4)}) as binding:
+            for scale in range(1, 6):
+                binding.inputs["x"][...] = scale * x
+                binding.run()
+                np.testing.assert_allclose(binding.outputs["y"], (scale * x) ** 2 - scale * x, atol=1e-5)
+            return latency(binding.run, 0.5)
 
     def data_dependent() -> dict[str, Any]:
         model = text_model("g (float[6] x) => (int64[1,K] y) { y = NonZero(x) }")
@@ -311,7 +313,12 @@ def onnxruntime_cuda(results: Results, folder: Path, names: list[str]) -> None:
 def pytorch(results: Results, folder: Path, names: list[str], python: str, seconds: float) -> None:
     script = Path(__file__).with_name("onnx_torch.py")
     shapes = json.dumps({name: SHAPES[name] for name in names})
-    command = [python, str(script), "--models", str(folder), "--shapes", shapes, "--seconds", str(seconds)]
+    simple = results.scratch / "simplified"
+    simple.mkdir(exist_ok=True)
+    for name in names:  # constants folded and BatchNorm fused, as for TensorRT
+        steps = [FixShapes(SHAPES[name]), Simplify(), FuseBatchNorm()]
+        ei.optimize(folder / f"{name}.onnx", steps).save(simple / f"{name}.onnx")
+    command = [python, str(script), "--models", str(simple), "--shapes", shapes, "--seconds", str(seconds)]
     # The other interpreter must not see this one's packages and libraries.
     clean = {"PATH": "/usr/local/bin:/usr/bin:/bin:/opt/torch/.venv/bin", "HOME": "/tmp"}
     started = subprocess.run(
@@ -399,7 +406,7 @@ def main() -> None:
     for name in names:
         model = ei.Model.load(given.models / f"{name}.onnx")
         for precision in PRECISIONS:
-            measure(results, name, model, precision, options, given.out / "cache")
+            measure(results, name, model, precision, options, results.scratch / "cache")
             (given.out / "table.txt").write_text(table(results.rows))
     results.step(lambda: onnxruntime_cuda(results, given.models, names), step="onnxruntime cuda process")
     text = table(results.rows)

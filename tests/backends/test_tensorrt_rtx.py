@@ -1,4 +1,4 @@
-"""The real TensorRT-RTX parser and builder, which need no GPU: every shared model, and what users are told."""
+"""The real TensorRT-RTX parser and builder, which need no GPU: all shared models, and what users are told."""
 
 from __future__ import annotations
 
