@@ -17,7 +17,7 @@ import shared_models as shared
 
 from edgeinfer.model import Model
 from edgeinfer.quantization.quantize_static import QuantizeStatic
-from edgeinfer.transforms import Pipeline
+from edgeinfer.transforms import FuseBatchNorm, Pipeline, Simplify
 
 METRIC = {"silero_vad_16k": "auc", "vww_mobilenetv1_025_96": "auc"}
 
@@ -25,7 +25,9 @@ METRIC = {"silero_vad_16k": "auc", "vww_mobilenetv1_025_96": "auc"}
 def sqnr_db(float_outputs: list[np.ndarray], outputs: list[np.ndarray]) -> float:
     """Return 10·log10(Σ signal² / Σ error²) over all rows, the mean over the model's outputs."""
     signal = np.sum([np.sum(a.astype(np.float64) ** 2) for a in float_outputs])
-    error = np.sum([np.sum((a.astype(np.float64) - b) ** 2) for a, b in zip(float_outputs, outputs, strict=True)])
+    error = np.sum(
+        [np.sum((a.astype(np.float64) - b) ** 2) for a, b in zip(float_outputs, outputs, strict=True)]
+    )
     return float(10 * np.log10(signal / max(error, 1e-30)))
 
 
@@ -58,7 +60,7 @@ def runner(backend: str, model: bytes, name: str, fixed: bool) -> shared.Run:
 def measure(name: str, backend: str, quantize: QuantizeStatic, *, accuracy: bool, seconds: float) -> str:
     """Return one line of the table."""
     model = Model.load(shared.path(name))
-    steps = Pipeline((quantize,))
+    steps = Pipeline((Simplify(), FuseBatchNorm(), quantize))
     started = time.perf_counter()
     quantized = steps.apply(model).model
     took = time.perf_counter() - started

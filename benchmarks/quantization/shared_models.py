@@ -6,6 +6,7 @@ to a model on its `calib` subset.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -52,7 +53,9 @@ def ort_run(model: str | bytes, threads: int = 1) -> Run:
     return lambda feed, outputs=None: session.run(list(outputs) if outputs else None, feed)
 
 
-def openvino_run(model: str | bytes, shapes: Mapping[str, Sequence[int]] | None = None, threads: int = 1) -> Run:
+def openvino_run(
+    model: str | bytes, shapes: Mapping[str, Sequence[int]] | None = None, threads: int = 1
+) -> Run:
     """Return `run(feed, output names=None)` in OpenVINO on the CPU, in float32 where nothing is quantized."""
     import io
 
@@ -92,10 +95,8 @@ def _record(name: str, subset: str, run: Run | None, enough: int | None = None) 
             return run(feed, outputs)
         return [np.ones((len(next(iter(feed.values()))), 384), np.float32)]  # sentences need no answer
 
-    try:
+    with contextlib.suppress(Enough):
         baselines().TASKS[name][0](recording, subset)
-    except Enough:
-        pass
     return feeds
 
 
@@ -107,7 +108,11 @@ def _calibration(name: str, count: int) -> tuple[Feed, ...]:
         picked = batches[:: max(1, len(batches) * 2 // count)]
         return tuple({key: value[::31][:2] for key, value in feed.items()} for feed in picked)
     feeds = _record(name, "calib", ort_run(str(path(name))))
-    rows = [{k: v[i : i + 1] for k, v in feed.items()} for feed in feeds for i in range(len(next(iter(feed.values()))))]
+    rows = [
+        {k: v[i : i + 1] for k, v in feed.items()}
+        for feed in feeds
+        for i in range(len(next(iter(feed.values()))))
+    ]
     if name.startswith("silero"):
         rows = feeds  # the first axis of its state is no batch
     step = max(1, len(rows) // count)

@@ -9,7 +9,7 @@ adapter only has to talk to its runtime.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
@@ -24,6 +24,7 @@ from edgeinfer.values import as_frozenset, as_tuple
 
 __all__ = [
     "API_VERSION",
+    "MOVING_OPS",
     "Backend",
     "Bindable",
     "Binding",
@@ -35,7 +36,6 @@ __all__ = [
     "KernelCosts",
     "LayerExecution",
     "LoadOptions",
-    "MOVING_OPS",
     "Payload",
     "QDQDialect",
     "Runner",
@@ -51,8 +51,24 @@ T = TypeVar("T")
 
 # Operators that move, select or clamp values and never make new ones: input and output share one scale.
 MOVING_OPS = frozenset(
-    "MaxPool Reshape Transpose Flatten Squeeze Unsqueeze Slice Split Identity DepthToSpace SpaceToDepth".split()
+    [
+        "MaxPool",
+        "Reshape",
+        "Transpose",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Split",
+        "Identity",
+        "DepthToSpace",
+        "SpaceToDepth",
+    ]
 )
+
+
+def _names(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(names)
 
 
 @final
@@ -70,13 +86,14 @@ class KernelCosts:
         integer_call_us: What each integer kernel costs beside that.
         integer_store_us: Per output element of an integer kernel, for requantizing.
         gather_us: Per input position that an integer convolution of under 8 input channels gathers.
-        float_weight_us: Per weight element that a float kernel reads; a kernel of few positions waits for these.
+        float_weight_us: Per weight element that a float kernel reads, where that takes longest.
         integer_weight_us: The same in integers.
         pool_us: Per input element of a MaxPool whose output is quantized while its input is not: the runtime
             moves the quantizer above the pool, and pools integers in the wrong layout.
         table_us: Per element of an activation that integers look up in a table and float kernels take in.
-        quantize_us: Per element that is quantized, with the change of layout.
-        dequantize_us: Per element that is dequantized, with the change of layout.
+        quantize_us: Per element that is quantized.
+        dequantize_us: Per element that is dequantized.
+        reorder_us: Per element in and out of a float kernel among integer ones, for the change of layout.
         lanes: Channels in one vector register.
     """
 
@@ -95,6 +112,7 @@ class KernelCosts:
     table_us: float
     quantize_us: float
     dequantize_us: float
+    reorder_us: float
     lanes: int = 16
 
 
@@ -110,7 +128,7 @@ class QDQDialect:
         weight_dtype: The dtype of weights.
         quantize_bias: Biases are int32 behind DequantizeLinear; else they stay float.
         fold_relu: A ReLU may be folded into the range of the quantizer behind it.
-        residual_only: On an Add only the residual branch is quantized; the other is the sum inside the kernel.
+        residual_only: On an Add only the residual branch is quantized; the kernel adds the other.
         min_opset: The opset that its graphs need.
         integer_ops: Operators with a constant weight that have an integer kernel worth quantizing for.
         needs_output: Those of them that run in integers only when their own output is quantized, and by
@@ -130,11 +148,11 @@ class QDQDialect:
     fold_relu: bool = True
     residual_only: bool = False
     min_opset: int = 13
-    integer_ops: frozenset[str] = attrs.field(default=frozenset({"Conv", "Gemm", "MatMul"}), converter=frozenset)
-    needs_output: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
-    epilogue: frozenset[str] = attrs.field(default=frozenset({"Relu", "Clip"}), converter=frozenset)
-    requantizing: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
-    moving: frozenset[str] = attrs.field(default=MOVING_OPS, converter=frozenset)
+    integer_ops: frozenset[str] = attrs.field(default=frozenset({"Conv", "Gemm", "MatMul"}), converter=_names)
+    needs_output: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    epilogue: frozenset[str] = attrs.field(default=frozenset({"Relu", "Clip"}), converter=_names)
+    requantizing: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    moving: frozenset[str] = attrs.field(default=MOVING_OPS, converter=_names)
     costs: KernelCosts | None = None
 
 

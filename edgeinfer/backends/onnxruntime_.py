@@ -17,6 +17,7 @@ from typing import Any, final
 from edgeinfer.artifact import Payload
 from edgeinfer.backends.base import (
     API_VERSION,
+    MOVING_OPS,
     Capabilities,
     CompileOptions,
     DeviceInfo,
@@ -30,16 +31,16 @@ from edgeinfer.backends.base import (
 from edgeinfer.backends.onnx_payload import onnx_source
 from edgeinfer.backends.onnxruntime_options import OnnxRuntimeOptions
 from edgeinfer.backends.onnxruntime_runner import OnnxRuntimeRunner
-from edgeinfer.errors import CompileError, DeviceError
+from edgeinfer.errors import CompileError, DeviceError, OptionsError
 from edgeinfer.model import Model
 
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeOptions"]
 
 NAME = "onnxruntime"
 
-# Fitted to the per-node profiles of MobileNetV2, SqueezeNet, ResNet-20, NanoDet, DS-CNN and MobileNetV1-0.25 on
-# one thread of an AVX512-VNNI CPU (ONNX Runtime 1.32): within 30 % of most kernels. Integer convolutions with few
-# input channels gather bytes one by one, which is why first layers and depthwise ones seldom gain.
+# Fitted to the per-node profiles of MobileNetV2, SqueezeNet, ResNet-20, NanoDet, DS-CNN and MobileNetV1-0.25
+# on one thread of an AVX512-VNNI CPU (ONNX Runtime 1.32): within 30 % of most kernels. Integer convolutions
+# with few input channels gather bytes one by one, which is why first layers seldom gain.
 COSTS = KernelCosts(
     float_macs=50e3,
     float_depthwise_macs=19e3,
@@ -54,8 +55,9 @@ COSTS = KernelCosts(
     integer_weight_us=0.066e-3,
     pool_us=3.2e-3,
     table_us=0.3e-3,
-    quantize_us=1.0e-3,
-    dequantize_us=0.8e-3,
+    quantize_us=0.5e-3,
+    dequantize_us=0.3e-3,
+    reorder_us=0.5e-3,
 )
 
 DIALECT = QDQDialect(
@@ -65,6 +67,7 @@ DIALECT = QDQDialect(
     fold_relu=True,
     needs_output={"Conv"},
     requantizing={"Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"},
+    moving=MOVING_OPS | {"Resize"},
     costs=COSTS,
 )
 
@@ -134,6 +137,12 @@ class OnnxRuntimeBackend:
             OptionsError: An option is unknown or refused.
             CompileError: ONNX Runtime refuses the model.
         """
+        if payload.options.get("plugin_libraries"):
+            raise OptionsError(
+                "An artifact may not name code to load.",
+                where="option plugin_libraries of the manifest",
+                hint="Give plugin_libraries to load, for libraries that you trust.",
+            )
         chosen = options_from(OnnxRuntimeOptions, payload.options, options.options, backend=NAME)
         device = (options.device or payload.device).upper() or "CPU"
         session = _create(onnx_source(payload), device, chosen)

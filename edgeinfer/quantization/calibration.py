@@ -12,6 +12,8 @@ import numpy as np
 from edgeinfer.display import track
 from edgeinfer.errors import CalibrationError, EdgeInferError, InputError
 from edgeinfer.model import Model
+from edgeinfer.quantization.cache import CalibrationCache, Checkpoint, update_digest
+from edgeinfer.quantization.notes import InputNotes, tensor_notes
 from edgeinfer.quantization.observers import Observer
 from edgeinfer.quantization.sampler import DEFAULT_MAX_BYTES, TensorSampler
 from edgeinfer.quantization.sources import ItemSource, item_source, named_arrays
@@ -167,6 +169,7 @@ def observe(
     *,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int = 0,
+    cache: CalibrationCache | None = None,
     progress: bool | None = None,
 ) -> CalibrationSummary:
     """Run the model over the calibration data once, and let every observer see its tensor.
@@ -181,6 +184,8 @@ def observe(
         max_bytes: How many bytes of observed tensors may be held at once. When one feed's need more, large
             batches are cut, then the tensors are computed in several runs.
         threads: Threads within an operator; 0 lets the runtime choose.
+        cache: Where to keep the observers' states during the pass; a pass that was interrupted goes on
+            from there, and one that was finished costs only the reading of its data.
         progress: Show a progress bar. None: in a terminal or a notebook only.
 
     Raises:
@@ -190,15 +195,23 @@ def observe(
     watching = {
         name: tuple(watch) if isinstance(watch, Sequence) else (watch,) for name, watch in observers.items()
     }
-    notes = _InputNotes(model.signature)
+    notes = InputNotes(model.signature)
     samples = rows = 0
+    checkpoint = Checkpoint(cache, model, watching, calibration) if cache is not None else None
+    done = checkpoint.resume() if checkpoint is not None else 0
     with TensorSampler(model, tuple(watching), max_bytes=max_bytes, threads=threads) as sampler:
         for index, feed in enumerate(track(calibration, "calibrating", progress=progress)):
             notes.update(index, feed)
-            for name, array in sampler.tensors(feed):
-                _show(index, name, array, watching[name])
+            if index >= done:
+                for name, array in sampler.tensors(feed):
+                    _show(index, name, array, watching[name])
             samples += 1
+            if checkpoint is not None and index >= done:
+                checkpoint.saw(feed)
             rows += next((array.shape[0] for array in feed.values() if array.ndim), 1)
+    if checkpoint is not None:
+        checkpoint.finish()
+    stored_notes = checkpoint.notes if checkpoint is not None else []
     if not samples:
         raise CalibrationError(
             "There is no calibration data: the source gave no samples.",
@@ -210,19 +223,8 @@ def observe(
         rows=rows,
         tensors=len(watching),
         runs=sampler.runs,
-        notes=[*notes.sentences(rows), *_tensor_notes(watching), *sampler.notes],
+        notes=[*notes.sentences(rows), *tensor_notes(watching), *sampler.notes, *stored_notes],
     )
-
-
-def update_digest(digest: Any, feed: Feed) -> None:
-    """Add a feed to a `hashlib` digest: names, dtypes, shapes and values."""
-    for name in sorted(feed):
-        array = feed[name]
-        digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-        data = (
-            repr(array.tolist()).encode() if array.dtype == object else np.ascontiguousarray(array).tobytes()
-        )
-        digest.update(data)
 
 
 def _show(index: int, name: str, array: np.ndarray, watching: Sequence[Observer]) -> None:
@@ -238,64 +240,3 @@ def _show(index: int, name: str, array: np.ndarray, watching: Sequence[Observer]
                 hint=error.hint or "Look at that sample, and at the model's output for it.",
                 facts={**error.facts, "sample": index, "tensor": name},
             ) from error
-
-
-def _tensor_notes(watching: Mapping[str, Sequence[Observer]]) -> Iterator[str]:
-    for name, observers in watching.items():
-        extremes = next((o.extremes for o in observers if hasattr(o, "extremes")), None)
-        if extremes is None or extremes[0] < extremes[1]:
-            continue
-        low, high = extremes
-        if low > high:
-            yield f"tensor {name!r} never had any elements"
-        elif low == 0:
-            yield f"tensor {name!r} was zero throughout"
-        else:
-            yield f"tensor {name!r} had the one value {low:g} throughout"
-
-
-@final
-class _InputNotes:
-    """Watches the feeds themselves for what is not representative."""
-
-    def __init__(self, signature: Signature) -> None:
-        self._first: dict[str, np.ndarray] = {}
-        self._same = True
-        self._rows_of_first = 1
-        # Integer inputs such as attention masks may well be constant.
-        self._constant = {spec.name for spec in signature.inputs if spec.dtype.kind == "f"}
-
-    def update(self, index: int, feed: Feed) -> None:
-        """Look at one feed.
-
-        Raises:
-            CalibrationError: An input has NaN or infinity.
-        """
-        if not self._first:
-            self._first = {name: array.copy() for name, array in feed.items()}
-            self._rows_of_first = next((array.shape[0] for array in feed.values() if array.ndim), 1)
-        elif self._same:
-            self._same = all(np.array_equal(array, self._first[name]) for name, array in feed.items())
-        for name, array in feed.items():
-            if array.dtype.kind != "f" or not array.size:
-                continue
-            low, high = float(array.min()), float(array.max())
-            if not (np.isfinite(low) and np.isfinite(high)):
-                raise CalibrationError(
-                    "A calibration sample has values that are not finite.",
-                    where=f"sample {index}, input {name!r}",
-                    expected="finite numbers",
-                    found=f"least {low}, greatest {high}",
-                    facts={"sample": index, "input": name},
-                )
-            if low < high:
-                self._constant.discard(name)
-
-    def sentences(self, rows: int) -> Iterator[str]:
-        """Yield what is worth telling."""
-        if rows == 1:
-            yield "there was only one sample; ranges from one sample do not hold for others"
-        elif self._same and rows > self._rows_of_first:
-            yield "all samples were the same"
-        for name in sorted(self._constant):
-            yield f"input {name!r} was constant within every sample"

@@ -32,6 +32,11 @@ class ChannelMeanObserver:
         self._sum: np.ndarray | None = None
         self.count = 0
 
+    @property
+    def key(self) -> str:
+        """See `Resumable`."""
+        return f"channel mean {self._axis}"
+
     def update(self, array: np.ndarray) -> None:
         """Take in an array with the channels along `axis`.
 
@@ -71,6 +76,11 @@ class ChannelRangeObserver:
         self._low: np.ndarray | None = None
         self._high: np.ndarray | None = None
 
+    @property
+    def key(self) -> str:
+        """See `Resumable`."""
+        return f"channel range {self._axis}"
+
     def update(self, array: np.ndarray) -> None:
         """Take in an array with the channels along `axis`.
 
@@ -108,6 +118,11 @@ class ChannelAbsMaxObserver:
 
     def __init__(self, axis: int = -1) -> None:
         self._ranges = ChannelRangeObserver(axis)
+
+    @property
+    def key(self) -> str:
+        """See `Resumable`."""
+        return self._ranges.key
 
     def update(self, array: np.ndarray) -> None:
         """Take in an array with the channels along `axis`."""

@@ -11,7 +11,7 @@ __all__ = ["constant_value"]
 def constant_value(value: ir.Value | None) -> np.ndarray | None:
     """Return the tensor that `value` always holds, or None when it depends on the inputs.
 
-    Initializers, `Constant`, and `Identity`, `Cast` and `Transpose` of these are seen through, so that weights
+    Initializers and `Constant` are such, and `Identity`, `Cast` and `Transpose` of these, so that weights
     stored as float16 behind a Cast count as the float32 weights that they are. Other constant expressions
     are left to `Simplify`.
     """
@@ -19,7 +19,7 @@ def constant_value(value: ir.Value | None) -> np.ndarray | None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
     if tensor is not None:
-        return tensor.numpy()
+        return np.asarray(tensor.numpy())
     node = value.producer()
     if node is None or node.domain not in ("", "ai.onnx"):
         return None
@@ -29,8 +29,8 @@ def constant_value(value: ir.Value | None) -> np.ndarray | None:
     if array is None:
         return None
     if node.op_type == "Cast":
-        return array.astype(ir.DataType(node.attributes["to"].as_int()).numpy())
+        return np.asarray(array, ir.DataType(node.attributes["to"].as_int()).numpy())
     if node.op_type == "Transpose":
         permutation = node.attributes.get("perm")
-        return array.transpose(permutation.as_ints() if permutation is not None else None)
+        return np.transpose(array, permutation.as_ints() if permutation is not None else None)
     return array

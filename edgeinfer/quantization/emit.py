@@ -42,7 +42,7 @@ class Emitter:
         )
         quantized.name, dequantized.name = f"{value.name}_quantized", f"{value.name}_dequantized"
         quantized.shape = dequantized.shape = value.shape
-        quantized.dtype, dequantized.dtype = zero_point.dtype, value.dtype
+        quantized.type, dequantized.type = zero_point.type, value.type
         producer = value.producer()
         if producer is not None:
             self.graph.insert_after(producer, [quantize, dequantize])
@@ -83,6 +83,8 @@ class Emitter:
     def initializer(self, name: str, array: np.ndarray) -> ir.Value:
         """Register an initializer."""
         tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(
+            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
         self.graph.register_initializer(value)
         return value

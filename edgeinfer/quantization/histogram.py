@@ -3,7 +3,8 @@
 The width of the bins is a power of two, 2**e, and their edges are its multiples. When a value falls outside,
 the width doubles and neighbouring bins are merged, which loses nothing: floor(floor(x / w) / 2) is
 floor(x / 2w). So the histogram depends on the values alone, not on their order or grouping, and two of
-them can be merged exactly.
+them can be merged exactly. (But for values so small beside the width that their ratio is under float32's
+least number: those pass for positive.)
 
 Exact zeros are counted apart. ReLU makes many of them; they are represented without error whatever the
 scale, and in a bin they would pass for its centre and drag every search for a range towards zero.
@@ -21,7 +22,8 @@ from edgeinfer.errors import CalibrationError
 __all__ = ["StreamingHistogram"]
 
 _LEAST_EXPONENT = -126  # of float32's normal numbers: 2**-e must not overflow
-_LAST_INDEX = 1 << 62  # indices are int64
+# float32 tells values apart to 24 bits, so indices that need more mean nothing (and would not be exact).
+_INDEX_BITS = 22
 # How many elements pass through the cache at a time. Half a megabyte of float32 stays in the second level.
 _CHUNK = 1 << 17
 
@@ -33,10 +35,10 @@ class StreamingHistogram:
     Args:
         bins: The number of bins, at least 2. Between half of them and all lie within the range seen.
         sample: Of an array with more elements than this, every k-th is counted, k such that at least
-            `sample` and at least one in 16 are. The extremes are exact all the same.
+            `sample` and at least one in 64 are. The extremes are exact all the same.
     """
 
-    def __init__(self, bins: int = 2048, *, sample: int = 8192) -> None:
+    def __init__(self, bins: int = 2048, *, sample: int = 4096) -> None:
         if bins < 2 or sample < 1:
             raise CalibrationError(
                 "A histogram needs two bins and a sample.", found=f"bins={bins}, sample={sample}"
@@ -50,6 +52,11 @@ class StreamingHistogram:
         self.zeros = 0
         self.low = math.inf
         self.high = -math.inf
+
+    @property
+    def key(self) -> str:
+        """Histograms with one key can take each other's state."""
+        return f"histogram {self._bins} {self._sample}"
 
     @property
     def width(self) -> float:
@@ -142,18 +149,15 @@ class StreamingHistogram:
 
     def _step(self, size: int) -> int:
         """Return k, odd so that it is not in step with the powers of two that channels come in."""
-        step = min(size // self._sample, 16)
+        step = min(size // self._sample, 64)
         return max(step - 1 + step % 2, 1)
 
     def _cover(self) -> None:
         """Widen the bins until [low, high] fits."""
         exponent = self._exponent
-        first, last = _index(self.low, exponent), _index(self.high, exponent)
-        if exponent == _LEAST_EXPONENT and not self._counts.any():  # jump near the width that is needed
-            span = max(self.high - self.low, abs(self.low), abs(self.high)) / self._bins
-            exponent = max(exponent, math.frexp(span)[1] - 2 if span > 0 else exponent)
-            while exponent > _LEAST_EXPONENT and self._fits(exponent - 1):
-                exponent -= 1
+        if not self._counts.any():  # jump near the width that is needed
+            span = max(self.high - self.low, abs(self.low), abs(self.high), 2.0**_LEAST_EXPONENT)
+            exponent = max(exponent, math.frexp(span)[1] - max(_INDEX_BITS, self._bins.bit_length()) - 1)
         while not self._fits(exponent):
             exponent += 1
         first, last = _index(self.low, exponent), _index(self.high, exponent)
@@ -167,8 +171,8 @@ class StreamingHistogram:
         self._exponent, self._first, self._counts = exponent, first, counts
 
     def _fits(self, exponent: int) -> bool:
-        low, high = _index(self.low, exponent), _index(self.high, exponent)
-        return high - low < self._bins and -_LAST_INDEX < low and high < _LAST_INDEX
+        first, last = _index(self.low, exponent), _index(self.high, exponent)
+        return last - first < self._bins and max(-first, last) < 1 << _INDEX_BITS
 
     def _count(self, values: np.ndarray) -> None:
         zeros = values.size - int(np.count_nonzero(values))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import attrs
 import numpy as np
@@ -16,7 +16,7 @@ from edgeinfer.quantization.emit import Emitter
 from edgeinfer.quantization.placement import Placement
 from edgeinfer.quantization.qparams import QParams, activation_qparams
 from edgeinfer.quantization.regions import BIAS, DATA, WEIGHT, Region
-from edgeinfer.quantization.state import DIALECT_KEY, RANGES_KEY
+from edgeinfer.quantization.state import DIALECT_KEY, NOTES_KEY
 from edgeinfer.transforms.base import ReportBuilder
 
 __all__ = ["Range", "insert_qdq", "prepare"]
@@ -28,7 +28,7 @@ _MAX_BIAS = 2.0**30
 
 
 def prepare(model: ir.Model) -> None:
-    """Give every value of the main graph a name, and infer dtypes and shapes; the signature stays as declared."""
+    """Name every value of the main graph, and infer dtypes and shapes; the signature stays as it is."""
     for node in model.graph:
         for index, value in enumerate(node.outputs):
             if value.name is None:
@@ -48,8 +48,9 @@ def insert_qdq(
     report: ReportBuilder,
     *,
     activation_dtype: str | None = None,
+    keep_float: Collection[str] = (),
 ) -> None:
-    """Write the quantizers of a placement into the graph, and note the ranges in its metadata.
+    """Write the quantizers of a placement into the graph, and note in its metadata what RetargetQDQ needs.
 
     Args:
         model: The float graph; it is changed.
@@ -59,6 +60,7 @@ def insert_qdq(
         dialect: What the runtime wants.
         report: Told of every region.
         activation_dtype: The dtype of activations; None for the dialect's own.
+        keep_float: What was asked to stay in float, to be remembered.
     """
     dtype = activation_dtype or dialect.activation_dtype
     qparams: dict[str, QParams] = {}
@@ -77,11 +79,17 @@ def insert_qdq(
         emitter.activation(value, qparams[str(value.name)], uses)
     common_passes.RemoveUnusedNodesPass()(model)
     model.metadata_props[DIALECT_KEY] = dialect.name
-    model.metadata_props[RANGES_KEY] = json.dumps({name: list(ends) for name, ends in ranges.items()})
+    notes = {"ranges": {name: list(ends) for name, ends in ranges.items()}, "keep_float": sorted(keep_float)}
+    model.metadata_props[NOTES_KEY] = json.dumps(notes)
 
 
 def _write_weight(
-    emitter: Emitter, region: Region, data: QParams, weight: QParams, dialect: QDQDialect, written: dict[str, ir.Value]
+    emitter: Emitter,
+    region: Region,
+    data: QParams,
+    weight: QParams,
+    dialect: QDQDialect,
+    written: dict[str, ir.Value],
 ) -> None:
     source = region.node.inputs[WEIGHT]
     assert source is not None
@@ -106,7 +114,9 @@ def _write_weight(
     assert old is not None
     name = f"{old.name}_{region.node.name}"
     zero = np.zeros(scale.shape, np.int32)
-    region.node.replace_input_with(BIAS, emitter.constant(name, integers, scale, zero, 0 if scale.ndim else None))
+    region.node.replace_input_with(
+        BIAS, emitter.constant(name, integers, scale, zero, 0 if scale.ndim else None)
+    )
 
 
 def _bias(region: Region) -> np.ndarray | None:

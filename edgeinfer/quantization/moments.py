@@ -41,12 +41,16 @@ class MomentObserver:
         groups, rows = self.layout.groups, self.layout.rows
         self._max_columns = max_columns
         self._max_bytes = max_bytes
-        self._rng = np.random.default_rng(_SEED)
         self._h = np.zeros((groups, rows, rows))
         self._sum = np.zeros((groups, rows))
         self._cross: np.ndarray | None = None
         self._cross_sum: np.ndarray | None = None
         self.count = 0
+
+    @property
+    def key(self) -> str:
+        """See `Resumable`."""
+        return f"moments {self._max_columns} {self.layout}"
 
     def update(self, x: np.ndarray) -> None:
         """Take in the node's input.
@@ -85,7 +89,7 @@ class MomentObserver:
         return self._paired(self._cross_sum) / self._counted()
 
     def state(self) -> dict[str, np.ndarray]:
-        """See `Resumable`. The draw of columns starts anew after `restore`."""
+        """See `Resumable`."""
         state = {"h": self._h, "sum": self._sum, "count": np.array(self.count)}
         if self._cross is not None and self._cross_sum is not None:
             state |= {"cross": self._cross, "cross_sum": self._cross_sum}
@@ -95,11 +99,12 @@ class MomentObserver:
         """See `Resumable`."""
         self._h, self._sum, self.count = state["h"], state["sum"], int(state["count"])
         self._cross, self._cross_sum = state.get("cross"), state.get("cross_sum")
-        self._rng = np.random.default_rng((_SEED, self.count))
 
     def _take(self, x: np.ndarray, target: np.ndarray | None) -> None:
+        # Seeded by what was seen, so that a pass that was taken up again draws the same columns.
+        rng = np.random.default_rng((_SEED, self.count))
         for piece, index in self.layout.columns(
-            x, max_bytes=self._max_bytes, max_columns=self._max_columns, rng=self._rng
+            x, max_bytes=self._max_bytes, max_columns=self._max_columns, rng=rng
         ):
             sums = piece.sum(axis=2, dtype=np.float64)
             if not np.isfinite(sums).all():

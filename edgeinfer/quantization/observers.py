@@ -54,6 +54,11 @@ class RangeObserver(Observer, Protocol):
 class Resumable(Protocol):
     """An observer whose state can be stored and taken back."""
 
+    @property
+    def key(self) -> str:
+        """Observers with one key can take each other's state."""
+        ...
+
     def state(self) -> dict[str, np.ndarray]:
         """Return everything that was seen, as arrays."""
         ...
@@ -69,6 +74,11 @@ class MinMaxObserver:
 
     def __init__(self) -> None:
         self._low, self._high = math.inf, -math.inf
+
+    @property
+    def key(self) -> str:
+        """See `Resumable`."""
+        return "minmax"
 
     @property
     def extremes(self) -> tuple[float, float]:
@@ -110,6 +120,11 @@ class MovingAverageObserver:
         self._momentum = momentum
         self._average: tuple[float, float] | None = None
         self._low, self._high = math.inf, -math.inf
+
+    @property
+    def key(self) -> str:
+        """See `Resumable`."""
+        return f"moving_average {self._momentum}"
 
     @property
     def extremes(self) -> tuple[float, float]:
@@ -164,7 +179,7 @@ class HistogramObserver:
         symmetric: bool = False,
         percentile: float = 99.99,
         bins: int = 2048,
-        sample: int = 8192,
+        sample: int = 4096,
     ) -> None:
         _known("method", method, ("percentile", "entropy", "mse"))
         _known("dtype", dtype, tuple(DTYPES))
@@ -175,6 +190,11 @@ class HistogramObserver:
         self._symmetric = symmetric
         self._percentile = percentile
         self.histogram = StreamingHistogram(bins, sample=sample)
+
+    @property
+    def key(self) -> str:
+        """See `Resumable`. How a range is chosen is left out: it does not change what is stored."""
+        return self.histogram.key
 
     @property
     def extremes(self) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Fused kernels: an operator with a constant weight, and what a runtime computes in the same kernel behind it.
+"""Fused kernels: an operator with a constant weight, and what a runtime computes behind it in one kernel.
 
 No tensor inside such a region is ever stored, so a quantizer there would split the kernel and cost
 accuracy for nothing. Quantizers stand at the borders: on the region's inputs, and on its output.
@@ -87,12 +87,15 @@ def refusal(node: ir.Node, dialect: QDQDialect) -> str | None:
         if (beta is not None and beta.as_float() != 1) or (alpha is not None and alpha.as_float() != 1):
             return "its alpha or beta is not 1"
     if node.op_type in dialect.needs_output and node.outputs[0].is_graph_output():
-        return f"{dialect.name} runs it in integers only with a quantized output, and it is an output of the model"
+        return f"it is an output of the model, and {dialect.name} would need it quantized to run in integers"
     return None
 
 
 def find_regions(
-    nodes: Iterable[ir.Node], dialect: QDQDialect, skip: Callable[[ir.Node, str], None], keep_float: Collection[str]
+    nodes: Iterable[ir.Node],
+    dialect: QDQDialect,
+    skip: Callable[[ir.Node, str], None],
+    keep_float: Collection[str],
 ) -> list[Region]:
     """Return the regions in topological order; `skip` is told of each operator that is in none.
 
@@ -160,9 +163,13 @@ def _next(value: ir.Value, dialect: QDQDialect) -> tuple[ir.Node, ...] | None:
     if len(users) == 2 and "SiLU" in dialect.epilogue:
         gate = next((user for user in users if user.op_type in ("Sigmoid", "HardSigmoid")), None)
         product = next((user for user in users if user.op_type == "Mul"), None)
-        if gate is not None and product is not None and gate.outputs[0] in product.inputs:
-            if gate.outputs[0].consumers() == (product,) and not gate.outputs[0].is_graph_output():
-                return (gate, product)
+        if (
+            gate is not None
+            and product is not None
+            and tuple(gate.outputs[0].consumers()) == (product,)
+            and not gate.outputs[0].is_graph_output()
+        ):
+            return gate, product
     return None
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, final
+from collections.abc import Callable, Collection, Mapping
+from typing import ClassVar, final
 
 import attrs
 import onnx_ir as ir
 
+from edgeinfer.backends.base import QDQDialect
+from edgeinfer.devices.profile import Target
 from edgeinfer.errors import PreconditionError
 from edgeinfer.quantization.dialects import dialect_of
 from edgeinfer.quantization.insert import Range, insert_qdq, prepare
 from edgeinfer.quantization.placement import Placement, place
 from edgeinfer.quantization.qparams import QParams, weight_qparams
 from edgeinfer.quantization.regions import WEIGHT, Region
-from edgeinfer.quantization.state import DIALECT_KEY, RANGES_KEY, REFERENCE_KEY, refuse_operators
+from edgeinfer.quantization.state import DIALECT_KEY, NOTES_KEY, refuse_operators
 from edgeinfer.quantization.strip import Stripped, strip_qdq
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
 
@@ -36,12 +38,16 @@ class RetargetQDQ(GraphTransform):
         target: Where the model will run.
     """
 
-    target: Any
+    min_opset: ClassVar[int] = 13
 
-    min_opset = 13
+    target: Target | str | QDQDialect
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
-        """Strip, place, insert."""
+        """Strip, place, insert.
+
+        Raises:
+            PreconditionError: The model has no Q/DQ, or some that cannot be taken out.
+        """
         dialect = dialect_of(self.target)
         refuse_operators(model)
         if not any(node.op_type == "QuantizeLinear" for node in model.graph):
@@ -54,41 +60,53 @@ class RetargetQDQ(GraphTransform):
         if model.metadata_props.get(DIALECT_KEY) == dialect.name:
             report.skip("", f"the model is in the dialect of {dialect.name} already")
             return
-        recorded = model.metadata_props.get(RANGES_KEY)
+        notes = json.loads(model.metadata_props.get(NOTES_KEY, "null"))
         stripped = strip_qdq(model)
         ranges: dict[str, Range] = dict(stripped.ranges)
-        if recorded is not None:
-            ranges |= {name: (low, high) for name, (low, high) in json.loads(recorded).items()}
+        if notes is not None:
+            ranges |= {name: (low, high) for name, (low, high) in notes["ranges"].items()}
+            keep_float = set(notes["keep_float"])
+        else:
+            keep_float = {str(node.name) for node in model.graph if _was_float(node, stripped)}
         prepare(model)
-        placement = _place_known(model, ranges, report, dialect)
-        insert_qdq(model, placement, ranges, _same_weights(stripped), dialect, report)
+        placement = _place_known(model, ranges, keep_float, dialect, report)
+        insert_qdq(model, placement, ranges, _same_weights(stripped), dialect, report, keep_float=keep_float)
 
 
-def _place_known(model: ir.Model, ranges: Mapping[str, Range], report: ReportBuilder, dialect: Any) -> Placement:
-    """Place, with every region in float whose tensors have no range."""
-    unknown: set[str] = set()
+def _was_float(node: ir.Node, stripped: Stripped) -> bool:
+    """Whether a node has a weight, and it was not in integers."""
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return False
+    weight = node.inputs[WEIGHT]
+    return weight is None or str(weight.name) not in stripped.weights
+
+
+def _place_known(
+    model: ir.Model,
+    ranges: Mapping[str, Range],
+    keep_float: Collection[str],
+    dialect: QDQDialect,
+    report: ReportBuilder,
+) -> Placement:
+    """Place, with every node in float whose tensors have no range."""
+    unknown: set[str] = set(keep_float)
     while True:
         placement = place(model, dialect, keep_float=unknown)
         missing = {value for value in placement.tensors if str(value.name) not in ranges}
         if not missing:
             return placement
-        hit = {
-            region.node.name or ""
-            for region in placement.regions
-            if region.node.inputs[0] in missing or region.output in missing
-        }
-        hit |= {node.name or "" for value in missing for node, _ in placement.tensors[value]}
-        hit |= {producer.name or "" for value in missing if (producer := value.producer()) is not None}
+        hit = {str(region.node.name) for region in placement.regions if region.output in missing}
+        hit |= {str(node.name) for value in missing for node, _ in placement.tensors[value]}
         for name in sorted(hit - unknown):
             report.skip(name, "the model holds no scale for one of its tensors, so it stays in float")
         unknown |= hit
 
 
-def _same_weights(stripped: Stripped) -> Any:
+def _same_weights(stripped: Stripped) -> Callable[[Region], QParams]:
     def scales(region: Region) -> QParams:
         source = region.node.inputs[WEIGHT]
         known = stripped.weights.get(str(source.name)) if source is not None else None
-        if known is not None and not known.zero_point.any():
+        if known is not None and not known.zero_point.any() and known.axis in (None, region.axis):
             return known
         return weight_qparams(region.weight, region.axis, "int8", True)
 

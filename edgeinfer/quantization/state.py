@@ -8,7 +8,7 @@ from edgeinfer.errors import PreconditionError
 
 __all__ = [
     "DIALECT_KEY",
-    "RANGES_KEY",
+    "NOTES_KEY",
     "REFERENCE_KEY",
     "quantized_for",
     "refuse_half",
@@ -18,14 +18,12 @@ __all__ = [
 
 # Metadata: the dialect that edgeinfer's own Q/DQ in the model are written in.
 DIALECT_KEY = "edgeinfer.qdq_dialect"
-# Metadata: the calibrated ranges, as JSON, of every tensor that any dialect quantizes.
-RANGES_KEY = "edgeinfer.qdq_ranges"
+# Metadata, as JSON: the ranges of all tensors that any dialect quantizes, and what is kept in float.
+NOTES_KEY = "edgeinfer.qdq_notes"
 # `ir.Model.meta`, in memory only: the float model, for corrections that compare with it.
 REFERENCE_KEY = "edgeinfer.float_reference"
 
-_INTEGER_OPS = frozenset(
-    {"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulNBits"}
-)
+_INTEGER_OPS = frozenset({"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulNBits"})
 _INTEGER_PREFIXES = ("QLinear", "QGemm", "QAttention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 
 
@@ -66,8 +64,8 @@ def refuse_operators(model: ir.Model) -> None:
                 where=f"node {node.name!r} ({node.op_type})",
                 expected="a model in float",
                 found="quantized operators (QOperator)",
-                hint="Compile it as it is for a runtime that has these operators, such as ONNX Runtime; to quantize "
-                "anew or for another runtime, start from the float model.",
+                hint="Compile it as it is for a runtime that has these operators, such as ONNX Runtime; to "
+                "quantize anew or for another runtime, start from the float model.",
             )
 
 
@@ -79,12 +77,13 @@ def refuse_half(model: ir.Model) -> None:
     """
     for node in model.graph.all_nodes():
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and any(
-            value is not None and value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for value in node.outputs
+            value is not None and value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+            for value in node.outputs
         ):
             raise PreconditionError(
                 "The model computes in float16.",
                 where=f"node {node.name!r} ({node.op_type})",
                 expected="a float32 model",
                 found="float16 tensors",
-                hint="Quantize the float32 model that this one was made from; ToFloat16 comes last, if at all.",
+                hint="Quantize the float32 model that this one was made from, without ToFloat16.",
             )

@@ -48,7 +48,8 @@ def strip_qdq(model: ir.Model) -> Stripped:
             source = node.inputs[0]
             array = _array(source)
             if array is None:
-                if source is None or source.producer() is None or source.producer().op_type != "QuantizeLinear":  # type: ignore[union-attr]
+                maker = source.producer() if source is not None else None
+                if maker is None or maker.op_type != "QuantizeLinear":
                     raise _refused(node, "it dequantizes what no QuantizeLinear made")
                 continue  # its quantizer takes it out
             value, qparams = _dequantized(model.graph, node, array)
@@ -125,7 +126,9 @@ def _dequantized(graph: ir.Graph, node: ir.Node, array: np.ndarray) -> tuple[ir.
     name = str(old.name)
     old.name = f"{name}_dq"
     tensor = ir.tensor(values, name=name.removesuffix("_dequantized"))
-    value = ir.Value(name=tensor.name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=tensor.name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.initializers.pop(str(tensor.name), None)
     graph.register_initializer(value)
     for reader, index in list(old.uses()):

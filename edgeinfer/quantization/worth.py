@@ -6,11 +6,11 @@ latencies. What it does not know (a symbolic shape) counts as worth it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol, final
 
 import attrs
-import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.backends.base import KernelCosts
@@ -45,20 +45,23 @@ class Judge:
         """Return the number of elements of a tensor at batch size 1 where the batch is symbolic, or None."""
         if value is None:
             return None
-        if value.name in self.shapes:
-            return int(np.prod(self.shapes[value.name]))
+        if value.name is not None and value.name in self.shapes:
+            return math.prod(self.shapes[value.name])
         if value.shape is None:
             return None
         dims = [dim if isinstance(dim, int) else None for dim in value.shape]
         if dims and dims[0] is None:
             dims[0] = 1
-        return None if None in dims else int(np.prod([dim or 0 for dim in dims]))
+        return None if None in dims else math.prod(dim or 0 for dim in dims)
 
     def float_us(self, region: Region) -> float:
         """Return what a region costs in float."""
-        macs = self._macs(region)
+        macs = self._macs(region) or 0
         rate = self.costs.float_depthwise_macs if _is_depthwise(region) else self.costs.float_macs
-        return max((macs or 0) / rate, region.weight.size * self.costs.float_weight_us) + self.costs.float_call_us
+        reading = region.weight.size * self.costs.float_weight_us
+        if region.node.op_type == "Conv" and region.weight.ndim == 3:
+            reading *= 2  # one-dimensional convolutions have no weights packed for them
+        return max(macs / rate, reading) + self.costs.float_call_us
 
     def integer_us(self, region: Region) -> float:
         """Return what a region costs in integers, without quantizers around it."""
@@ -71,7 +74,7 @@ class Judge:
         if _is_depthwise(region):
             rate = costs.integer_ragged_macs if channels % costs.lanes else costs.integer_depthwise_macs
         elif region.node.op_type == "Conv" and region.weight.shape[1] < _FEW_CHANNELS:
-            gathered = outputs / channels * float(np.prod(region.weight.shape[1:])) * costs.gather_us
+            gathered = outputs / channels * math.prod(region.weight.shape[1:]) * costs.gather_us
         looked_up = sum(user.op_type in ("LeakyRelu", "Sigmoid") for user in region.output.consumers())
         stored = outputs * (costs.integer_store_us + looked_up * costs.table_us)
         computed = max(macs / rate, region.weight.size * costs.integer_weight_us)
@@ -90,9 +93,13 @@ class Judge:
     def total_us(self, plan: _Plan, every: Collection[Region]) -> float:
         """Return what all of `every` cost when those of the plan run in integers, with the quantizers."""
         chosen = set(plan.regions)
-        total = sum(
-            self.integer_us(region) if region in chosen else self.float_us(region) for region in every
-        )
+        total = 0.0
+        for region in every:
+            if region in chosen:
+                total += self.integer_us(region)
+            else:
+                around = (self.size(region.node.inputs[DATA]) or 0) + (self.size(region.output) or 0)
+                total += self.float_us(region) + bool(chosen) * around * self.costs.reorder_us
         for value, quantized, dequantized in plan.borders():
             elements = self.size(value) or 0
             total += quantized * (elements * self.costs.quantize_us + self.costs.float_call_us)
@@ -108,10 +115,13 @@ class Judge:
         if outputs is None:
             return None
         weight = region.weight
-        return outputs * float(weight.size) / weight.shape[region.axis]
+        return outputs * weight.size / float(weight.shape[region.axis])
 
 
 def _is_depthwise(region: Region) -> bool:
-    return region.node.op_type == "Conv" and region.weight.shape[1] == 1 and region.weight.shape[0] > 1 and (
-        region.node.attributes.get("group") is not None and region.node.attributes["group"].as_int() > 1
+    return (
+        region.node.op_type == "Conv"
+        and region.weight.shape[1] == 1
+        and region.weight.shape[0] > 1
+        and (region.node.attributes.get("group") is not None and region.node.attributes["group"].as_int() > 1)
     )

@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgeinfer.quantization.quantize_static import QuantizeStatic
+    from edgeinfer.quantization.retarget_qdq import RetargetQDQ
     from edgeinfer.transforms.base import (
         Applied,
         GraphTransform,
@@ -41,6 +43,8 @@ _HOME = {
     "ConvertOpset": "edgeinfer.transforms.convert_opset",
     "FixShapes": "edgeinfer.transforms.fix_shapes",
     "FuseBatchNorm": "edgeinfer.transforms.fuse_batchnorm",
+    "QuantizeStatic": "edgeinfer.quantization.quantize_static",
+    "RetargetQDQ": "edgeinfer.quantization.retarget_qdq",
     "Simplify": "edgeinfer.transforms.simplify",
     "ToFloat16": "edgeinfer.transforms.to_float16",
 }
@@ -52,7 +56,9 @@ __all__ = [
     "FuseBatchNorm",
     "GraphTransform",
     "Pipeline",
+    "QuantizeStatic",
     "ReportBuilder",
+    "RetargetQDQ",
     "Simplify",
     "Skipped",
     "ToFloat16",
