@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -319,8 +320,12 @@ def pytorch(results: Results, folder: Path, names: list[str], python: str, secon
         steps = [FixShapes(SHAPES[name]), Simplify(), FuseBatchNorm()]
         ei.optimize(folder / f"{name}.onnx", steps).save(simple / f"{name}.onnx")
     command = [python, str(script), "--models", str(simple), "--shapes", shapes, "--seconds", str(seconds)]
-    # The other interpreter must not see this one's packages and libraries.
-    clean = {"PATH": "/usr/local/bin:/usr/bin:/bin:/opt/torch/.venv/bin", "HOME": "/tmp"}
+    # The other interpreter must not see this one's packages and libraries, but needs the driver's.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    if "PYTHONHOME" in os.environ:
+        own = str(Path(sys.prefix).parent)
+        libraries = clean.get("LD_LIBRARY_PATH", "").split(":")
+        clean["LD_LIBRARY_PATH"] = ":".join(path for path in libraries if not path.startswith(own))
     started = subprocess.run(
         command, capture_output=True, text=True, timeout=seconds + 60, env=clean, check=False
     )
