@@ -252,6 +252,28 @@ def check_running(results: Results, options: Mapping[str, Any]) -> None:
         results.step(check, step="check", check=check.__name__)
 
 
+def conformance_checks(results: Results, seconds: float = 90) -> None:
+    """In a process of its own: it builds with default options, and a broken library could take all down."""
+    code = (
+        "import json\n"
+        "from edgeinfer.testing import conformance\n"
+        "for check in conformance.CHECKS:\n"
+        "    row = {'step': 'conformance', 'check': check.__name__}\n"
+        "    try: check('tensorrt')\n"
+        "    except BaseException as error: row['error'] = f'{type(error).__name__}: {error}'[:600]\n"
+        "    print(json.dumps(row), flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    for line in process.stdout or ():
+        if line.startswith("{"):
+            results.add(**json.loads(line))
+    timer.cancel()
+    if process.wait():
+        raise RuntimeError(f"the process ended with {process.returncode} (-9: out of its {seconds} s)")
+
+
 def measure(
     results: Results, name: str, model: ei.Model, precision: str, options: Mapping[str, Any], cache: Path
 ):
@@ -402,6 +424,7 @@ def main() -> None:
     if not gpus:
         sys.exit(f"{reason}. This benchmark needs an NVIDIA GPU.")
     options = options_for_flavour()
+    results.step(lambda: conformance_checks(results), step="conformance process")
     check_running(results, options)
     # PyTorch before the long list: its share of the time is known.
     results.step(

@@ -19,6 +19,7 @@ from edgeinfer.errors import (
     InputError,
     OptionsError,
 )
+from edgeinfer.testing import conformance
 from tests.backends import fake_tensorrt
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
@@ -358,6 +359,14 @@ def test_tensorrt_rtx_is_asked_whether_the_engine_fits(monkeypatch: pytest.Monke
         ei.load(artifact)
     assert "unsupported cc" in str(caught.value)
     assert not fake.cuda.calls("deserialize_cuda_engine")
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "11.4.0.1"])
+@pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: check.__name__)
+def test_conformance_over_the_fake(monkeypatch: pytest.MonkeyPatch, check, version: str) -> None:
+    fake = fake_tensorrt.install(monkeypatch, version)
+    check("tensorrt")
+    fake.cuda.assert_nothing_left()
 
 
 def test_without_a_gpu_loading_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
