@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from edgeinfer.quantization.correct_bias import CorrectBias
     from edgeinfer.quantization.equalize_weights import EqualizeWeights
     from edgeinfer.quantization.quantize_dynamic import QuantizeDynamic
+    from edgeinfer.quantization.quantize_int8 import QuantizeInt8
     from edgeinfer.quantization.quantize_static import QuantizeStatic
     from edgeinfer.quantization.quantize_weights import QuantizeWeights
     from edgeinfer.quantization.retarget_qdq import RetargetQDQ
@@ -52,6 +53,7 @@ _HOME = {
     "FixShapes": "edgeinfer.transforms.fix_shapes",
     "FuseBatchNorm": "edgeinfer.transforms.fuse_batchnorm",
     "QuantizeDynamic": "edgeinfer.quantization.quantize_dynamic",
+    "QuantizeInt8": "edgeinfer.quantization.quantize_int8",
     "QuantizeStatic": "edgeinfer.quantization.quantize_static",
     "QuantizeWeights": "edgeinfer.quantization.quantize_weights",
     "RetargetQDQ": "edgeinfer.quantization.retarget_qdq",
@@ -71,6 +73,7 @@ __all__ = [
     "GraphTransform",
     "Pipeline",
     "QuantizeDynamic",
+    "QuantizeInt8",
     "QuantizeStatic",
     "QuantizeWeights",
     "ReportBuilder",
