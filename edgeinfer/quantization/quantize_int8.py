@@ -34,6 +34,10 @@ from edgeinfer.values import as_tuple
 
 __all__ = ["QuantizeInt8"]
 
+_BARGAIN_FEEDS = 4  # enough to rank layers by
+_BARGAIN_DB = 1.0
+_AS_FAST = 0.97  # of two equal models one is measured this much slower now and then
+
 
 @final
 @attrs.frozen
@@ -53,6 +57,8 @@ class QuantizeInt8:
         min_sqnr_db: The SQNR in dB that the model's worst output must keep on the judged feeds.
         keep_float: Names of nodes that stay in float in any case.
         method: How ranges are found; see `QuantizeStatic`. None tries the usual ones.
+        spend: The share of the model's multiply-accumulates that may go back to float unasked, where that
+            buys a decibel and costs no time that can be measured; 0 to leave that out.
         samples: How many feeds, spread over the calibration, the outputs are judged on.
         measure: Measure the speed. Where the target's backend is not on this machine it is not measured, and
             the report says so.
@@ -65,6 +71,7 @@ class QuantizeInt8:
     min_sqnr_db: float | None = attrs.field(default=None, kw_only=True)
     keep_float: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=as_tuple)
     method: str | None = attrs.field(default=None, kw_only=True)
+    spend: float = attrs.field(default=0.03, kw_only=True, validator=attrs.validators.ge(0))
     samples: int = attrs.field(default=16, kw_only=True, validator=attrs.validators.ge(1))
     measure: bool = attrs.field(default=True, kw_only=True)
 
@@ -162,9 +169,13 @@ class _Run:
             notes = ["nothing in the model gains from int8; it stays in float"]
             return options._report(model, model, self.started, steps=best.steps, notes=notes)
         given_back: tuple[str, ...] = ()
+        why = "given back to float to meet the tolerance"
         if not self.meets(best):
             best, given_back = self.search(recipe, best)
-        skipped = [Skipped(name, "given back to float to meet the tolerance") for name in given_back]
+        elif options.spend:
+            best, given_back = self.bargain(recipe, best)
+            why = "given back to float: it buys accuracy and costs no time that can be measured"
+        skipped = [Skipped(name, why) for name in given_back]
         if quantized_for(best.model.ir) is None:
             notes = ["the tolerance leaves no layer in int8; the model stays in float"]
             return options._report(model, model, self.started, steps=best.steps, skipped=skipped, notes=notes)
@@ -188,18 +199,8 @@ class _Run:
 
     def search(self, recipe: Recipe, whole: Attempt) -> tuple[Attempt, tuple[str, ...]]:
         """Return the attempt with the fewest layers in float, in greedy order, that meets the tolerance."""
-        ranges = ranges_of(whole.model.ir)
-        table = sensitivity(
-            self.model,
-            self.feeds,
-            target=self.options.target,
-            samples=self.options.samples,
-            method=recipe.quantize.method,
-            ranges=None if recipe.before else ranges,
-        )
-        self.data["sensitivity"] = table
-        known = attrs.evolve(recipe, quantize=attrs.evolve(recipe.quantize, ranges=ranges))
-        order = [layer.node for layer in sorted(table.layers, key=_noise_per_time, reverse=True)]
+        known, layers = self.ranked(recipe, whole, self.options.samples)
+        order = [layer.node for layer in layers]
         low, high = 0, len(order)  # with the first `high` in float it is met, with the first `low` it is not
         found = known.apply(self.model, self.sqnr_db, keep_float=order)
         while high - low > 1:
@@ -211,6 +212,41 @@ class _Run:
             else:
                 low = middle
         return found, tuple(order[:high])
+
+    def bargain(self, recipe: Recipe, whole: Attempt) -> tuple[Attempt, tuple[str, ...]]:
+        """Return the attempt with cheap, noisy layers in float if it is closer and as fast, else `whole`."""
+        known, layers = self.ranked(recipe, whole, _BARGAIN_FEEDS)
+        left = self.options.spend * sum(layer.macs or 0 for layer in layers)
+        cheap = []
+        for layer in layers:
+            if layer.macs is None or layer.macs > left:
+                break
+            left -= layer.macs
+            cheap.append(layer.node)
+        if not cheap:
+            return whole, ()
+        attempt = known.apply(self.model, self.sqnr_db, keep_float=cheap)
+        if attempt.sqnr_db < whole.sqnr_db + _BARGAIN_DB or quantized_for(attempt.model.ir) is None:
+            return whole, ()
+        speed = measure_speedup(whole.model, attempt.model, self.judged[0], target=self.options.target)
+        if speed is not None and speed.ratio < _AS_FAST:
+            return whole, ()
+        return attempt, tuple(cheap)
+
+    def ranked(self, recipe: Recipe, whole: Attempt, samples: int) -> tuple[Recipe, list[LayerSensitivity]]:
+        """Return the recipe with its ranges known, and the layers by noise per time, most first."""
+        ranges = ranges_of(whole.model.ir)
+        table = sensitivity(
+            self.model,
+            self.feeds,
+            target=self.options.target,
+            samples=samples,
+            method=recipe.quantize.method,
+            ranges=None if recipe.before else ranges,
+        )
+        self.data["sensitivity"] = table
+        known = attrs.evolve(recipe, quantize=attrs.evolve(recipe.quantize, ranges=ranges))
+        return known, sorted(table.layers, key=_noise_per_time, reverse=True)
 
     def meets(self, attempt: Attempt) -> bool:
         """Whether an attempt keeps every tolerance that was given."""
