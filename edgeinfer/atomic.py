@@ -50,6 +50,8 @@ def write_folder(folder: Path, contents: Mapping[str, bytes | Path]) -> None:
     Raises:
         OSError: Of the operation that failed; the draft is removed.
     """
+    if folder.is_symlink():  # what it points to is replaced, not the link
+        folder = Path(os.path.realpath(folder))
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         draft.chmod(0o755)
@@ -72,8 +74,13 @@ def write_folder(folder: Path, contents: Mapping[str, bytes | Path]) -> None:
 def _swap_in(draft: Path, folder: Path) -> None:
     """Put `draft` at `folder`; what was there ends at `draft`."""
     if not folder.exists():
-        draft.rename(folder)
-        return
+        try:
+            draft.rename(folder)
+            return
+        except OSError:
+            if not folder.exists():
+                raise
+            # Another process was first; what it wrote is replaced.
     if _exchange(draft, folder):
         return
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as spare:

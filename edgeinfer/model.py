@@ -164,9 +164,21 @@ class Model:
 
     @property
     def history(self) -> tuple[HistoryEntry, ...]:
-        """The transforms that made this model, oldest first."""
+        """The transforms that made this model, oldest first.
+
+        Raises:
+            InvalidModelError: The metadata entry is not what edgeinfer wrote.
+        """
         text = self.ir.metadata_props.get(HISTORY_KEY)
-        return tuple(HistoryEntry(**entry) for entry in json.loads(text)) if text else ()
+        try:
+            return tuple(HistoryEntry(**entry) for entry in json.loads(text)) if text else ()
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidModelError(
+                "The model's history cannot be read.",
+                where=f"metadata entry {HISTORY_KEY!r}",
+                found=str(error),
+                hint="Upgrade edgeinfer, or remove the entry from the model's metadata.",
+            ) from error
 
     @property
     def target(self) -> str | None:
@@ -257,9 +269,9 @@ class Model:
                 else:
                     draft.write_bytes(self.to_bytes())
                 _replace(draft, path)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the path
             raise ModelError(
-                f"The model cannot be written: {error.strerror or error}.",
+                f"The model cannot be written: {getattr(error, 'strerror', None) or error}.",
                 where=str(path),
                 hint="Check that the folder exists, is writable and has room.",
             ) from error
@@ -304,8 +316,9 @@ def _read_file(path: Path) -> bytes:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise ModelLoadError("There is no such model file.", where=str(path)) from error
-    except OSError as error:
-        raise ModelLoadError(f"The model cannot be read: {error.strerror}.", where=str(path)) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", None) or error
+        raise ModelLoadError(f"The model cannot be read: {reason}.", where=str(path)) from error
     if not data:
         raise ModelLoadError("The model file is empty.", where=str(path), hint="Copy or download it again.")
     return data

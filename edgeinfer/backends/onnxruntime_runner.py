@@ -48,8 +48,11 @@ class OnnxRuntimeRunner:
         # The extension's session. Its `run` and that of the public class take the same arguments.
         self._raw = getattr(session, "_sess", session)
         ports = [*self._inputs.values(), *self._outputs.values()]
-        self._prebind = all(port.nbytes is not None for port in ports) and (
-            sum(port.nbytes or 0 for port in ports) <= _COPY_BYTES
+        # ONNX Runtime writes nothing into a bound output that is an input itself.
+        self._prebind = (
+            not self._inputs.keys() & self._outputs.keys()
+            and all(port.nbytes is not None for port in ports)
+            and sum(port.nbytes or 0 for port in ports) <= _COPY_BYTES
         )
         self._foreign = any(port.foreign for port in ports)
         self._pool: deque[_OrtBinding] = deque()
@@ -143,7 +146,11 @@ class _OrtBinding:
             session.run_with_iobinding(binding)
             values = binding.get_outputs()
             found = {name: tuple(value.shape()) for name, value in zip(runner._outputs, values, strict=True)}
-        self.outputs = {name: np.zeros(shape, runner._outputs[name].dtype) for name, shape in found.items()}
+        self.outputs = {
+            # An input that is an output as well is not copied by ONNX Runtime: one buffer is both.
+            name: self.inputs[name] if name in self.inputs else np.zeros(shape, runner._outputs[name].dtype)
+            for name, shape in found.items()
+        }
         binding.clear_binding_outputs()
         for name, array in self.outputs.items():
             port = runner._outputs[name]
