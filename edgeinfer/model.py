@@ -144,7 +144,7 @@ class Model:
             raise
         except Exception as error:
             raise InvalidModelError(
-                f"The graph cannot be read: {error}", where=where, hint="Export the model again."
+                f"The graph cannot be read: {_root_of(error)}", where=where, hint="Export the model again."
             ) from error
 
     @cached_property
@@ -309,6 +309,13 @@ def check_graph(model: ir.Model) -> None:
             f"The graph breaks the ONNX specification: {str(cause).strip()}",
             hint="Export the model again, or repair the node named above.",
         ) from error
+
+
+def _root_of(error: BaseException) -> BaseException:
+    """Return what began it: onnx-ir wraps an error once for each level of the graph."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return error
 
 
 def _read_file(path: Path) -> bytes:

@@ -184,6 +184,17 @@ def test_target_and_calibration_reach_the_steps_of_a_pipeline():
     assert seen == [("onnxruntime", samples)]
 
 
+def test_a_graph_that_cannot_be_read_says_why():
+    model = parse("g (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { y = Add(x, w) }")
+    weight = model.graph.initializer[0]
+    weight.ClearField("float_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "w.bin"), ("offset", "abc")):
+        weight.external_data.add(key=key, value=value)
+    with pytest.raises(InvalidModelError, match=r"cannot be read: .*abc"):
+        ei.Model.load(model)
+
+
 # Saving
 
 
