@@ -101,7 +101,9 @@ class Model:
         if isinstance(source, ir.Model):
             return cls.from_ir(source.clone())
         if isinstance(source, onnx.ModelProto):
-            return cls._from_proto(source, None, "the ModelProto")
+            own = onnx.ModelProto()  # tensors are views of it, so the caller's may not be used
+            own.CopyFrom(source)
+            return cls._from_proto(own, None, "the ModelProto")
         if isinstance(source, (bytes, bytearray, memoryview)):
             return cls._from_proto(_parse(bytes(source), "the bytes"), None, "the bytes")
         if isinstance(source, (str, os.PathLike)):
@@ -245,6 +247,8 @@ class Model:
 
     def save(self, path: str | os.PathLike[str], *, external_data: bool | None = None) -> Path:
         """Write the model atomically: to a temporary sibling, then by rename.
+
+        With external data there are two renames, the data first.
 
         Args:
             path: The `.onnx` file to write.

@@ -29,7 +29,7 @@ from edgeinfer.errors import (
     TransformError,
     UnsupportedModelError,
 )
-from edgeinfer.registry import get_backend
+from edgeinfer.registry import get_backend, install_command
 from edgeinfer.transforms import Simplify, TransformReport
 
 HEADER = '<ir_version: 10, opset_import: ["": 21]>\n'
@@ -193,6 +193,20 @@ def test_a_graph_that_cannot_be_read_says_why():
         weight.external_data.add(key=key, value=value)
     with pytest.raises(InvalidModelError, match=r"cannot be read: .*abc"):
         ei.Model.load(model)
+
+
+def test_a_model_does_not_follow_the_proto_that_it_came_from():
+    proto = parse("g (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { y = Add(x, w) }")
+    model = ei.Model.load(proto)
+    proto.graph.initializer[0].float_data[0] = 99
+    with ei.load(ei.compile(model, "onnxruntime")) as session:
+        assert session.infer(0 * X)["y"].tolist() == [1, 2]
+
+
+def test_what_to_install_is_what_there_is():
+    assert install_command("openvino") == 'pip install "edgeinfer[openvino]"'
+    assert install_command("onnxruntime") == "pip install onnxruntime"
+    assert "edgeinfer[" not in install_command("somebody-elses")
 
 
 # Saving
