@@ -300,11 +300,15 @@ class Model:
 
 
 def check_graph(model: ir.Model) -> None:
-    """Run the ONNX checker.
+    """Run the ONNX checker. Inputs and outputs of unknown rank, which it refuses and runtimes take, pass.
 
     Raises:
         InvalidModelError: With the checker's message.
     """
+    values = (*model.graph.inputs, *model.graph.outputs)
+    unranked = [value for value in values if value.shape is None and isinstance(value.type, ir.TensorType)]
+    for value in unranked:
+        value.shape = ir.Shape(())
     try:
         common_passes.CheckerPass()(model)
     except Exception as error:
@@ -313,6 +317,9 @@ def check_graph(model: ir.Model) -> None:
             f"The graph breaks the ONNX specification: {str(cause).strip()}",
             hint="Export the model again, or repair the node named above.",
         ) from error
+    finally:
+        for value in unranked:
+            value.shape = None
 
 
 def _root_of(error: BaseException) -> BaseException:

@@ -67,6 +67,36 @@ def test_an_input_that_is_an_output_too(backend, size):
             np.testing.assert_array_equal(bound.outputs["y"], 2 * factor * feed)
 
 
+def test_an_output_of_unknown_rank(backend):
+    proto = parse("g (float[1, 2] x) => (float y) { y = Relu (x) }")
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    with ei.load(ei.compile(ei.optimize(proto, [Simplify()]), backend)) as session:
+        assert session.signature.outputs[0].shape is None
+        np.testing.assert_array_equal(session.infer(X[None])["y"], X[None])
+        bound = session.bind()
+        bound.inputs["x"][...] = X
+        bound.run()
+        np.testing.assert_array_equal(bound.outputs["y"], X[None])
+
+
+def test_an_input_of_unknown_rank(tmp_path):
+    """OpenVINO's CPU plugin refuses such a model and says so."""
+    proto = parse("g (float[2] x) => (float[2] y) { a = Identity (x)  y = Relu (a) }")
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    model = ei.optimize(proto, [Simplify()])
+    saved = ei.compile(model, "onnxruntime").save(tmp_path / "any.edge")
+    with ei.load(saved.path or "") as session:
+        assert "any shape" in session.signature.describe()
+        for shape in ((2,), (2, 3), ()):
+            found = session.infer({"x": np.full(shape, -1, np.float32)})["y"]
+            np.testing.assert_array_equal(found, np.zeros(shape, np.float32))
+        bound = session.bind({"x": (1, 2)})
+        bound.inputs["x"][...] = X
+        bound.run()
+        np.testing.assert_array_equal(bound.outputs["y"], X[None])
+
+
 @pytest.mark.parametrize(
     "values",
     [np.array([1, "a"], object), np.array([None], object), np.array([b"a"], object), np.array([b"a"])],

@@ -123,7 +123,8 @@ class _Port:
         self.dtype = np.dtype(object) if kind == "string" else onnx_type.numpy()
         self.foreign = self.dtype.kind == "V" or not self.dtype.isbuiltin
         self.shape = tuple(value.shape)
-        static = kind != "string" and all(isinstance(size, int) for size in self.shape)
+        # ONNX Runtime gives an unknown rank the shape of a scalar, so that an empty shape says nothing.
+        static = kind != "string" and self.shape and all(isinstance(size, int) for size in self.shape)
         self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize if static else None
 
 
