@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import io
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +19,17 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a file for reading; refuse symbolic links."""
-    return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb")
+    """Open a file for reading; refuse symbolic links, and what is no regular file (a pipe would block).
+
+    Raises:
+        OSError: It cannot be opened, or is refused.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def write_file(path: Path, content: bytes) -> None:

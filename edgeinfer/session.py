@@ -354,7 +354,12 @@ class Session:
                 )
             resolved[spec.name] = shape
         self._validate(
-            {s.name: np.broadcast_to(np.empty((), s.dtype), resolved[s.name]) for s in self.signature.inputs}
+            {
+                s.name: np.broadcast_to(
+                    np.full((), "" if s.dtype == object else 0, s.dtype), resolved[s.name]
+                )
+                for s in self.signature.inputs
+            }
         )
         return resolved
 

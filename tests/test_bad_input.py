@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 import subprocess
 import sys
 import time
@@ -272,6 +273,18 @@ def test_two_processes_save_to_one_path(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == sorted(f"{n}.edge" for n in range(20))
     for path in folder.iterdir():
         ei.Artifact.open(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names")
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx"])
+def test_a_pipe_in_place_of_a_file_does_not_block(name, tmp_path):
+    folder = tmp_path / "add.edge"
+    ei.compile(ADD, "onnxruntime").save(folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ArtifactError) as caught:
+        ei.Artifact.open(folder)
+    assert "Not a regular file" in str(caught.value)
 
 
 # Golden inputs
