@@ -115,9 +115,7 @@ class InputValidator:
         _check_shape(spec, array, symbols)
         return np.ascontiguousarray(array).reshape(array.shape)
 
-    def _wrong_dtype(
-        self, spec: TensorSpec, array: np.ndarray | DeviceArray, found: str = ""
-    ) -> InputError:
+    def _wrong_dtype(self, spec: TensorSpec, array: np.ndarray | DeviceArray, found: str = "") -> InputError:
         name = "str" if spec.dtype == object else str(spec.dtype)
         return InputError(
             "An input has the wrong dtype; it is not converted behind your back.",

@@ -20,6 +20,9 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 # The pages with Python, each run by a test below.
 RUN = {"index.md": 2, "writing_a_backend.md": 1, "writing_a_transform.md": 1}
 
+# The pages whose Python needs what a test machine lacks; it is only compiled.
+NOT_RUN = {"tensorrt.md"}  # a GPU of NVIDIA
+
 
 def blocks(page: str, language: str = "python") -> list[str]:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
@@ -33,7 +36,10 @@ def execute(code: str, page: str, names: dict[str, object]) -> dict[str, object]
 
 def test_every_page_with_python_is_run_here():
     found = {str(page.relative_to(ROOT / "docs")): len(blocks(str(page))) for page in PAGES}
-    assert {page: count for page, count in found.items() if count} == RUN
+    assert {page: count for page, count in found.items() if count and page not in NOT_RUN} == RUN
+    for page in NOT_RUN:
+        for block in blocks(page):
+            compile(block, page, "exec", dont_inherit=True)
 
 
 def test_first_steps(tmp_path, monkeypatch):
