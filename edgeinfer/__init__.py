@@ -18,7 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeinfer import backends, devices, errors, testing, transforms
+    from edgeinfer import devices, errors, testing, transforms
     from edgeinfer.api import compile, infer, load, optimize
     from edgeinfer.artifact import Artifact
     from edgeinfer.devices.profile import Target
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgeinfer.measure.compare import compare
     from edgeinfer.measure.inspect import inspect
     from edgeinfer.model import Model
+    from edgeinfer.registry import backends  # the package, which is callable (see its docstring)
     from edgeinfer.session import Session
     from edgeinfer.transforms.base import Pipeline
 

@@ -24,7 +24,16 @@ from edgeinfer.backends.base import (
 )
 from edgeinfer.devices.profile import Target
 from edgeinfer.devices.select import default_backend
-from edgeinfer.errors import ArtifactMismatchError, CompileError, EdgeInferError, SessionError
+from edgeinfer.errors import (
+    ArtifactFormatError,
+    ArtifactMismatchError,
+    CompileError,
+    EdgeInferError,
+    InputError,
+    SessionError,
+    TargetError,
+    UnsupportedModelError,
+)
 from edgeinfer.manifest import Manifest
 from edgeinfer.model import Model, ModelSource
 from edgeinfer.recipe import hand_down, recipe
@@ -99,17 +108,22 @@ def compile(  # noqa: A001 (the verb of the design)
         The Artifact, in memory; `save` writes it.
 
     Raises:
-        ModelError: The model cannot be read.
+        ModelError: The model cannot be read, or takes or gives something else than tensors.
         BackendError: The backend is unknown or not available, or the device or an option is.
         CompileError: The runtime refused the model.
     """
     loaded = Model.load(model)
     target = _choose(loaded, backend, device)
     chosen = get_backend(target.backend)
+    _require_tensors(loaded)
     cache = Path(cache_dir) if cache_dir is not None else None
     request = CompileOptions(device=target.device, options=options, cache_dir=cache)
     with _wrapping(CompileError, f"{chosen.name} could not compile the model"):
-        payload = chosen.compile(loaded, request)
+        try:
+            payload = chosen.compile(loaded, request)
+        except ImportError:
+            require_available(chosen)  # says what is missing, and what to install
+            raise
     version = chosen.capabilities().version
     return Artifact.of_payload(payload, model=loaded, backend=chosen.name, backend_version=version)
 
@@ -129,7 +143,17 @@ def load(
         ArtifactError: It is damaged, or was built for another runtime or other hardware.
         BackendError: Its backend is not available here, or the device is not.
     """
-    opened = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
+    if isinstance(artifact, (str, os.PathLike)):
+        opened = Artifact.open(artifact)
+    elif isinstance(artifact, Artifact):
+        opened = artifact
+    else:
+        raise ArtifactFormatError(
+            "That is not an artifact.",
+            expected="an Artifact, or the directory that Artifact.save wrote",
+            found=type(artifact).__name__,
+            hint="Compile a model first: ei.load(ei.compile(model)).",
+        )
     manifest = opened.manifest
     backend = get_backend(manifest.backend)
     capabilities = require_available(backend)
@@ -144,18 +168,49 @@ def load(
 
 
 def infer(session: Session, inputs: Mapping[str, np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:
-    """Run a session once; the same as `session.infer(inputs)`."""
+    """Run a session once; the same as `session.infer(inputs)`.
+
+    Raises:
+        SessionError: See `Session.infer`.
+    """
+    if not isinstance(session, Session):
+        raise InputError(
+            "That is not a session.",
+            expected="a Session",
+            found=type(session).__name__,
+            hint="Load the artifact first: session = ei.load(artifact).",
+        )
     return session.infer(inputs)
 
 
 def _choose(model: Model, backend: str | None, device: str | None) -> Target:
     if backend is not None:
-        target = Target.parse(backend)
+        try:
+            target = Target.parse(backend)
+        except TargetError:
+            if isinstance(backend, str):
+                get_backend(backend.partition(":")[0])  # an unknown name is an UnknownBackendError
+            raise
     elif model.target is not None:
         target = Target.parse(model.target)
     else:
         target = Target(backend=default_backend())
     return attrs.evolve(target, device=device) if device is not None else target
+
+
+def _require_tensors(model: Model) -> None:
+    """Refuse sequences and optional values: a signature has no words for them."""
+    graph = model.ir.graph
+    for kind, values in (("input", graph.inputs), ("output", graph.outputs)):
+        for value in values:
+            if value.type is not None and not isinstance(value.type, ir.TensorType):
+                raise UnsupportedModelError(
+                    f"The model has an {kind} that is not a tensor.",
+                    where=f"{kind} {value.name!r}",
+                    expected="a tensor",
+                    found=str(value.type),
+                    hint="Export the model with plain tensors there.",
+                )
 
 
 def _wanted_device(manifest: Manifest, device: str | None) -> str:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import attrs
 import numpy as np
@@ -25,10 +26,12 @@ from edgeinfer.errors import (
     ArtifactFormatError,
     ArtifactIntegrityError,
     ArtifactSaveError,
+    OptionsError,
 )
 from edgeinfer.manifest import Cost, FileEntry, Golden, Manifest, decode_manifest, encode_manifest
 from edgeinfer.model import Model
 from edgeinfer.signature import Signature
+from edgeinfer.validation import InputValidator
 
 __all__ = ["Artifact", "Cost", "FileEntry", "Golden", "Manifest", "Payload"]
 
@@ -95,6 +98,7 @@ class Artifact:
                 expected=payload.entry,
                 found=sorted(payload.files),
             )
+        _check_options(payload.options, backend)
         files = {name: _describe(content) for name, content in payload.files.items()}
         disk_bytes = sum(entry.size for entry in files.values())
         manifest = Manifest(
@@ -151,7 +155,7 @@ class Artifact:
         )
         golden = files.get(GOLDEN_NAME)
         if manifest.golden is not None and golden is not None:
-            manifest = attrs.evolve(manifest, golden=_read_golden(manifest.golden, golden, folder))
+            manifest = attrs.evolve(manifest, golden=_read_golden(manifest, manifest.golden, golden, folder))
         return cls(manifest, payload, folder)
 
     @property
@@ -184,10 +188,24 @@ class Artifact:
             outputs: The expected outputs, by output name.
             rtol: Relative tolerance, as in `numpy.allclose`.
             atol: Absolute tolerance, as in `numpy.allclose`.
+
+        Raises:
+            InputError: The inputs do not fit the signature.
+            ArtifactError: An output is unknown, or a tolerance is negative.
         """
+        inputs = InputValidator(self.signature).check(inputs)
+        outputs = {name: np.asarray(array) for name, array in outputs.items()}
+        unknown = outputs.keys() - {spec.name for spec in self.signature.outputs}
+        if unknown or not (rtol >= 0 and atol >= 0):
+            raise ArtifactError(
+                "Those golden outputs do not fit the artifact.",
+                expected=f"outputs {', '.join(spec.name for spec in self.signature.outputs)}, "
+                "tolerances of 0 or more",
+                found=f"outputs {', '.join(outputs)}, rtol {rtol}, atol {atol}",
+            )
         buffer = io.BytesIO()
-        arrays = {f"in:{name}": array for name, array in inputs.items()}
-        arrays |= {f"out:{name}": array for name, array in outputs.items()}
+        arrays = {f"in:{name}": _without_objects(array) for name, array in inputs.items()}
+        arrays |= {f"out:{name}": _without_objects(array) for name, array in outputs.items()}
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         data = buffer.getvalue()
         files = {**self.manifest.files, GOLDEN_NAME: _describe(data)}
@@ -221,9 +239,9 @@ class Artifact:
         contents[MANIFEST_NAME] = encode_manifest(self.manifest)
         try:
             write_folder(folder, contents)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the path
             raise ArtifactSaveError(
-                f"The artifact cannot be written: {error.strerror or error}.",
+                f"The artifact cannot be written: {getattr(error, 'strerror', None) or error}.",
                 where=str(folder),
                 hint=f"Check that {str(folder.parent)!r} exists, is writable and has "
                 f"{self.disk_bytes / 1e6:.1f} MB free. Nothing was left behind.",
@@ -301,15 +319,45 @@ def _verified(path: Path, entry: FileEntry) -> bytes | Path:
     return content
 
 
-def _read_golden(golden: Golden, content: bytes | Path, folder: Path) -> Golden:
+def _check_options(options: Mapping[str, object], backend: str) -> None:
+    try:
+        json.dumps(options)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise OptionsError(
+            f"An option cannot be kept in an artifact: {error}.",
+            where=f"options of {backend!r}",
+            expected="strings, numbers, booleans, and lists and mappings of them",
+            found=options,
+        ) from error
+
+
+def _without_objects(array: np.ndarray) -> np.ndarray:
+    """Return strings in numpy's own form, which needs no pickle."""
+    return array.astype(str) if array.dtype == object else array
+
+
+def _as_declared(array: np.ndarray, dtype: np.dtype[Any] | None) -> np.ndarray:
+    """Undo what the file did to strings, and to dtypes that numpy does not have (they come as raw bytes)."""
+    if array.dtype.kind == "U":
+        return array.astype(object)
+    if array.dtype.kind == "V" and dtype is not None and dtype.itemsize == array.dtype.itemsize:
+        return array.view(dtype)
+    return array
+
+
+def _read_golden(manifest: Manifest, golden: Golden, content: bytes | Path, folder: Path) -> Golden:
     data = content if isinstance(content, bytes) else content.read_bytes()
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # zipfile and zlib have errors of their own
         raise ArtifactError(
             f"The golden inputs cannot be read: {error}", where=str(folder / GOLDEN_NAME)
         ) from error
+    signature = manifest.signature
+    dtypes = {f"in:{spec.name}": spec.dtype for spec in signature.inputs}
+    dtypes |= {f"out:{spec.name}": spec.dtype for spec in signature.outputs}
+    arrays = {name: _as_declared(array, dtypes.get(name)) for name, array in arrays.items()}
     return attrs.evolve(
         golden,
         inputs={name[3:]: array for name, array in arrays.items() if name.startswith("in:")},

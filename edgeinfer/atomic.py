@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import io
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +19,17 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a file for reading; refuse symbolic links."""
-    return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb")
+    """Open a file for reading; refuse symbolic links, and what is no regular file (a pipe would block).
+
+    Raises:
+        OSError: It cannot be opened, or is refused.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -50,6 +61,8 @@ def write_folder(folder: Path, contents: Mapping[str, bytes | Path]) -> None:
     Raises:
         OSError: Of the operation that failed; the draft is removed.
     """
+    if folder.is_symlink():  # what it points to is replaced, not the link
+        folder = Path(os.path.realpath(folder))
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         draft.chmod(0o755)
@@ -72,8 +85,13 @@ def write_folder(folder: Path, contents: Mapping[str, bytes | Path]) -> None:
 def _swap_in(draft: Path, folder: Path) -> None:
     """Put `draft` at `folder`; what was there ends at `draft`."""
     if not folder.exists():
-        draft.rename(folder)
-        return
+        try:
+            draft.rename(folder)
+            return
+        except OSError:
+            if not folder.exists():
+                raise
+            # Another process was first; what it wrote is replaced.
     if _exchange(draft, folder):
         return
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as spare:

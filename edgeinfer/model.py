@@ -101,7 +101,9 @@ class Model:
         if isinstance(source, ir.Model):
             return cls.from_ir(source.clone())
         if isinstance(source, onnx.ModelProto):
-            return cls._from_proto(source, None, "the ModelProto")
+            own = onnx.ModelProto()  # tensors are views of it, so the caller's may not be used
+            own.CopyFrom(source)
+            return cls._from_proto(own, None, "the ModelProto")
         if isinstance(source, (bytes, bytearray, memoryview)):
             return cls._from_proto(_parse(bytes(source), "the bytes"), None, "the bytes")
         if isinstance(source, (str, os.PathLike)):
@@ -144,7 +146,7 @@ class Model:
             raise
         except Exception as error:
             raise InvalidModelError(
-                f"The graph cannot be read: {error}", where=where, hint="Export the model again."
+                f"The graph cannot be read: {_root_of(error)}", where=where, hint="Export the model again."
             ) from error
 
     @cached_property
@@ -164,9 +166,21 @@ class Model:
 
     @property
     def history(self) -> tuple[HistoryEntry, ...]:
-        """The transforms that made this model, oldest first."""
+        """The transforms that made this model, oldest first.
+
+        Raises:
+            InvalidModelError: The metadata entry is not what edgeinfer wrote.
+        """
         text = self.ir.metadata_props.get(HISTORY_KEY)
-        return tuple(HistoryEntry(**entry) for entry in json.loads(text)) if text else ()
+        try:
+            return tuple(HistoryEntry(**entry) for entry in json.loads(text)) if text else ()
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidModelError(
+                "The model's history cannot be read.",
+                where=f"metadata entry {HISTORY_KEY!r}",
+                found=str(error),
+                hint="Upgrade edgeinfer, or remove the entry from the model's metadata.",
+            ) from error
 
     @property
     def target(self) -> str | None:
@@ -234,6 +248,8 @@ class Model:
     def save(self, path: str | os.PathLike[str], *, external_data: bool | None = None) -> Path:
         """Write the model atomically: to a temporary sibling, then by rename.
 
+        With external data there are two renames, the data first.
+
         Args:
             path: The `.onnx` file to write.
             external_data: Keep weights in `<name>.data` beside it. None: from 1 GiB on.
@@ -257,9 +273,9 @@ class Model:
                 else:
                     draft.write_bytes(self.to_bytes())
                 _replace(draft, path)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the path
             raise ModelError(
-                f"The model cannot be written: {error.strerror or error}.",
+                f"The model cannot be written: {getattr(error, 'strerror', None) or error}.",
                 where=str(path),
                 hint="Check that the folder exists, is writable and has room.",
             ) from error
@@ -284,11 +300,15 @@ class Model:
 
 
 def check_graph(model: ir.Model) -> None:
-    """Run the ONNX checker.
+    """Run the ONNX checker. Inputs and outputs of unknown rank, which it refuses and runtimes take, pass.
 
     Raises:
         InvalidModelError: With the checker's message.
     """
+    values = (*model.graph.inputs, *model.graph.outputs)
+    unranked = [value for value in values if value.shape is None and isinstance(value.type, ir.TensorType)]
+    for value in unranked:
+        value.shape = ir.Shape(())
     try:
         common_passes.CheckerPass()(model)
     except Exception as error:
@@ -297,6 +317,16 @@ def check_graph(model: ir.Model) -> None:
             f"The graph breaks the ONNX specification: {str(cause).strip()}",
             hint="Export the model again, or repair the node named above.",
         ) from error
+    finally:
+        for value in unranked:
+            value.shape = None
+
+
+def _root_of(error: BaseException) -> BaseException:
+    """Return what began it: onnx-ir wraps an error once for each level of the graph."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return error
 
 
 def _read_file(path: Path) -> bytes:
@@ -304,8 +334,9 @@ def _read_file(path: Path) -> bytes:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise ModelLoadError("There is no such model file.", where=str(path)) from error
-    except OSError as error:
-        raise ModelLoadError(f"The model cannot be read: {error.strerror}.", where=str(path)) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", None) or error
+        raise ModelLoadError(f"The model cannot be read: {reason}.", where=str(path)) from error
     if not data:
         raise ModelLoadError("The model file is empty.", where=str(path), hint="Copy or download it again.")
     return data

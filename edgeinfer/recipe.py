@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 
 from edgeinfer.devices.profile import Target
-from edgeinfer.transforms.base import Transform
+from edgeinfer.transforms.base import Pipeline, Transform
 
 __all__ = ["hand_down", "recipe"]
 
@@ -40,6 +40,9 @@ def _runs_float16(target: Target) -> bool:
 
 def hand_down(transform: Any, target: Target | None, calibration: Any) -> Any:
     """Give a transform the target and the calibration of `optimize` where it takes one and has none."""
+    if isinstance(transform, Pipeline):
+        steps = tuple(hand_down(step, target, calibration) for step in transform.transforms)
+        return attrs.evolve(transform, transforms=steps)
     if not attrs.has(type(transform)):
         return transform
     names = {field.name for field in attrs.fields(type(transform))}

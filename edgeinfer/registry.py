@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import metadata
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
@@ -29,7 +30,15 @@ if TYPE_CHECKING:
     from edgeinfer.backends.base import Backend, Capabilities
     from edgeinfer.display import Table
 
-__all__ = ["GROUP", "BackendEntry", "Backends", "backends", "get_backend", "require_available"]
+__all__ = [
+    "GROUP",
+    "BackendEntry",
+    "Backends",
+    "backends",
+    "get_backend",
+    "install_command",
+    "require_available",
+]
 
 GROUP = "edgeinfer.backends"
 
@@ -87,7 +96,7 @@ class Backends(Mapping[str, BackendEntry]):
     def __getitem__(self, name: str) -> BackendEntry:
         return self._entries[name]
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
     def __len__(self) -> int:
@@ -150,6 +159,18 @@ def get_backend(name: str) -> Backend:
     return registered[name].load()
 
 
+def install_command(name: str) -> str:
+    """Return what to type to install the runtime of a backend."""
+    extras = metadata.metadata("edgeinfer").get_all("Provides-Extra") or []
+    if name in extras:
+        return f'pip install "edgeinfer[{name}]"'
+    if name == "onnxruntime":  # comes with the core
+        return "pip install onnxruntime"
+    entry = backends().get(name)
+    owner = entry.distributions[0].split(" ")[0] if entry is not None else name
+    return f"see the documentation of {owner}"
+
+
 def require_available(backend: Backend) -> Capabilities:
     """Return a backend's capabilities.
 
@@ -169,7 +190,7 @@ def require_available(backend: Backend) -> Capabilities:
         raise BackendUnavailableError(
             f"Backend {backend.name!r} is not available here.",
             found=capabilities.reason,
-            hint=f'Install it (pip install "edgeinfer[{backend.name}]"), or choose another backend; '
+            hint=f"Install it ({install_command(backend.name)}), or choose another backend; "
             "`edgeinfer doctor` lists them.",
         )
     return capabilities

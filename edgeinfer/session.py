@@ -199,11 +199,11 @@ class Session:
                 binding: Binding = self._runner.bind(resolved)
             else:
                 binding = CopyingBinding(self._runner, self.signature, resolved)
+            bound = BoundSession(self, binding, resolved)
         except EdgeInferError:
             raise
         except Exception as error:
             raise self._wrapped(error) from error
-        bound = BoundSession(self, binding, resolved)
         self._bound.add(bound)
         return bound
 
@@ -219,10 +219,10 @@ class Session:
             in_flight: How many requests may be under way at once, at least 1.
 
         Raises:
-            OptionsError: `in_flight` is less than 1.
+            OptionsError: `in_flight` is not a number of at least 1.
             InputError: As `infer`, when the input concerned is reached.
         """
-        if in_flight < 1:
+        if not isinstance(in_flight, int) or in_flight < 1:
             raise OptionsError("A stream needs at least one request in flight.", found=in_flight)
         self._check_open()
         return self._stream(feeds, in_flight)
@@ -333,9 +333,16 @@ class Session:
 
     def _resolve(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
         resolved = {}
+        names = [spec.name for spec in self.signature.inputs]
+        if not isinstance(shapes, Mapping) or not set(shapes) <= set(names):
+            raise InputError(
+                "The shapes do not have the names of the model's inputs.",
+                expected=f"a mapping with names among {', '.join(names)}",
+                found=", ".join(map(str, shapes)) if isinstance(shapes, Mapping) else type(shapes).__name__,
+            )
         for spec in self.signature.inputs:
             if spec.name in shapes:
-                shape: tuple[int, ...] = tuple(int(size) for size in shapes[spec.name])
+                shape = _sizes(spec.name, shapes[spec.name])
             elif spec.is_static:
                 shape = tuple(dim for dim in spec.shape or () if isinstance(dim, int))
             else:
@@ -347,6 +354,23 @@ class Session:
                 )
             resolved[spec.name] = shape
         self._validate(
-            {s.name: np.broadcast_to(np.empty((), s.dtype), resolved[s.name]) for s in self.signature.inputs}
+            {
+                s.name: np.broadcast_to(
+                    np.full((), "" if s.dtype == object else 0, s.dtype), resolved[s.name]
+                )
+                for s in self.signature.inputs
+            }
         )
         return resolved
+
+
+def _sizes(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in shape)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "That is not a shape.", where=f"input {name!r}", expected="whole numbers", found=repr(shape)
+        ) from error
+    if min(sizes, default=0) < 0:
+        raise InputError("A size is negative.", where=f"input {name!r}", found=sizes)
+    return sizes

@@ -104,21 +104,24 @@ class InputValidator:
                 found=f"{type(value).__name__}: {error}",
             ) from error
         if spec.dtype == object:
-            if array.dtype.kind not in "OUS":
+            if array.dtype.kind not in "OU":
                 raise self._wrong_dtype(spec, array)
             array = array.astype(object)
+            for item in array.flat:
+                if not isinstance(item, str):  # a runtime would take its repr
+                    raise self._wrong_dtype(spec, array, type(item).__name__)
         elif array.dtype != spec.dtype:
             raise self._wrong_dtype(spec, array)
         _check_shape(spec, array, symbols)
         return np.ascontiguousarray(array).reshape(array.shape)
 
-    def _wrong_dtype(self, spec: TensorSpec, array: np.ndarray | DeviceArray) -> InputError:
+    def _wrong_dtype(self, spec: TensorSpec, array: np.ndarray | DeviceArray, found: str = "") -> InputError:
         name = "str" if spec.dtype == object else str(spec.dtype)
         return InputError(
             "An input has the wrong dtype; it is not converted behind your back.",
             where=f"input {spec.name!r}",
             expected=name,
-            found=str(array.dtype),
+            found=found or str(array.dtype),
             hint=f"Pass {spec.name}.astype({name!r}), after the preprocessing that the model expects.",
         )
 

@@ -166,7 +166,9 @@ def test_a_fixed_batch_takes_samples_one_by_one(capsys, tmp_path):
 
 def test_errors_are_one_clean_message(capsys, net, edge, tmp_path):
     assert "no such model file" in fails(capsys, "inspect", tmp_path / "nope.onnx")
-    assert "There is no target 'nonsense'" in fails(capsys, "compile", net, "-b", "nonsense")
+    assert "There is no backend 'nonsense'" in fails(capsys, "compile", net, "-b", "nonsense")
+    refused = fails(capsys, "optimize", net, "-o", tmp_path / "o.onnx", "--transform", "FixShapes(3)")
+    assert "FixShapes refuses its arguments" in refused
     compiling = ("compile", net, "-b", "onnxruntime")
     assert "has no option 'nonsense'" in fails(capsys, *compiling, "--option", "nonsense=1")
     assert "cannot be chosen" in fails(capsys, "run", edge, "-b", "openvino")

@@ -381,7 +381,8 @@ def options_from(cls: type[T], *sources: object, backend: str) -> T:
 
     Args:
         cls: The attrs class of the options.
-        sources: An instance of `cls`, a mapping of the same names, or None.
+        sources: An instance of `cls`, a mapping of the same names, or None. Of an instance only what differs
+            from the defaults counts; a mapping can set a value back to its default.
         backend: For the error message.
 
     Raises:

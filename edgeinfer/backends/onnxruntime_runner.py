@@ -48,8 +48,11 @@ class OnnxRuntimeRunner:
         # The extension's session. Its `run` and that of the public class take the same arguments.
         self._raw = getattr(session, "_sess", session)
         ports = [*self._inputs.values(), *self._outputs.values()]
-        self._prebind = all(port.nbytes is not None for port in ports) and (
-            sum(port.nbytes or 0 for port in ports) <= _COPY_BYTES
+        # ONNX Runtime writes nothing into a bound output that is an input itself.
+        self._prebind = (
+            not self._inputs.keys() & self._outputs.keys()
+            and all(port.nbytes is not None for port in ports)
+            and sum(port.nbytes or 0 for port in ports) <= _COPY_BYTES
         )
         self._foreign = any(port.foreign for port in ports)
         self._pool: deque[_OrtBinding] = deque()
@@ -120,7 +123,8 @@ class _Port:
         self.dtype = np.dtype(object) if kind == "string" else onnx_type.numpy()
         self.foreign = self.dtype.kind == "V" or not self.dtype.isbuiltin
         self.shape = tuple(value.shape)
-        static = kind != "string" and all(isinstance(size, int) for size in self.shape)
+        # ONNX Runtime gives an unknown rank the shape of a scalar, so that an empty shape says nothing.
+        static = kind != "string" and self.shape and all(isinstance(size, int) for size in self.shape)
         self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize if static else None
 
 
@@ -143,7 +147,11 @@ class _OrtBinding:
             session.run_with_iobinding(binding)
             values = binding.get_outputs()
             found = {name: tuple(value.shape()) for name, value in zip(runner._outputs, values, strict=True)}
-        self.outputs = {name: np.zeros(shape, runner._outputs[name].dtype) for name, shape in found.items()}
+        self.outputs = {
+            # An input that is an output as well is not copied by ONNX Runtime: one buffer is both.
+            name: self.inputs[name] if name in self.inputs else np.zeros(shape, runner._outputs[name].dtype)
+            for name, shape in found.items()
+        }
         binding.clear_binding_outputs()
         for name, array in self.outputs.items():
             port = runner._outputs[name]

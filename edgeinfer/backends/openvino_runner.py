@@ -135,6 +135,9 @@ class _OpenVINOBinding:
         self._moving = []  # outputs whose shape depends on more than the graph says
         for index, port in enumerate(runner._compiled.outputs):
             name, kind = port.get_any_name(), port.element_type
+            if name in self.inputs:  # OpenVINO does not copy it: one buffer is both
+                self.outputs[name] = self.inputs[name]
+                continue
             self.outputs[name] = _zeros(tuple(raw.get_output_tensor(index).shape), kind)
             raw.set_output_tensor(index, runner._tensor(self.outputs[name], kind))
             if not port.partial_shape.is_static:

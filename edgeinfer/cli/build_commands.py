@@ -99,7 +99,7 @@ def parse_transform(text: str) -> Any:
         raise OptionsError(f"There is no transform {name!r}.", expected=", ".join(_names()), found=text)
     try:
         return cls(*positional, **named)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # constructors raise what their converters raise
         raise OptionsError(f"{name} refuses its arguments: {error}", found=text) from error
 
 

@@ -21,8 +21,6 @@ _PACKAGES = (
     "tensorrt",
     "mlcommons-loadgen",
 )
-# Backends whose extra has another name, or that come with the core.
-_PIP = {"onnxruntime": "pip install onnxruntime"}
 
 
 def add_commands(commands: Commands) -> None:
@@ -75,7 +73,7 @@ def examine() -> dict[str, Any]:
     """Return what is installed and what works, as JSON-compatible values."""
     from edgeinfer.devices import profiles
     from edgeinfer.measure.machine import describe_machine
-    from edgeinfer.registry import backends
+    from edgeinfer.registry import backends, install_command
 
     found = {}
     for name, entry in backends().items():
@@ -84,7 +82,7 @@ def examine() -> dict[str, Any]:
             "available": state.available,
             "version": state.version,
             "reason": state.reason,
-            "install": "" if state.available else _PIP.get(name, f'pip install "edgeinfer[{name}]"'),
+            "install": "" if state.available else install_command(name),
             "from": ", ".join(entry.distributions),
             "devices": [
                 {

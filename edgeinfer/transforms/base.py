@@ -299,11 +299,21 @@ class Pipeline:
     )
 
     def apply(self, model: Model, /) -> TransformResult:
-        """Apply every transform and record each in the history."""
+        """Apply every transform and record each in the history.
+
+        Raises:
+            TransformError: A transform cannot be applied, or raised something of its own.
+        """
         steps: list[TransformReport] = []
         current = model
         for transform in self.transforms:
-            current, report = transform.apply(current)
+            try:
+                current, report = transform.apply(current)
+            except EdgeInferError:
+                raise
+            except Exception as error:  # a third party's transform may raise anything
+                name = type(transform).__name__
+                raise TransformError(f"{name} failed: {type(error).__name__}: {error}") from error
             if report.modified and not report.steps:
                 current = current.with_history((*current.history, _history_entry(report)))
             steps.extend(report.steps or (report,))

@@ -32,6 +32,7 @@ __all__ = ["Simplify"]
 SMALL_ELEMENTS = 1024
 MAX_ROUNDS = 10
 _NO_LIMIT = 1 << 62
+_KEPT = "edgeinfer.kept"  # a domain that no pass knows
 
 _RULES = (
     rules.reshape_reshape_rule,
@@ -110,7 +111,8 @@ class Simplify(GraphTransform):
         _run(model, passes)
         for node in list(model.graph.all_nodes()):
             _make_identity(node, opset)
-        passes = [common_passes.IdentityEliminationPass()]
+        _eliminate_identities(model)
+        passes = []
         if opset >= _RULES_OPSET:
             chosen = _RULES + (_RULES_FROM_14 if opset >= 14 else ())
             passes.append(rewriter.RewritePass(chosen))
@@ -125,7 +127,6 @@ class Simplify(GraphTransform):
             common_passes.RemoveUnusedNodesPass(),
             common_passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
             common_passes.RemoveUnusedOpsetsPass(),
-            common_passes.OutputFixPass(),
             common_passes.NameFixPass(),
         ]
         _run(model, passes)
@@ -145,6 +146,27 @@ class Simplify(GraphTransform):
 
 def _run(model: ir.Model, passes: list[ir.passes.PassBase]) -> None:
     ir.passes.Sequential(*passes)(model)
+
+
+def _eliminate_identities(model: ir.Model) -> None:
+    """Remove Identity nodes, but those that give an output of their graph a name of its own.
+
+    The pass of onnx-ir would rename what the Identity reads to the name of the output. That is wrong when it
+    has the name of another output, and when it belongs to a graph around this one.
+    """
+    kept = [node for node in model.graph.all_nodes() if _names_an_output(node)]
+    for node in kept:
+        node.domain = _KEPT
+    _run(model, [common_passes.IdentityEliminationPass()])
+    for node in kept:
+        node.domain = ""
+
+
+def _names_an_output(node: ir.Node) -> bool:
+    if node.op_type != "Identity" or node.domain or not node.outputs[0].is_graph_output():
+        return False
+    source = node.inputs[0]
+    return source is not None and (source.is_graph_output() or source.graph is not node.graph)
 
 
 def _make_identity(node: ir.Node, opset: int) -> None:

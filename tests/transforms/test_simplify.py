@@ -71,6 +71,25 @@ GRAPHS = {
         { a = Pad (x, p)  y = Conv (a, w) }""",
         ["Conv"],
     ),
+    "two outputs of one value": (
+        "g (float[2, 3] x) => (float[2, 3] y, float[2, 3] z) { y = Exp (x)  z = Exp (x) }",
+        ["Exp", "Identity"],
+    ),
+    "an output under two names": (
+        "g (float[2, 3] x) => (float[2, 3] y, float[2, 3] z) { y = Exp (x)  z = Identity (y) }",
+        ["Exp", "Identity"],
+    ),
+    "an input that is an output": (
+        "g (float[2, 3] x) => (float[2, 3] y, float[2, 3] x) { a = Identity (x)  y = Relu (a) }",
+        ["Relu"],
+    ),
+    "an outer value out of a branch": (
+        """g (float[2, 3] x) => (float[2, 3] y)
+        { r = Relu (x)  m = ReduceMax <keepdims = 0> (x)  c = Cast <to = 9> (m)
+          y = If (c) <then_branch = t () => (float[2, 3] a) { a = Identity (r) },
+                      else_branch = e () => (float[2, 3] b) { b = Exp (r) }> }""",
+        ["Relu", "ReduceMax", "Cast", "If"],
+    ),
     "halves of an odd size": (
         """g (float[2, 3] x) => (float[2, 1] y, float[2, 2] z)
         <int64[1] zero = {0}, int64[1] one = {1}, int64[1] three = {3}>

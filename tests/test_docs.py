@@ -1,0 +1,111 @@
+"""What the documentation shows works: each Python block runs, names exist, links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx.parser
+import pytest
+
+import edgeinfer as ei
+from edgeinfer.demo import load_digits, model_path
+from edgeinfer.registry import GROUP, backends
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+# The pages with Python, each run by a test below.
+RUN = {"index.md": 2, "writing_a_backend.md": 1, "writing_a_transform.md": 1}
+
+# The pages whose Python needs what a test machine lacks; it is only compiled.
+NOT_RUN = {"tensorrt.md"}  # a GPU of NVIDIA
+
+
+def blocks(page: str, language: str = "python") -> list[str]:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def execute(code: str, page: str, names: dict[str, object]) -> dict[str, object]:
+    exec(compile(code, page, "exec", dont_inherit=True), names)
+    return names
+
+
+def test_every_page_with_python_is_run_here():
+    found = {str(page.relative_to(ROOT / "docs")): len(blocks(str(page))) for page in PAGES}
+    assert {page: count for page, count in found.items() if count and page not in NOT_RUN} == RUN
+    for page in NOT_RUN:
+        for block in blocks(page):
+            compile(block, page, "exec", dont_inherit=True)
+
+
+def test_first_steps(tmp_path, monkeypatch):
+    """The page calls its input `input`; the model at hand calls it `images`."""
+    shutil.copy(model_path(), tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"x": load_digits().images[:4]}
+    for block in blocks("index.md"):
+        execute(block.replace('"input"', '"images"'), "index.md", names)
+    assert isinstance(names["outputs"], dict)
+    assert names["outputs"]["logits"].shape == (4, 10)
+    assert ei.Artifact.open("model.edge").manifest.golden is not None
+
+
+def test_writing_a_transform():
+    transform = execute(blocks("writing_a_transform.md")[0], "writing_a_transform.md", {})["RemoveDropout"]
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[2] x) => (float[2] y, float[2] z)
+        { [inner] a = Dropout (x)  y = Relu (a)  [outer] z = Dropout (y) }"""
+    )
+    report = ei.optimize(model, [transform()]).report  # type: ignore[operator]
+    assert [node for node, _ in report.applied] == ["inner"]
+    assert [node for node, _ in report.skipped] == ["outer"]
+
+
+def test_writing_a_backend():
+    """The block that runs the suite is a test module; the plugin of these tests is the backend."""
+    if "numpy-reference" not in backends():
+        pytest.skip("the plugin package is not installed")
+    code = blocks("writing_a_backend.md")[0].replace("my-runtime", "numpy-reference")
+    names = execute(code, "writing_a_backend.md", {})
+    check = importlib.import_module("edgeinfer.testing.conformance").CHECKS[0]
+    names["test_conformance"](check)  # type: ignore[operator]
+    assert f'[project.entry-points."{GROUP}"]' in blocks("writing_a_backend.md", "toml")[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_exist(page):
+    """Every `ei.name` and `edgeinfer.module.name` that a page mentions can be imported."""
+    text = page.read_text(encoding="utf-8")
+    for name in set(re.findall(r"\bei\.(\w+)", text)):
+        assert hasattr(ei, name), name
+    for dotted in set(re.findall(r"`(edgeinfer(?:\.\w+)+)", text)) - {GROUP}:
+        module, _, name = dotted.rpartition(".")
+        found = importlib.import_module(module)
+        assert hasattr(found, name) or importlib.import_module(dotted), dotted
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert "://" in link or (page.parent / link).exists(), link
+    for path in re.findall(r"`((?:edgeinfer|tests|benchmarks|examples|docs)/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_an_input_of_the_wrong_layout_is_told_as_the_page_says():
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[1, 3, 8, 8] input) => (float[1, 3, 8, 8] y) { y = Relu (input) }"""
+    )
+    with (
+        ei.load(ei.compile(model, "onnxruntime")) as session,
+        pytest.raises(ei.errors.InputError) as caught,
+    ):
+        session.infer(np.zeros((1, 8, 8, 3), np.float32))
+    assert "input.transpose(0, 3, 1, 2)" in str(caught.value.hint)
