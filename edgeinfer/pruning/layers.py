@@ -1,0 +1,237 @@
+"""Layers with weights, seen as matrices: Conv, ConvTranspose, Gemm and MatMul as Y = W X + b.
+
+Each layer is one product a convolution group: W is (G, R, K) with R outputs and K = inputs × kernel taps, X
+is (G, K, n) with one column an output position. Dense layers have G = 1; depthwise ones one group a channel.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, final
+
+import attrs
+import numpy as np
+import onnx_ir as ir
+
+from edgeinfer.pruning.labels import dims, is_weight
+
+__all__ = ["Layer", "find_layers", "read_weight", "write_weight"]
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Layer:
+    """A node with a weight.
+
+    Attributes:
+        node: The node.
+        kind: How its weight is laid out.
+        x: The input tensor.
+        y: The output tensor.
+        weight: The initializer that holds W, behind any Cast.
+        bias: The initializer that holds b, if the node has one.
+        group: The number of convolution groups.
+        shared: Whether another node uses the same weight, so that it cannot be refitted for one of them.
+    """
+
+    node: ir.Node
+    kind: Literal["conv", "conv_transpose", "gemm", "matmul"]
+    x: ir.Value
+    y: ir.Value
+    weight: ir.Value
+    bias: ir.Value | None
+    group: int = 1
+    shared: bool = False
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return self.node.name or self.node.op_type
+
+    @property
+    def in_axis(self) -> int:
+        """The axis of the weight that runs over input channels (of one group)."""
+        if self.kind == "conv":
+            return 1
+        if self.kind == "gemm":
+            return 1 if _flag(self.node, "transB") else 0
+        return 0
+
+    @property
+    def out_axis(self) -> int:
+        """The axis of the weight that runs over output channels."""
+        return 0 if self.kind == "conv" else 1 - self.in_axis
+
+    @property
+    def taps(self) -> int:
+        """Kernel positions: 9 for a 3 × 3 convolution, 1 for a product."""
+        return math.prod(_ints(self.weight)[2:]) if self.kind.startswith("conv") else 1
+
+    @property
+    def scale(self) -> float:
+        """Gemm's alpha, by which the product is multiplied."""
+        return float(_attr(self.node, "alpha", 1.0)) if self.kind == "gemm" else 1.0
+
+    def matrix(self, weight: np.ndarray) -> np.ndarray:
+        """Return a weight as (G, R, K), alpha included, float64."""
+        w = weight.astype(np.float64)
+        if self.kind == "conv":
+            return w.reshape(self.group, w.shape[0] // self.group, -1)
+        if self.kind == "conv_transpose":  # (C, M/G, k...): every tap is an output of its own
+            per = w.reshape(self.group, w.shape[0] // self.group, -1)
+            return per.transpose(0, 2, 1)
+        return (w if self.in_axis == 1 else w.T)[None] * self.scale
+
+    def unmatrix(self, matrix: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """The inverse of `matrix` for a weight of the given shape."""
+        if self.kind == "conv":
+            return matrix.reshape(shape)
+        if self.kind == "conv_transpose":
+            return np.ascontiguousarray(matrix.transpose(0, 2, 1)).reshape(shape)
+        flat = matrix[0] / self.scale
+        return np.ascontiguousarray(flat if self.in_axis == 1 else flat.T)
+
+    def positions(self, shape: Sequence[int]) -> int:
+        """Return how many output positions one sample of an input of that shape has."""
+        if self.kind == "conv":
+            return math.prod(self._windows(shape)[1])
+        if self.kind == "conv_transpose":
+            return math.prod(shape[2:])
+        return math.prod(shape[1:-1]) if self.kind == "matmul" else 1
+
+    def columns(self, x: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """Return X (G, K, n) at the chosen output positions of every sample.
+
+        Args:
+            x: The input as the runtime gives it.
+            chosen: Flat indices into `positions`, the same for all samples.
+        """
+        if self.kind == "conv":
+            pads, out, strides, dilations, kernel = self._windows(x.shape)
+            padded = np.pad(x, [(0, 0), (0, 0), *pads]) if any(map(any, pads)) else x
+            where = np.unravel_index(chosen, out)
+            taps = []
+            for tap in itertools.product(*map(range, kernel)):
+                index = tuple(
+                    w * s + t * d for w, s, t, d in zip(where, strides, tap, dilations, strict=True)
+                )
+                taps.append(padded[(slice(None), slice(None), *index)])  # (N, C, n)
+            stack = np.stack(taps, 2)  # (N, C, T, n)
+            stack = stack.transpose(1, 2, 0, 3)  # (C, T, N, n)
+            return stack.reshape(self.group, -1, stack.shape[2] * stack.shape[3])
+        if self.kind == "conv_transpose":
+            flat = x.reshape(*x.shape[:2], -1)[:, :, chosen].transpose(1, 0, 2)
+            return flat.reshape(self.group, x.shape[1] // self.group, -1)
+        if self.kind == "gemm":
+            return (x if _flag(self.node, "transA") else x.T)[None]
+        return x.reshape(x.shape[0], -1, x.shape[-1])[:, chosen].reshape(-1, x.shape[-1]).T[None]
+
+    def outputs(self, y: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """Return Y (G, R, n) at the same positions; not for ConvTranspose."""
+        if self.kind == "conv":
+            flat = y.reshape(*y.shape[:2], -1)[:, :, chosen].transpose(1, 0, 2)
+            return flat.reshape(self.group, y.shape[1] // self.group, -1)
+        if self.kind == "gemm":
+            return y.T[None]
+        return y.reshape(y.shape[0], -1, y.shape[-1])[:, chosen].reshape(-1, y.shape[-1]).T[None]
+
+    def _windows(self, shape: Sequence[int]) -> tuple[Any, ...]:
+        """Return pads, output sizes, strides, dilations and kernel of a Conv."""
+        kernel = _ints(self.weight)[2:]
+        rank = len(kernel)
+        strides = list(_attr(self.node, "strides", [1] * rank))
+        dilations = list(_attr(self.node, "dilations", [1] * rank))
+        flat = list(_attr(self.node, "pads", [0] * 2 * rank))
+        reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+        auto = _attr(self.node, "auto_pad", "NOTSET")
+        pads = list(zip(flat[:rank], flat[rank:], strict=True))
+        if auto in ("SAME_UPPER", "SAME_LOWER"):
+            pads = []
+            for size, stride, r in zip(shape[2:], strides, reach, strict=True):
+                total = max((math.ceil(size / stride) - 1) * stride + r - size, 0)
+                small, large = total // 2, total - total // 2
+                pads.append((small, large) if auto == "SAME_UPPER" else (large, small))
+        elif auto == "VALID":
+            pads = [(0, 0)] * rank
+        out = [
+            (size + sum(pad) - r) // stride + 1
+            for size, pad, r, stride in zip(shape[2:], pads, reach, strides, strict=True)
+        ]
+        return pads, out, strides, dilations, kernel
+
+
+def find_layers(graph: ir.Graph) -> list[Layer]:
+    """Return the layers of the main graph in topological order."""
+    layers = []
+    for node in graph:
+        layer = _layer(node)
+        if layer is not None:
+            layers.append(layer)
+    return layers
+
+
+def _layer(node: ir.Node) -> Layer | None:
+    kinds: dict[str, Any] = {
+        "Conv": "conv",
+        "ConvTranspose": "conv_transpose",
+        "Gemm": "gemm",
+        "MatMul": "matmul",
+    }
+    if node.domain not in ("", "ai.onnx") or node.op_type not in kinds:
+        return None
+    x, weight = node.inputs[0], node.inputs[1]
+    source = None if weight is None else _behind_cast(weight)
+    if x is None or source is None or x.const_value is not None:
+        return None
+    if node.op_type == "MatMul" and (len(_ints(source)) != 2 or len(dims(x)) < 2):
+        return None
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return Layer(
+        node=node,
+        kind=kinds[node.op_type],
+        x=x,
+        y=node.outputs[0],
+        weight=source,
+        bias=None if bias is None else _behind_cast(bias),
+        group=int(_attr(node, "group", 1)),
+        shared=len(list(source.uses())) > 1 or (source is not weight and len(list(weight.uses())) > 1),  # type: ignore[union-attr]
+    )
+
+
+def _behind_cast(value: ir.Value) -> ir.Value | None:
+    while not is_weight(value):
+        producer = value.producer()
+        if producer is None or producer.op_type not in ("Cast", "Identity") or producer.inputs[0] is None:
+            return None
+        value = producer.inputs[0]
+    return value
+
+
+def read_weight(value: ir.Value) -> np.ndarray:
+    """Return an initializer's value."""
+    assert value.const_value is not None
+    array: np.ndarray = value.const_value.numpy()
+    return array
+
+
+def write_weight(value: ir.Value, array: np.ndarray) -> None:
+    """Set an initializer's value, in the dtype that it has."""
+    assert value.const_value is not None
+    kept = np.ascontiguousarray(array.astype(value.const_value.dtype.numpy()))
+    value.const_value = ir.tensor(kept, name=value.name)
+    value.shape = ir.Shape(kept.shape)
+
+
+def _attr(node: ir.Node, name: str, default: Any) -> Any:
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def _flag(node: ir.Node, name: str) -> bool:
+    return bool(_attr(node, name, 0))
+
+
+def _ints(value: ir.Value) -> list[int]:
+    return [int(dim) for dim in (value.shape or ())]  # type: ignore[call-overload]
