@@ -187,17 +187,34 @@ def _layer(node: ir.Node) -> Layer | None:
         return None
     if node.op_type == "MatMul" and (len(_ints(source)) != 2 or len(dims(x)) < 2):
         return None
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias, y = (node.inputs[2] if len(node.inputs) > 2 else None), node.outputs[0]
+    if bias is None and node.op_type != "Gemm":
+        bias, y = _added_bias(node, dims(weight)[1 if node.op_type != "Conv" else 0])
     return Layer(
         node=node,
         kind=kinds[node.op_type],
         x=x,
-        y=node.outputs[0],
+        y=y,
         weight=source,
         bias=None if bias is None else _behind_cast(bias),
         group=int(_attr(node, "group", 1)),
         shared=len(list(source.uses())) > 1 or (source is not weight and len(list(weight.uses())) > 1),  # type: ignore[union-attr]
     )
+
+
+def _added_bias(node: ir.Node, channels: int | str | None) -> tuple[ir.Value | None, ir.Value]:
+    """Return the weight of an Add behind the node that is a bias (one number a channel), and the Add's output."""
+    y = node.outputs[0]
+    uses = list(y.uses())
+    if len(uses) == 1 and uses[0].node.op_type == "Add" and not y.is_graph_output():
+        other = uses[0].node.inputs[1 - uses[0].idx]
+        trailing = 0 if node.op_type == "MatMul" else len(dims(y)) - 2
+        if other is not None and is_weight(other) and len(list(other.uses())) == 1:
+            shape = dims(other)
+            wanted = [channels, *[1] * trailing]
+            if [1] * (len(shape) - len(wanted)) + wanted == shape:
+                return other, uses[0].node.outputs[0]
+    return None, y
 
 
 def _behind_cast(value: ir.Value) -> ir.Value | None:

@@ -9,6 +9,7 @@ from onnxscript.optimizer import fold_constants
 __all__ = ["prepare"]
 
 _MAX_FOLDED_BYTES = 1 << 20
+_SMALL = 64
 
 
 def prepare(model: ir.Model) -> None:
@@ -22,9 +23,20 @@ def prepare(model: ir.Model) -> None:
         model,
         input_size_limit=_MAX_FOLDED_BYTES,
         output_size_limit=_MAX_FOLDED_BYTES,
-        should_fold=lambda node: True if node.op_type == "ConstantOfShape" else None,
+        should_fold=_should_fold,
     )
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common_passes.RemoveUnusedNodesPass()(model)
     common_passes.ShapeInferencePass()(model)
     common_passes.TopologicalSortPass()(model)
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    """Fold shapes that are made of constants; keep casts of stored weights; leave the rest to the folder."""
+    if node.op_type == "ConstantOfShape":
+        return True
+    if node.op_type in ("Cast", "DequantizeLinear", "QuantizeLinear"):
+        value = node.inputs[0]
+        size = 0 if value is None or value.const_value is None else value.const_value.size
+        return None if size <= _SMALL else False
+    return None

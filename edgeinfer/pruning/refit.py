@@ -1,0 +1,170 @@
+"""Layer-wise least squares: fit each layer of a pruned model to what the float model computes there.
+
+W′, b′ = argmin Σ ‖Y − (W X + b)‖² + λ ‖W − W₀‖², with X from the pruned model as refitted so far and Y from
+the float model, in topological order, so that errors are made up for and do not pile up. Where the layer's
+output goes into a residual sum, the target is the sum of the float model: the layer then corrects what the
+stream has lost before it, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import final
+
+import attrs
+import numpy as np
+import onnx_ir as ir
+
+from edgeinfer.pruning.layers import Layer, find_layers, read_weight, write_weight
+from edgeinfer.pruning.shapes import add_constant
+from edgeinfer.pruning.statistics import Feeds, Moments, Sampler, run, tap
+
+__all__ = ["Refitter"]
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Refitter:
+    """Fits layers of one model to another.
+
+    Attributes:
+        reference: The float model.
+        masks: Which positions of the reference's axes are left in the pruned model, by tensor name.
+        feeds: The calibration.
+        sampler: Chooses the columns.
+        ridge: λ, relative to the mean diagonal of X Xᵀ.
+    """
+
+    reference: ir.Model
+    masks: Mapping[str, list[np.ndarray | None]]
+    feeds: Feeds
+    sampler: Sampler
+    ridge: float = 1e-3
+
+    def refit(self, model: ir.Model, layer: Layer, keep: np.ndarray | None = None) -> tuple[float, float]:
+        """Refit one layer of `model` in place.
+
+        Args:
+            model: The pruned model.
+            layer: A layer of it.
+            keep: Which elements of the weight, (G, R, K), may be other than zero; None for all.
+
+        Returns:
+            The relative squared error of the layer's output before and after.
+        """
+        moments = self.collect(model, layer)
+        weight = layer.matrix(read_weight(layer.weight))
+        bias = _bias(layer, weight)
+        before = np.concatenate([weight, bias[..., None]], 2)
+        after = solve(moments, before, self.ridge, keep, fit_bias=layer.bias is not None or layer.kind in ("conv", "gemm"))
+        losses = _loss(moments, before), _loss(moments, after)
+        if losses[1] < losses[0]:
+            write_weight(layer.weight, layer.unmatrix(after[..., :-1], read_weight(layer.weight).shape))
+            _set_bias(model, layer, after[..., -1].reshape(-1), bias.reshape(-1))
+        return losses[0], min(losses)
+
+    def collect(self, model: ir.Model, layer: Layer) -> Moments:
+        """Return the moments of a layer: X of the pruned model, Y of the float model."""
+        anchor = residual_sum(layer)
+        names = list(dict.fromkeys([layer.x.name or "", layer.y.name or "", anchor.name or ""]))
+        moments: Moments | None = None
+        with tap(model, names) as pruned, tap(self.reference, [anchor.name or ""]) as float_:
+            pairs = zip(run(pruned, self.feeds), run(float_, self.feeds), strict=True)
+            for batch, (values, wanted) in enumerate(pairs):
+                x, y = values[names[0]], values[layer.y.name or ""]
+                target = self._kept(anchor.name or "", wanted[anchor.name or ""])
+                if anchor is not layer.y:
+                    target = y + (target - values[anchor.name or ""])
+                chosen = self.sampler.positions(layer, x.shape, batch)
+                columns, goals = layer.columns(x, chosen), layer.outputs(target, chosen)
+                if moments is None:
+                    moments = Moments.zeros(columns.shape[0], goals.shape[1], columns.shape[1])
+                moments.add(columns, goals)
+        assert moments is not None
+        return moments
+
+    def _kept(self, name: str, array: np.ndarray) -> np.ndarray:
+        for axis, mask in enumerate(self.masks.get(name, ())):
+            if mask is not None and not mask.all():
+                array = np.compress(mask, array, axis=axis)
+        return array
+
+
+def residual_sum(layer: Layer) -> ir.Value:
+    """Return the sum that the layer's output goes into, as far as nothing but Add is between."""
+    value = layer.y
+    while True:
+        uses = list(value.uses())
+        if len(uses) != 1 or uses[0].node.op_type != "Add" or value.is_graph_output():
+            return value
+        value = uses[0].node.outputs[0]
+
+
+def solve(
+    moments: Moments, start: np.ndarray, ridge: float, keep: np.ndarray | None = None, *, fit_bias: bool = True
+) -> np.ndarray:
+    """Return the least-squares W and b as (G, R, K + 1), drawn towards `start` by the ridge.
+
+    Args:
+        moments: Of the layer.
+        start: The present W and b, (G, R, K + 1).
+        ridge: Relative to the mean diagonal of X Xᵀ; the bias is not drawn.
+        keep: A mask of W's elements that may be other than zero.
+        fit_bias: Whether b may change.
+    """
+    size = start.shape[2]
+    result = start.copy()
+    for g in range(start.shape[0]):
+        xx, yx = moments.xx[g], moments.yx[g]
+        penalty = np.full(size, ridge * np.trace(xx[:-1, :-1]) / max(size - 1, 1) + 1e-12)
+        penalty[-1] = 0.0 if fit_bias else 1e6 * moments.count
+        left = xx + np.diag(penalty)
+        right = yx + start[g] * penalty
+        if keep is None:
+            result[g] = _solve(left, right)
+            continue
+        for r in range(start.shape[1]):
+            free = np.append(keep[g, r], True)
+            result[g, r] = 0.0
+            result[g, r, free] = _solve(left[np.ix_(free, free)], right[r : r + 1, free])[0]
+    return result
+
+
+def _solve(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    try:
+        solved: np.ndarray = np.linalg.solve(left, right.T).T
+    except np.linalg.LinAlgError:
+        solved = (np.linalg.pinv(left) @ right.T).T
+    return solved
+
+
+def _loss(moments: Moments, weights: np.ndarray) -> float:
+    """Return Σ‖Y − W X‖² relative to the centred Σ‖Y‖²."""
+    quadratic = np.einsum("grk,gkl,grl->", weights, moments.xx, weights, optimize=True)
+    error = moments.yy.sum() - 2 * (weights * moments.yx).sum() + quadratic
+    centred = moments.yy.sum() - (moments.yx[..., -1] ** 2).sum() / moments.count
+    return float(max(error, 0.0) / max(centred, 1e-30))
+
+
+def _bias(layer: Layer, weight: np.ndarray) -> np.ndarray:
+    if layer.bias is None:
+        return np.zeros(weight.shape[:2])
+    return np.broadcast_to(read_weight(layer.bias).astype(np.float64).reshape(-1), weight[..., 0].size).reshape(
+        weight.shape[:2]
+    )
+
+
+def _set_bias(model: ir.Model, layer: Layer, bias: np.ndarray, before: np.ndarray) -> None:
+    if layer.bias is not None:
+        if bias.size == read_weight(layer.bias).size:
+            write_weight(layer.bias, bias.reshape(read_weight(layer.bias).shape))
+    elif layer.kind in ("conv", "gemm") and not np.allclose(bias, before, atol=1e-12):
+        fresh = add_constant(model.graph, f"{layer.name}_bias", bias.astype(read_weight(layer.weight).dtype))
+        if len(layer.node.inputs) < 3:
+            layer.node.resize_inputs(3)
+        layer.node.replace_input_with(2, fresh)
+
+
+def layers_by_name(model: ir.Model) -> dict[str, Layer]:
+    """Return the layers of a graph by node name."""
+    return {layer.name: layer for layer in find_layers(model.graph)}
