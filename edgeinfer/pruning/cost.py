@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias, final
 
 import attrs
@@ -12,10 +12,11 @@ import onnx_ir as ir
 
 from edgeinfer.pruning.groups import Dependencies
 from edgeinfer.pruning.labels import Row, dims
+from edgeinfer.pruning.layers import Layer
 
 __all__ = ["CostModel", "Metric"]
 
-Metric: TypeAlias = "Literal['macs', 'parameters']"
+Metric: TypeAlias = "Literal['macs', 'parameters', 'memory', 'channels', 'latency']"
 
 
 @final
@@ -28,6 +29,9 @@ class _Axis:
 
     def size(self, removed: Mapping[str, int]) -> int:
         return self.fixed + sum((n - removed.get(g, 0)) * each for g, n, each in self.per_channel)
+
+
+_MakeAxis: TypeAlias = "Callable[[Row | None, int], _Axis]"
 
 
 @final
@@ -66,7 +70,8 @@ class CostModel:
         Args:
             graph: The graph that was analyzed.
             dependencies: What `analyze` found on it.
-            metric: Multiply-accumulates of one sample, or parameters.
+            metric: `macs` of one sample; `parameters`; `memory`, the bytes of weights and of the layers'
+                outputs; `channels`, how many channels the groups have in all.
             shapes: The shapes of activations as they were seen in a run, by name; the batch axis counts as 1.
         """
         owner = {c: (g.name, g.size) for g in dependencies.groups for c in dependencies.members[g.name]}
@@ -74,17 +79,18 @@ class CostModel:
         def axis(row: Row | None, size: int) -> _Axis:
             return _Axis(fixed=size, per_channel=()) if row is None else _axis(row, owner)
 
-        terms = []
-        for layer in dependencies.layers:
-            weight = layer.node.inputs[1]
-            assert weight is not None
-            rows = dependencies.rows.get(weight) or [None] * len(dims(weight))
-            seen = shapes.get(layer.x.name or "")
-            factor = 1.0 if metric == "parameters" or seen is None else float(layer.positions((1, *seen[1:])))
-            sizes = [axis(row, int(size)) for row, size in zip(rows, dims(weight), strict=True)]  # type: ignore[arg-type]
-            terms.append(_Term(node=layer.name, factor=factor, axes=tuple(sizes)))
+        if metric == "channels":
+            terms = [
+                _Term(node=g.name, factor=1.0, axes=(_Axis(fixed=0, per_channel=((g.name, g.size, 1),)),))
+                for g in dependencies.groups
+            ]
+        else:
+            terms = [_weight_term(layer, dependencies, metric, shapes, axis) for layer in dependencies.layers]
         if metric == "macs":
             terms += [term for node in graph if (term := _product(node, dependencies, shapes, axis)) is not None]
+        if metric == "memory":
+            outputs = (layer.node.outputs[0] for layer in dependencies.layers)
+            terms += [_activation_term(value, dependencies, shapes, axis) for value in outputs]
         axes = {axis(row, 0) for rows in dependencies.rows.values() for row in rows if row is not None}
         return cls(terms=tuple(terms), axes=tuple(axes))
 
@@ -109,8 +115,33 @@ def _axis(row: Row, owner: Mapping[int, tuple[str, int]]) -> _Axis:
     return _Axis(fixed=fixed, per_channel=parts)
 
 
+def _weight_term(
+    layer: Layer, dependencies: Dependencies, metric: Metric, shapes: Mapping[str, tuple[int, ...]], axis: _MakeAxis
+) -> _Term:
+    weight = layer.node.inputs[1]
+    assert weight is not None
+    rows = dependencies.rows.get(weight) or [None] * len(dims(weight))
+    seen = shapes.get(layer.x.name or "")
+    factor = 1.0
+    if metric == "macs" and seen is not None:
+        factor = float(layer.positions((1, *seen[1:])))
+    elif metric == "memory":
+        factor = float(layer.weight.dtype.itemsize) if layer.weight.dtype is not None else 4.0
+    sizes = [axis(row, int(size)) for row, size in zip(rows, dims(weight), strict=True)]  # type: ignore[arg-type]
+    return _Term(node=layer.name, factor=factor, axes=tuple(sizes))
+
+
+def _activation_term(
+    value: ir.Value, dependencies: Dependencies, shapes: Mapping[str, tuple[int, ...]], axis: _MakeAxis
+) -> _Term:
+    seen = (1, *shapes.get(value.name or "", (1,))[1:])
+    rows = dependencies.rows.get(value) or [None] * len(seen)
+    sizes = [axis(row, int(size)) for row, size in zip(rows, seen, strict=True)]
+    return _Term(node=value.name or "", factor=4.0, axes=tuple(sizes))
+
+
 def _product(
-    node: ir.Node, dependencies: Dependencies, shapes: Mapping[str, tuple[int, ...]], axis: object
+    node: ir.Node, dependencies: Dependencies, shapes: Mapping[str, tuple[int, ...]], axis: _MakeAxis
 ) -> _Term | None:
     """A MatMul of two activations: the products of attention, by heads."""
     if node.op_type != "MatMul" or any(v is None or v.const_value is not None for v in node.inputs):
@@ -126,5 +157,5 @@ def _product(
     return _Term(
         node=node.name or "",
         factor=factor,
-        axes=tuple(axis(row, 0) for row in rows if row is not None),  # type: ignore[operator]
+        axes=tuple(axis(row, 0) for row in rows if row is not None),
     )

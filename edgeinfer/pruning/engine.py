@@ -3,23 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Literal, final
 
 import attrs
 import numpy as np
 import onnx_ir as ir
 
+from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
 from edgeinfer.pruning.allocate import allocate
 from edgeinfer.pruning.cost import CostModel, Metric
-from edgeinfer.pruning.criteria import Criterion, Ranking, rank
-from edgeinfer.pruning.groups import ChannelGroup, Dependencies
+from edgeinfer.pruning.criteria import Criterion, rank
+from edgeinfer.pruning.groups import Dependencies, analyze
 from edgeinfer.pruning.layers import Layer, find_layers
+from edgeinfer.pruning.prepare import prepare
 from edgeinfer.pruning.refit import Refitter
 from edgeinfer.pruning.sensitivity import measured_errors
-from edgeinfer.pruning.statistics import Feeds, Sampler, input_moments, run, tap
+from edgeinfer.pruning.statistics import Feeds, Moments, Sampler, input_moments, run, tap
+from edgeinfer.pruning.surgery import remove_channels
+from edgeinfer.transforms.base import ReportBuilder
 
-__all__ = ["Plan", "Refit", "count_samples", "observed_shapes", "plan", "refit_all"]
+__all__ = ["Budget", "Plan", "Refit", "Settings", "plan", "prune_structured", "refit_all"]
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Budget:
+    """A limit: the part of a cost to keep."""
+
+    metric: Metric
+    keep: float
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Settings:
+    """How to prune; see `PruneChannels` for what each means."""
+
+    kind: Literal["channel", "head"]
+    budget: Budget
+    feeds: Feeds | None = None
+    criterion: Criterion = "second_order"
+    multiple: int = 8
+    rounds: int = 1
+    measure: int = 48
+    max_columns: int = 40_000
+    ridge: float = 1e-3
+    seed: int = 0
+    progress: bool | None = None
+    target: Target | None = None
 
 
 @final
@@ -31,13 +63,11 @@ class Plan:
         removed: Channel indices by group name.
         before: The cost before.
         after: The cost after.
-        rankings: The ranking of each group.
     """
 
     removed: Mapping[str, tuple[int, ...]]
     before: float
     after: float
-    rankings: Mapping[str, Ranking]
 
 
 def count_samples(feeds: Feeds) -> int:
@@ -65,51 +95,44 @@ def observed_shapes(model: ir.Model, feeds: Feeds) -> dict[str, tuple[int, ...]]
 def plan(
     model: ir.Model,
     dependencies: Dependencies,
-    groups: Sequence[ChannelGroup],
-    feeds: Feeds,
+    settings: Settings,
     sampler: Sampler,
-    *,
-    criterion: Criterion,
-    keep: float,
-    metric: Metric,
-    multiple: int,
-    measure: int,
-    progress: bool | None = None,
+    budget: float | None = None,
 ) -> Plan:
     """Choose the channels to remove.
 
     Args:
         model: The graph that was analyzed.
-        dependencies: What `analyze` found on it.
-        groups: The groups that may be pruned.
-        feeds: The calibration; empty for criteria without data.
+        dependencies: What `analyze` found on it, only the groups that may be pruned among its groups.
+        settings: How.
         sampler: Chooses columns.
-        criterion: How channels of a group are ranked.
-        keep: The part of the cost to keep.
-        metric: What the cost is.
-        multiple: The multiple that channel counts should keep.
-        measure: How many samples the outputs' error is measured on; 0 to rely on local errors.
-        progress: Show it.
+        budget: The cost to reach; None: the settings' part of the present cost.
     """
+    groups, feeds = dependencies.groups, settings.feeds
     layers = {layer.name: layer for layer in dependencies.layers}
     needed = list(dict.fromkeys(name for group in groups for name in group.consumers))
-    needs_data = criterion in ("second_order", "activation") or measure > 0
-    moments = input_moments(model, [layers[n] for n in needed], feeds, sampler) if needs_data else {}
+    criterion: Criterion = settings.criterion
+    moments: Mapping[str, Moments] = {}
+    if feeds is None:
+        criterion = criterion if criterion in ("magnitude", "random") else "magnitude"
+    else:
+        moments = input_moments(model, [layers[n] for n in needed], feeds, sampler)
     rankings = {
-        group.name: rank(group, layers, moments, criterion)
-        for group in track(groups, "ranking channels", progress=progress)
+        group.name: rank(group, layers, moments, criterion, settings.seed)
+        for group in track(groups, "ranking channels", progress=settings.progress)
     }
-    errors: dict[str, Any] = {name: ranking.errors for name, ranking in rankings.items()}
-    if measure:
-        errors = dict(measured_errors(model, groups, rankings, moments, few(feeds, measure), progress=progress))
-    cost = CostModel.of(model.graph, dependencies, metric, observed_shapes(model, feeds))
+    errors: Mapping[str, Sequence[float]] = {name: ranking.errors for name, ranking in rankings.items()}
+    if feeds is not None and settings.measure:
+        some = few(feeds, settings.measure)
+        errors = measured_errors(model, groups, rankings, moments, some, progress=settings.progress)
+    cost = CostModel.of(model.graph, dependencies, settings.budget.metric, observed_shapes(model, feeds or ()))
     before = cost.cost({})
-    counts = allocate(groups, errors, cost, before * keep, multiple=multiple)
+    limit = before * settings.budget.keep if budget is None else budget
+    counts = allocate(groups, errors, cost, limit, multiple=settings.multiple)
     return Plan(
         removed={name: rankings[name].order[:count] for name, count in counts.items()},
         before=before,
         after=cost.cost(counts),
-        rankings=rankings,
     )
 
 
@@ -192,3 +215,117 @@ def downstream(graph: ir.Graph, changed: set[str]) -> set[str]:
             nodes.add(node.name or "")
             dirty |= {v.name or "" for v in node.outputs}
     return nodes
+
+
+def prune_structured(model: ir.Model, report: ReportBuilder, settings: Settings) -> None:
+    """Prune channels or heads of a graph in place, refit, and report.
+
+    Args:
+        model: The graph; left as it is when there is nothing to remove.
+        report: What was done.
+        settings: How.
+    """
+    work = model.clone()
+    prepare(work)
+    reference = work.clone()
+    sampler = Sampler(
+        samples=0 if settings.feeds is None else count_samples(settings.feeds),
+        max_columns=settings.max_columns,
+        seed=settings.seed,
+    )
+    total: list[float] = []
+    left = np.linspace(1, settings.budget.keep, settings.rounds + 1)[1:]
+    masks: dict[str, list[np.ndarray | None]] = {}
+    kept: dict[str, tuple[int, int]] = {}
+    for number, keep in enumerate(left):
+        dependencies = _restricted(analyze(work.graph), settings.kind)
+        if number == 0:
+            _report_locked(dependencies, report, settings.kind)
+        if not dependencies.groups:
+            break
+        budget = total[0] * float(keep) if total else None
+        chosen = plan(work, dependencies, attrs.evolve(settings, budget=Budget(metric=settings.budget.metric, keep=float(keep))), sampler, budget)
+        total = [*total, *([chosen.before] if not total else []), chosen.after]
+        if not chosen.removed:
+            continue
+        for group in dependencies.groups:
+            first, now = kept.get(group.name, (group.size, group.size))
+            kept[group.name] = first, now - len(chosen.removed.get(group.name, ()))
+        classes = [dependencies.members[g][c] for g, channels in chosen.removed.items() for c in channels]
+        fresh = remove_channels(work, dependencies, classes)
+        masks = _compose(masks, {v.name or "": axes for v, axes in fresh.items()})
+        if settings.feeds is not None:
+            refitter = Refitter(
+                reference=reference, masks=masks, feeds=settings.feeds, sampler=sampler, ridge=settings.ridge
+            )
+            refits = refit_all(
+                work, refitter, changed=downstream(work.graph, set(masks)), progress=settings.progress
+            )
+            if number == settings.rounds - 1:
+                _report_refits(refits, report)
+    if not masks:
+        return
+    _report_removed(kept, total, settings, report)
+    model.graph, model.ir_version = work.graph, work.ir_version
+
+
+def _restricted(dependencies: Dependencies, kind: str) -> Dependencies:
+    groups = tuple(group for group in dependencies.groups if group.kind == kind)
+    return attrs.evolve(dependencies, groups=groups)
+
+
+def _compose(
+    first: Mapping[str, list[np.ndarray | None]], second: Mapping[str, list[np.ndarray | None]]
+) -> dict[str, list[np.ndarray | None]]:
+    """Return masks over the original axes of what is left after two removals in a row."""
+    result = {name: list(axes) for name, axes in first.items()}
+    for name, axes in second.items():
+        before = result.setdefault(name, [None] * len(axes))
+        for axis, mask in enumerate(axes):
+            known = before[axis]
+            if mask is None:
+                continue
+            if known is None:
+                before[axis] = mask
+            else:
+                known = known.copy()
+                known[known] = mask
+                before[axis] = known
+    return result
+
+
+def _report_locked(dependencies: Dependencies, report: ReportBuilder, kind: str) -> None:
+    for node, reason, channels in dependencies.locked:
+        report.skip(node, f"{channels} channels stay: {reason}")
+    if not dependencies.groups:
+        report.note(f"there is no group of {kind}s that could be pruned")
+
+
+def _report_removed(
+    kept: Mapping[str, tuple[int, int]], total: Sequence[float], settings: Settings, report: ReportBuilder
+) -> None:
+    for name, (before, after) in kept.items():
+        if after < before:
+            report.apply(name, f"{settings.kind}s: {before} -> {after}")
+        else:
+            report.skip(name, f"all {before} {settings.kind}s are kept: the budget is met at less loss elsewhere")
+    metric = settings.budget.metric
+    report.note(f"{metric}: {total[0]:.6g} -> {total[-1]:.6g} ({total[-1] / total[0] - 1:+.1%})")
+    if total[-1] > total[0] * settings.budget.keep * (1 + 1e-9):
+        report.note(f"the budget of {settings.budget.keep:.0%} of {metric} cannot be met with the groups there are")
+    if settings.feeds is None:
+        report.note("no calibration was given: channels were ranked by magnitude and nothing was refitted")
+    report.data.update(
+        {
+            f"{metric}_before": total[0],
+            f"{metric}_after": total[-1],
+            "groups": {name: {"before": before, "after": after} for name, (before, after) in kept.items()},
+        }
+    )
+
+
+def _report_refits(refits: Sequence[Refit], report: ReportBuilder) -> None:
+    for refit in refits:
+        if refit.skipped:
+            report.skip(refit.layer, f"not refitted: {refit.skipped}")
+    report.data["refits"] = {r.layer: {"before": r.before, "after": r.after} for r in refits if not r.skipped}

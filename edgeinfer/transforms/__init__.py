@@ -6,6 +6,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgeinfer.pruning.prune_channels import PruneChannels
+    from edgeinfer.pruning.prune_heads import PruneHeads
+    from edgeinfer.pruning.prune_nm import PruneNM
+    from edgeinfer.pruning.prune_weights import PruneWeights
     from edgeinfer.transforms.base import (
         Applied,
         GraphTransform,
@@ -39,6 +43,10 @@ _HOME = {
     ),
     "FixShapes": "edgeinfer.transforms.fix_shapes",
     "FuseBatchNorm": "edgeinfer.transforms.fuse_batchnorm",
+    "PruneChannels": "edgeinfer.pruning.prune_channels",
+    "PruneHeads": "edgeinfer.pruning.prune_heads",
+    "PruneNM": "edgeinfer.pruning.prune_nm",
+    "PruneWeights": "edgeinfer.pruning.prune_weights",
     "Simplify": "edgeinfer.transforms.simplify",
     "ToFloat16": "edgeinfer.transforms.to_float16",
 }
@@ -49,6 +57,10 @@ __all__ = [
     "FuseBatchNorm",
     "GraphTransform",
     "Pipeline",
+    "PruneChannels",
+    "PruneHeads",
+    "PruneNM",
+    "PruneWeights",
     "ReportBuilder",
     "Simplify",
     "Skipped",
