@@ -10,9 +10,9 @@ import numpy as np
 
 from edgeinfer.errors import CalibrationError
 
-__all__ = ["CalibrationSource", "as_feeds"]
+__all__ = ["Feeds", "as_feeds"]
 
-CalibrationSource: TypeAlias = "Iterable[Mapping[str, np.ndarray]]"
+Feeds: TypeAlias = "Iterable[Mapping[str, np.ndarray]]"
 
 
 @final
@@ -26,7 +26,7 @@ class _Checked:
         return iter(self.source)
 
 
-def as_feeds(calibration: object) -> CalibrationSource:
+def as_feeds(calibration: object) -> Feeds:
     """Return re-iterable feeds.
 
     Raises:

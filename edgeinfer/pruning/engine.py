@@ -12,14 +12,16 @@ import onnx_ir as ir
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
 from edgeinfer.pruning.allocate import allocate
+from edgeinfer.pruning.calibration import Feeds
 from edgeinfer.pruning.cost import CostModel, Metric
 from edgeinfer.pruning.criteria import Criterion, rank
+from edgeinfer.pruning.frontier import run, tap
 from edgeinfer.pruning.groups import Dependencies, analyze
 from edgeinfer.pruning.layers import Layer, find_layers
 from edgeinfer.pruning.prepare import prepare
 from edgeinfer.pruning.refit import Refitter
 from edgeinfer.pruning.sensitivity import measured_errors
-from edgeinfer.pruning.statistics import Feeds, Moments, Sampler, input_moments, run, tap
+from edgeinfer.pruning.statistics import Moments, Sampler, input_moments
 from edgeinfer.pruning.surgery import remove_channels
 from edgeinfer.transforms.base import ReportBuilder
 
@@ -182,6 +184,7 @@ def refit_all(
     results: dict[str, Refit] = {}
     layers = [layer for layer in find_layers(model.graph) if _affected(layer, model.graph, changed)]
     for _ in range(sweeps):
+        refitter.rewind()
         for layer in track(layers, "refitting layers", progress=progress):
             reason = _refusal(layer)
             if reason:

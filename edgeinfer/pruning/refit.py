@@ -15,15 +15,17 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
+from edgeinfer.pruning.calibration import Feeds
 from edgeinfer.pruning.layers import Layer, find_layers, read_weight, write_weight
 from edgeinfer.pruning.shapes import add_constant
-from edgeinfer.pruning.statistics import Feeds, Moments, Sampler, run, tap
+from edgeinfer.pruning.frontier import Frontier, cuts
+from edgeinfer.pruning.statistics import Moments, Sampler
 
 __all__ = ["Refitter"]
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.define(kw_only=True, eq=False)
 class Refitter:
     """Fits layers of one model to another.
 
@@ -40,6 +42,11 @@ class Refitter:
     feeds: Feeds
     sampler: Sampler
     ridge: float = 1e-3
+    _at: tuple[Frontier, Frontier] = attrs.field(init=False)
+    _refused: set[str] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.rewind()
 
     def refit(self, model: ir.Model, layer: Layer, keep: np.ndarray | None = None) -> tuple[float, float]:
         """Refit one layer of `model` in place.
@@ -68,20 +75,42 @@ class Refitter:
         anchor = residual_sum(layer)
         names = list(dict.fromkeys([layer.x.name or "", layer.y.name or "", anchor.name or ""]))
         moments: Moments | None = None
-        with tap(model, names) as pruned, tap(self.reference, [anchor.name or ""]) as float_:
-            pairs = zip(run(pruned, self.feeds), run(float_, self.feeds), strict=True)
-            for batch, (values, wanted) in enumerate(pairs):
-                x, y = values[names[0]], values[layer.y.name or ""]
-                target = self._kept(anchor.name or "", wanted[anchor.name or ""])
-                if anchor is not layer.y:
-                    target = y + (target - values[anchor.name or ""])
-                chosen = self.sampler.positions(layer, x.shape, batch)
-                columns, goals = layer.columns(x, chosen), layer.outputs(target, chosen)
-                if moments is None:
-                    moments = Moments.zeros(columns.shape[0], goals.shape[1], columns.shape[1])
-                moments.add(columns, goals)
+        self._advance(model, layer)
+        pruned = self._at[0].tap(model, names)
+        pairs = zip(pruned, self._at[1].tap(self.reference, [anchor.name or ""]), strict=True)
+        for batch, (values, wanted) in enumerate(pairs):
+            x, y = values[names[0]], values[layer.y.name or ""]
+            target = self._kept(anchor.name or "", wanted[anchor.name or ""])
+            if anchor is not layer.y:
+                target = y + (target - values[anchor.name or ""])
+            chosen = self.sampler.positions(layer, x.shape, batch)
+            columns, goals = layer.columns(x, chosen), layer.outputs(target, chosen)
+            if moments is None:
+                moments = Moments.zeros(columns.shape[0], goals.shape[1], columns.shape[1])
+            moments.add(columns, goals)
         assert moments is not None
         return moments
+
+    def rewind(self) -> None:
+        """Start from the model's inputs again, for another sweep."""
+        self._at = Frontier(feeds=self.feeds), Frontier(feeds=self.feeds)
+        self._refused = set()
+
+    def _advance(self, model: ir.Model, layer: Layer) -> None:
+        """Move both models to the last cut before the layer; all layers before it are done."""
+        order = {node.name: index for index, node in enumerate(model.graph)}
+        here, there = cuts(model.graph), cuts(self.reference.graph)
+        at = order[layer.node.name]
+        before = [name for name, index in here.items() if index < at and name in there]
+        if not before or before[-1] in self._refused or before[-1] == self._at[0].start:
+            return
+        cut = before[-1]
+        # Both or none: a layer's tensors are looked up behind one and the same cut.
+        pruned, float_ = self._at[0].copy(), self._at[1].copy()
+        if pruned.advance(model, cut) and float_.advance(self.reference, cut):
+            self._at = pruned, float_
+        else:
+            self._refused.add(cut)
 
     def _kept(self, name: str, array: np.ndarray) -> np.ndarray:
         for axis, mask in enumerate(self.masks.get(name, ())):

@@ -14,10 +14,12 @@ import onnx_ir as ir
 
 from edgeinfer.display import track
 from edgeinfer.pruning.criteria import Ranking, compensated, weight_columns
+from edgeinfer.pruning.calibration import Feeds
+from edgeinfer.pruning.frontier import Frontier, cuts, run, tap
 from edgeinfer.pruning.groups import ChannelGroup
 from edgeinfer.pruning.layers import Layer, find_layers, read_weight, write_weight
 from edgeinfer.pruning.shapes import add_constant
-from edgeinfer.pruning.statistics import Feeds, Moments, run, tap
+from edgeinfer.pruning.statistics import Moments
 
 __all__ = ["measured_errors", "output_error", "scored_outputs"]
 
@@ -35,16 +37,15 @@ def scored_outputs(model: ir.Model) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def output_error(model: ir.Model, wanted: Sequence[Mapping[str, np.ndarray]], feeds: Feeds) -> float:
-    """Return the mean over outputs of Σ(y − ŷ)² / Σ(y − ȳ)²."""
+def output_error(model: ir.Model, wanted: Sequence[Mapping[str, np.ndarray]], frontier: Frontier) -> float:
+    """Return the mean over outputs of Σ(y − ŷ)² / Σ(y − ȳ)², the model being run from a frontier."""
     names = list(wanted[0])
     error, energy = np.zeros(len(names)), np.zeros(len(names))
-    with tap(model, names) as session:
-        for expected, got in zip(wanted, run(session, feeds), strict=True):
-            for index, name in enumerate(names):
-                y = expected[name].astype(np.float64)
-                error[index] += np.square(y - got[name]).sum()
-                energy[index] += np.square(y - y.mean(axis=-1, keepdims=True)).sum()
+    for expected, got in zip(wanted, frontier.tap(model, names), strict=True):
+        for index, name in enumerate(names):
+            y = expected[name].astype(np.float64)
+            error[index] += np.square(y - got[name]).sum()
+            energy[index] += np.square(y - y.mean(axis=-1, keepdims=True)).sum()
     return float((error / np.maximum(energy, 1e-30)).mean())
 
 
@@ -70,13 +71,20 @@ def measured_errors(
     with tap(model, names) as session:
         wanted = list(run(session, feeds))
     result = {}
-    for group in track(groups, "measuring sensitivity", progress=progress):
+    order = {node.name: index for index, node in enumerate(model.graph)}
+    passed = cuts(model.graph)
+    frontier = Frontier(feeds=feeds)
+    first = {group.name: min((order[name] for name in group.consumers), default=0) for group in groups}
+    for group in track(sorted(groups, key=lambda g: first[g.name]), "measuring sensitivity", progress=progress):
+        before = [name for name, index in passed.items() if index < first[group.name]]
+        if before:
+            frontier.advance(model, before[-1])
         local = np.array(rankings[group.name].errors)
         counts = sorted({max(1, round(group.size * f)) for f in _FRACTIONS if round(group.size * f) < group.size})
         points = [(0, 0.0)]
         for count in counts or [1]:
             candidate = _without(model, group, rankings[group.name].order[:count], moments)
-            points.append((count, output_error(candidate, wanted, feeds)))
+            points.append((count, output_error(candidate, wanted, frontier)))
         result[group.name] = _interpolate(local, points)
     return result
 

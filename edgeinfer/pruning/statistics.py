@@ -6,22 +6,18 @@ float model gave, so the moments of a layer are X Xᵀ and Y Xᵀ, both with a r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias, final
+from collections.abc import Sequence
+from typing import final
 
 import attrs
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
-from edgeinfer.executor import probe
-from edgeinfer.model import Model
+from edgeinfer.pruning.calibration import Feeds
+from edgeinfer.pruning.frontier import run, tap
 from edgeinfer.pruning.layers import Layer
-from edgeinfer.session import Session
 
-__all__ = ["Feeds", "Moments", "Sampler", "input_moments", "tap"]
-
-Feeds: TypeAlias = "Iterable[Mapping[str, np.ndarray]]"
+__all__ = ["Moments", "Sampler", "input_moments"]
 
 
 @final
@@ -95,32 +91,6 @@ class Sampler:
             return np.arange(total)
         rng = np.random.default_rng((self.seed, batch))
         return np.sort(rng.choice(total, wanted, replace=False))
-
-
-def tap(model: ir.Model, names: Sequence[str], *, threads: int = 0) -> Session:
-    """Return a session that computes the named tensors of a graph and nothing that they do not need."""
-    work = model.clone()
-    values = {v.name: v for v in work.graph.inputs} | {v.name: v for n in work.graph for v in n.outputs}
-    work.graph.outputs.clear()
-    work.graph.outputs.extend(values[name] for name in names if not values[name].is_graph_input())
-    for name in names:
-        if values[name].is_graph_input():
-            node = ir.node("Identity", [values[name]])
-            node.outputs[0].name = f"{name}__tap"
-            node.outputs[0].type, node.outputs[0].shape = values[name].type, values[name].shape
-            work.graph.append(node)
-            work.graph.outputs.append(node.outputs[0])
-    common_passes.RemoveUnusedNodesPass()(work)
-    kept = [v.name or "" for v in work.graph.outputs]
-    return probe(Model(work), kept, threads=threads)
-
-
-def run(session: Session, feeds: Feeds) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the tapped tensors for each feed."""
-    names = {spec.name for spec in session.signature.inputs}
-    for feed in feeds:
-        outputs = session.infer({k: v for k, v in feed.items() if k in names})
-        yield {name.removesuffix("__tap"): array for name, array in outputs.items()}
 
 
 def input_moments(model: ir.Model, layers: Sequence[Layer], feeds: Feeds, sampler: Sampler) -> dict[str, Moments]:
