@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeinfer.errors import CalibrationError
 
-__all__ = ["Feeds", "as_feeds"]
+__all__ = ["Feeds", "as_feeds", "count_samples"]
 
 Feeds: TypeAlias = "Iterable[Mapping[str, np.ndarray]]"
 
@@ -52,3 +52,8 @@ def as_feeds(calibration: object) -> Feeds:
             found="nothing" if first is None else type(first).__name__,
         )
     return _Checked(calibration)
+
+
+def count_samples(feeds: Feeds) -> int:
+    """Return how many samples the feeds hold in all."""
+    return sum(next(iter(feed.values())).shape[0] if feed else 0 for feed in feeds)

@@ -12,14 +12,14 @@ import onnx_ir as ir
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
 from edgeinfer.pruning.allocate import allocate
-from edgeinfer.pruning.calibration import Feeds
+from edgeinfer.pruning.calibration import Feeds, count_samples
 from edgeinfer.pruning.cost import CostModel, Metric
 from edgeinfer.pruning.criteria import Criterion, rank
 from edgeinfer.pruning.frontier import run, tap
 from edgeinfer.pruning.groups import Dependencies, analyze
 from edgeinfer.pruning.layers import Layer, find_layers
 from edgeinfer.pruning.prepare import prepare
-from edgeinfer.pruning.refit import Refitter
+from edgeinfer.pruning.refit import Refitter, refusal
 from edgeinfer.pruning.sensitivity import measured_errors
 from edgeinfer.pruning.statistics import Moments, Sampler, input_moments
 from edgeinfer.pruning.surgery import remove_channels
@@ -49,7 +49,7 @@ class Settings:
     multiple: int = 8
     rounds: int = 1
     measure: int = 48
-    max_columns: int = 40_000
+    max_columns: int = 24_000
     ridge: float = 1e-3
     seed: int = 0
     progress: bool | None = None
@@ -70,11 +70,6 @@ class Plan:
     removed: Mapping[str, tuple[int, ...]]
     before: float
     after: float
-
-
-def count_samples(feeds: Feeds) -> int:
-    """Return how many samples the feeds hold in all."""
-    return sum(next(iter(feed.values())).shape[0] if feed else 0 for feed in feeds)
 
 
 def observed_shapes(model: ir.Model, feeds: Feeds) -> dict[str, tuple[int, ...]]:
@@ -186,7 +181,7 @@ def refit_all(
     for _ in range(sweeps):
         refitter.rewind()
         for layer in track(layers, "refitting layers", progress=progress):
-            reason = _refusal(layer)
+            reason = refusal(layer)
             if reason:
                 results[layer.name] = Refit(layer=layer.name, skipped=reason)
                 continue
@@ -196,14 +191,6 @@ def refit_all(
                 layer=layer.name, before=before if first is None else first.before, after=after
             )
     return list(results.values())
-
-
-def _refusal(layer: Layer) -> str:
-    if layer.shared:
-        return "its weight is used by another node, too"
-    if layer.kind == "conv_transpose":
-        return "transposed convolutions are not refitted"
-    return ""
 
 
 def _affected(layer: Layer, graph: ir.Graph, changed: set[str] | None) -> bool:

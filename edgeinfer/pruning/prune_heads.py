@@ -46,7 +46,7 @@ class PruneHeads(GraphTransform):
         validator=attrs.validators.in_(("second_order", "activation", "magnitude", "random")),
     )
     measure: int = attrs.field(default=48, kw_only=True, validator=attrs.validators.ge(0))
-    max_columns: int = attrs.field(default=40_000, kw_only=True, validator=attrs.validators.ge(100))
+    max_columns: int = attrs.field(default=24_000, kw_only=True, validator=attrs.validators.ge(100))
     ridge: float = attrs.field(default=1e-3, kw_only=True, validator=attrs.validators.ge(0))
     seed: int = attrs.field(default=0, kw_only=True)
     target: Target | str | None = attrs.field(default=None, kw_only=True)

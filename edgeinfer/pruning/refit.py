@@ -8,8 +8,8 @@ stream has lost before it, too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import final
+from collections.abc import Callable, Mapping
+from typing import TypeAlias, final
 
 import attrs
 import numpy as np
@@ -21,7 +21,9 @@ from edgeinfer.pruning.shapes import add_constant
 from edgeinfer.pruning.frontier import Frontier, cuts
 from edgeinfer.pruning.statistics import Moments, Sampler
 
-__all__ = ["Refitter"]
+__all__ = ["ChooseMask", "Refitter", "refusal"]
+
+ChooseMask: TypeAlias = "Callable[[np.ndarray, np.ndarray], np.ndarray]"
 
 
 @final
@@ -48,13 +50,16 @@ class Refitter:
     def __attrs_post_init__(self) -> None:
         self.rewind()
 
-    def refit(self, model: ir.Model, layer: Layer, keep: np.ndarray | None = None) -> tuple[float, float]:
+    def refit(
+        self, model: ir.Model, layer: Layer, keep: np.ndarray | ChooseMask | None = None
+    ) -> tuple[float, float]:
         """Refit one layer of `model` in place.
 
         Args:
             model: The pruned model.
             layer: A layer of it.
-            keep: Which elements of the weight, (G, R, K), may be other than zero; None for all.
+            keep: Which elements of the weight, (G, R, K), may be other than zero; None for all. Or a function
+                that chooses them, given the fitted dense W and the covariance of X.
 
         Returns:
             The relative squared error of the layer's output before and after.
@@ -63,9 +68,16 @@ class Refitter:
         weight = layer.matrix(read_weight(layer.weight))
         bias = _bias(layer, weight)
         before = np.concatenate([weight, bias[..., None]], 2)
-        after = solve(moments, before, self.ridge, keep, fit_bias=layer.bias is not None or layer.kind in ("conv", "gemm"))
+        fit_bias = layer.bias is not None or layer.kind in ("conv", "gemm")
+        if callable(keep):
+            dense = solve(moments, before, self.ridge, fit_bias=fit_bias)
+            keep, before = keep(dense[..., :-1], moments.covariance()), dense
+            forced = True
+        else:
+            forced = False
+        after = solve(moments, before, self.ridge, keep, fit_bias=fit_bias)
         losses = _loss(moments, before), _loss(moments, after)
-        if losses[1] < losses[0]:
+        if forced or losses[1] < losses[0]:
             write_weight(layer.weight, layer.unmatrix(after[..., :-1], read_weight(layer.weight).shape))
             _set_bias(model, layer, after[..., -1].reshape(-1), bias.reshape(-1))
         return losses[0], min(losses)
@@ -152,10 +164,17 @@ def solve(
         if keep is None:
             result[g] = _solve(left, right)
             continue
-        for r in range(start.shape[1]):
-            free = np.append(keep[g, r], True)
-            result[g, r] = 0.0
-            result[g, r, free] = _solve(left[np.ix_(free, free)], right[r : r + 1, free])[0]
+        result[g] = _solve_rows(left, right, np.pad(keep[g], ((0, 0), (0, 1)), constant_values=True))
+    return result
+
+
+def _solve_rows(left: np.ndarray, right: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Solve each row for the elements that it may have; rows that have the same ones share a factorization."""
+    result = np.zeros_like(right)
+    patterns, which = np.unique(keep, axis=0, return_inverse=True)
+    for index, free in enumerate(patterns):
+        rows = np.flatnonzero(which.ravel() == index)
+        result[np.ix_(rows, free)] = _solve(left[np.ix_(free, free)], right[np.ix_(rows, free)])
     return result
 
 
@@ -194,6 +213,10 @@ def _set_bias(model: ir.Model, layer: Layer, bias: np.ndarray, before: np.ndarra
         layer.node.replace_input_with(2, fresh)
 
 
-def layers_by_name(model: ir.Model) -> dict[str, Layer]:
-    """Return the layers of a graph by node name."""
-    return {layer.name: layer for layer in find_layers(model.graph)}
+def refusal(layer: Layer) -> str:
+    """Return why a layer cannot be refitted, or an empty text."""
+    if layer.shared:
+        return "its weight is used by another node, too"
+    if layer.kind == "conv_transpose":
+        return "transposed convolutions are not refitted"
+    return ""

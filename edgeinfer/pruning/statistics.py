@@ -50,7 +50,10 @@ class Moments:
         """Add columns: x (G, K, n) and, where it is known, y (G, R, n)."""
         ones = np.ones((x.shape[0], 1, x.shape[2]), x.dtype)
         wide = np.concatenate([x, ones], 1)
-        self.xx += wide @ wide.transpose(0, 2, 1)
+        if len(wide) == 1:  # numpy sees that both factors are one matrix and computes half
+            self.xx[0] += wide[0] @ wide[0].T
+        else:
+            self.xx += wide @ wide.transpose(0, 2, 1)
         if y is not None:
             self.yx += y @ wide.transpose(0, 2, 1)
             self.yy += np.square(y, dtype=np.float64).sum(2)
@@ -80,7 +83,7 @@ class Sampler:
     """
 
     samples: int
-    max_columns: int = 40_000
+    max_columns: int = 24_000
     seed: int = 0
 
     def positions(self, layer: Layer, shape: Sequence[int], batch: int) -> np.ndarray:
