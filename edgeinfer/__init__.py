@@ -15,7 +15,7 @@ first used.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeinfer import backends, devices, errors, testing, transforms
@@ -72,9 +72,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        value: object = importlib.import_module(f"edgeinfer.{name}")
+        value: Any = importlib.import_module(f"edgeinfer.{name}")
     elif name in _ATTRIBUTES:
         value = getattr(importlib.import_module(_ATTRIBUTES[name]), name)
     else:

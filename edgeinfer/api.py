@@ -13,9 +13,9 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
+from edgeinfer.affinity import Pins
 from edgeinfer.artifact import Artifact
 from edgeinfer.backends.base import (
-    Backend,
     Capabilities,
     CompileOptions,
     DeviceInfo,
@@ -29,7 +29,7 @@ from edgeinfer.manifest import Manifest
 from edgeinfer.model import Model, ModelSource
 from edgeinfer.recipe import hand_down, recipe
 from edgeinfer.registry import get_backend, require_available
-from edgeinfer.session import Session, SessionOptions, _Pins
+from edgeinfer.session import Session, SessionOptions
 from edgeinfer.transforms.base import Pipeline, Transform
 
 __all__ = ["compile", "infer", "load", "optimize"]
@@ -46,11 +46,11 @@ def optimize(
 
     Args:
         model: A path, bytes, `onnx.ModelProto`, `onnx_ir.Model` or Model. It is not changed.
-        transforms: What to apply, in order. None: the recipe of the target, which is to simplify, to fuse, and
-            then the best precision that the target executes and that can be reached (int8 with calibration,
-            fp16 on GPU and NPU, else float32).
-        target: A Target, a device profile (`"jetson-orin-nano"`) or a backend (`"openvino:NPU"`). It is handed
-            down to transforms that take one, and remembered in the model.
+        transforms: What to apply, in order. None: the recipe of the target, which is to simplify, to fuse,
+            and then the best precision that the target executes and that can be reached (int8 with
+            calibration, fp16 on GPU and NPU, else float32).
+        target: A Target, a device profile (`"jetson-orin-nano"`) or a backend (`"openvino:NPU"`). It is
+            handed down to transforms that take one, and remembered in the model.
         calibration: A re-iterable of feeds (mappings from input name to array with the batch axis), or one of
             the sources of `edgeinfer.quantization`. Handed down to transforms that take one.
 
@@ -133,13 +133,14 @@ def load(
     manifest = opened.manifest
     backend = get_backend(manifest.backend)
     capabilities = require_available(backend)
-    device_info = _find_device(backend, capabilities, manifest, device)
-    _preflight(manifest, capabilities, device_info)
+    wanted = _wanted_device(manifest, device)
+    _preflight(manifest, capabilities, wanted)
     own, session_options = _split_options(options)
-    pins = _Pins(session_options.pin_cores) if session_options.pin_cores else None
-    with _pinned_while_loading(pins), _wrapping(SessionError, f"{backend.name} could not load the artifact"):
-        runner = backend.load(opened.payload, LoadOptions(device=device_info, options=own))
-    return Session(runner, manifest, device=device_info, options=session_options)
+    pins = Pins(session_options.pin_cores) if session_options.pin_cores else None
+    pinned = pins.while_loading() if pins is not None else contextlib.nullcontext()
+    with pinned, _wrapping(SessionError, f"{backend.name} could not load the artifact"):
+        runner = backend.load(opened.payload, LoadOptions(device=wanted, options=own))
+    return Session(runner, manifest, device=wanted, options=session_options, pins=pins)
 
 
 def infer(session: Session, inputs: Mapping[str, np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:
@@ -157,7 +158,7 @@ def _choose(model: Model, backend: str | None, device: str | None) -> Target:
     return attrs.evolve(target, device=device) if device is not None else target
 
 
-def _find_device(backend: Backend, capabilities: Capabilities, manifest: Manifest, device: str | None) -> str:
+def _wanted_device(manifest: Manifest, device: str | None) -> str:
     wanted = manifest.device if device is None else device
     if manifest.kind == "device-bound" and wanted != manifest.device:
         raise ArtifactMismatchError(
@@ -197,19 +198,6 @@ def _split_options(options: object) -> tuple[object, SessionOptions]:
     return own, options_from(
         SessionOptions, {n: v for n, v in options.items() if n in names}, backend="session"
     )
-
-
-@contextlib.contextmanager
-def _pinned_while_loading(pins: _Pins | None) -> Iterator[None]:
-    """Create the runtime's threads on the wanted cores: they inherit the affinity of the thread that loads."""
-    if pins is None:
-        yield
-        return
-    pins.pin_this_thread()
-    try:
-        yield
-    finally:
-        pins.release()
 
 
 @contextlib.contextmanager

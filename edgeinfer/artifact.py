@@ -188,7 +188,7 @@ class Artifact:
         buffer = io.BytesIO()
         arrays = {f"in:{name}": array for name, array in inputs.items()}
         arrays |= {f"out:{name}": array for name, array in outputs.items()}
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
         data = buffer.getvalue()
         files = {**self.manifest.files, GOLDEN_NAME: _describe(data)}
         golden = Golden(rtol=rtol, atol=atol, inputs=dict(inputs), outputs=dict(outputs), npz=data)

@@ -18,7 +18,7 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 
 def open_regular(path: Path) -> io.BufferedReader:
     """Open a file for reading; refuse symbolic links."""
-    return open(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb")
+    return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb")
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes | Path]) -> None:
@@ -73,7 +73,8 @@ def _exchange(a: Path, b: Path) -> bool:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):
         return False
-    return renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
+    code = renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
+    return bool(code == 0)
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -12,12 +12,18 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import attrs
 
+from edgeinfer.values import as_tuple
+
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 __all__ = ["Table", "track"]
 
 T = TypeVar("T")
+
+
+def _as_rows(rows: Iterable[Iterable[object]]) -> tuple[tuple[object, ...], ...]:
+    return tuple(tuple(row) for row in rows)
 
 
 @final
@@ -33,8 +39,8 @@ class Table:
     """
 
     title: str = ""
-    columns: tuple[str, ...] = attrs.field(converter=tuple)
-    rows: tuple[tuple[object, ...], ...] = attrs.field(converter=lambda rows: tuple(tuple(r) for r in rows))
+    columns: tuple[str, ...] = attrs.field(converter=as_tuple)
+    rows: tuple[tuple[object, ...], ...] = attrs.field(converter=_as_rows)
     footer: str = ""
 
     def to_html(self) -> str:

@@ -8,8 +8,9 @@ what to do. The same facts are attributes, so that a program can act on them.
     ├── TransformError       TransformContractError, PreconditionError, CalibrationError
     ├── BackendError         UnknownBackendError, DuplicateBackendError, BackendUnavailableError,
     │                        BrokenBackendError, DeviceError, OptionsError, CompileError
-    ├── ArtifactError        ArtifactFormatError, ArtifactIntegrityError, ArtifactMismatchError, ArtifactSaveError
-    ├── SessionError         InputError, SessionClosedError, InferenceError
+    ├── ArtifactError        ArtifactFormatError, ArtifactIntegrityError, ArtifactMismatchError,
+    │                        ArtifactSaveError
+    ├── SessionError         InputError, SessionClosedError, InferenceError, GoldenMismatchError
     ├── TargetError          BudgetError
     └── FleetError
 """
@@ -35,6 +36,7 @@ __all__ = [
     "EdgeInferError",
     "ExternalDataError",
     "FleetError",
+    "GoldenMismatchError",
     "InferenceError",
     "InputError",
     "InvalidModelError",
@@ -207,6 +209,10 @@ class SessionClosedError(SessionError):
 
 class InferenceError(SessionError):
     """The runtime failed while running the model."""
+
+
+class GoldenMismatchError(SessionError):
+    """The golden inputs do not give the golden outputs on this device."""
 
 
 class TargetError(EdgeInferError):

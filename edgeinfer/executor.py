@@ -1,7 +1,8 @@
 """Running a model to look inside it, for calibration, reconstruction and comparison.
 
 `probe(model, names)` returns a session of the ONNX Runtime backend whose outputs are the tensors named, so
-that nothing but the adapter knows the runtime. The graph is run as it is: no fusion may hide a tensor.
+that nothing but the adapter knows the runtime. A tensor that is an output is not fused away: its values are
+those of the float graph.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 
 from edgeinfer.api import compile as compile_model
 from edgeinfer.api import load
@@ -16,31 +18,26 @@ from edgeinfer.errors import TransformError
 from edgeinfer.model import Model
 from edgeinfer.session import Session
 
-__all__ = ["expose", "probe"]
+__all__ = ["expose", "probe", "probe_sizes"]
 
 
 def expose(model: Model, names: Sequence[str]) -> Model:
     """Return the model with the named tensors of its main graph as its only outputs, in that order.
 
+    Nodes that none of them needs are dropped; the inputs stay.
+
     Raises:
         TransformError: There is no such tensor.
     """
-    work = model.copy_ir()
-    values: dict[str, ir.Value] = {value.name or "": value for value in work.graph.inputs}
-    values |= {value.name or "": value for node in work.graph for value in node.outputs}
-    unknown = [name for name in names if name not in values]
-    if unknown:
-        raise TransformError("The graph has no such tensor.", where=unknown[0])
+    work, values = _named_values(model, names)
     work.graph.outputs.clear()
-    for name in names:
-        value = values[name]
+    for value in values:
         if value.is_graph_input():  # a runtime may refuse an input as an output
-            node = ir.node("Identity", [value])
-            node.outputs[0].name = f"{name}__probe"
-            node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
-            work.graph.append(node)
-            value = node.outputs[0]
+            copy = _append(work.graph, "Identity", value, value.type)
+            copy.shape = value.shape
+            value = copy
         work.graph.outputs.append(value)
+    common_passes.RemoveUnusedNodesPass()(work)
     return Model(work, model.path)
 
 
@@ -51,5 +48,53 @@ def probe(model: Model, names: Sequence[str], *, threads: int = 0) -> Session:
         model: The model.
         names: Tensors of its main graph.
         threads: Threads within an operator; 0 lets the runtime choose.
+
+    Raises:
+        TransformError: There is no such tensor.
     """
-    return load(compile_model(expose(model, names), "onnxruntime", options={"threads": threads}))
+    return _session(expose(model, names), threads)
+
+
+def probe_sizes(model: Model, names: Sequence[str], *, threads: int = 0) -> Session:
+    """Return a session that computes the element count (int64) of each named tensor, in their order.
+
+    The tensors themselves never leave the runtime, which frees each as soon as it can.
+
+    Args:
+        model: The model.
+        names: Tensors of its main graph.
+        threads: Threads within an operator; 0 lets the runtime choose.
+
+    Raises:
+        TransformError: There is no such tensor.
+    """
+    work, values = _named_values(model, names)
+    work.graph.outputs.clear()
+    for value in values:
+        size = _append(work.graph, "Size", value, ir.TensorType(ir.DataType.INT64))
+        size.shape = ir.Shape(())
+        work.graph.outputs.append(size)
+    common_passes.RemoveUnusedNodesPass()(work)
+    return _session(Model(work, model.path), threads)
+
+
+def _session(model: Model, threads: int) -> Session:
+    return load(compile_model(model, "onnxruntime", options={"threads": threads}))
+
+
+def _named_values(model: Model, names: Sequence[str]) -> tuple[ir.Model, list[ir.Value]]:
+    work = model.copy_ir()
+    values: dict[str, ir.Value] = {value.name or "": value for value in work.graph.inputs}
+    values |= {value.name or "": value for node in work.graph for value in node.outputs}
+    unknown = [name for name in names if name not in values]
+    if unknown:
+        raise TransformError("The graph has no such tensor.", where=unknown[0])
+    return work, [values[name] for name in names]
+
+
+def _append(graph: ir.Graph, op_type: str, value: ir.Value, type_: ir.TypeProtocol | None) -> ir.Value:
+    node = ir.node(op_type, [value])
+    output = node.outputs[0]
+    output.name, output.type = f"{value.name}__{op_type.lower()}", type_
+    graph.append(node)
+    return output

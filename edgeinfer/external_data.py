@@ -115,7 +115,7 @@ def map_external_file(folder: Path, location: str, tensor_name: str = "") -> mma
 
 
 def _read(mapped: mmap.mmap, tensor: ir.ExternalTensor) -> ir.TensorProtocol:
-    shape = tuple(int(d) for d in tensor.shape)
+    shape = tuple(tensor.shape.numpy())
     count = math.prod(shape)
     need = math.ceil(count * tensor.dtype.bitwidth / 8)
     offset = tensor.offset or 0
@@ -143,8 +143,9 @@ def _external_tensors(
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 yield value, value.const_value
-    for nodes in (model.graph, *model.functions.values()):
-        for node in list(nodes.all_nodes()):
+    owners: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for owner in owners:
+        for node in list(owner.all_nodes()):
             for attr in list(node.attributes.values()):
                 if attr.type is ir.AttributeType.TENSOR and isinstance(attr.value, ir.ExternalTensor):
                     yield (node, attr.name), attr.value

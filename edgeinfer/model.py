@@ -23,6 +23,7 @@ from edgeinfer.display import Table
 from edgeinfer.errors import InvalidModelError, ModelError, ModelLoadError, UnsupportedModelError
 from edgeinfer.external_data import internalize
 from edgeinfer.signature import Signature
+from edgeinfer.values import as_tuple
 
 __all__ = ["HistoryEntry", "Model", "ModelSource", "check_graph"]
 
@@ -36,6 +37,7 @@ EXTERNAL_THRESHOLD_BYTES = 1 << 30
 # (a dimension of 2**62 makes one runtime's compiler hang).
 MAX_ELEMENTS = 1 << 40
 
+IrModel: TypeAlias = ir.Model  # inside the class `ir` is a field
 ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model | Model"
 
 
@@ -59,7 +61,7 @@ class HistoryEntry:
     digest_after: str
     applied: int = 0
     skipped: int = 0
-    notes: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
 
 @final
@@ -76,7 +78,7 @@ class Model:
         report: The TransformReport of the `optimize` call that made it, in this process.
     """
 
-    ir: ir.Model
+    ir: IrModel
     path: Path | None = None
     report: Any = None
 
@@ -112,7 +114,7 @@ class Model:
         )
 
     @classmethod
-    def from_ir(cls, model: ir.Model, *, path: Path | None = None) -> Model:
+    def from_ir(cls, model: IrModel, *, path: Path | None = None) -> Model:
         """Take over an `onnx_ir.Model` that the caller will not change any more, after checking it.
 
         Raises:
@@ -178,12 +180,18 @@ class Model:
 
     @cached_property
     def nbytes(self) -> int:
-        """The size of all weights in bytes, subgraphs included."""
+        """The size of all weights in bytes: initializers and Constant nodes, subgraphs and functions included."""
         graphs = [self.ir.graph, *self.ir.graph.subgraphs()]
-        tensors = (v.const_value for graph in graphs for v in graph.initializers.values())
+        tensors = [v.const_value for graph in graphs for v in graph.initializers.values()]
+        for nodes in (self.ir.graph, *self.ir.functions.values()):
+            tensors += [
+                ir.convenience.get_const_tensor(node.outputs[0])
+                for node in nodes.all_nodes()
+                if (node.domain, node.op_type) == ("", "Constant")
+            ]
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
-    def copy_ir(self) -> ir.Model:
+    def copy_ir(self) -> IrModel:
         """Return a copy of the graph that may be changed. Weights are shared, not copied."""
         return self.ir.clone()
 
@@ -217,7 +225,8 @@ class Model:
 
     def to_bytes(self) -> bytes:
         """Return the serialized `ModelProto` with all weights inline (under 2 GB)."""
-        return self.to_proto().SerializeToString(deterministic=True)
+        data: bytes = self.to_proto().SerializeToString(deterministic=True)
+        return data
 
     def save(self, path: str | os.PathLike[str], *, external_data: bool | None = None) -> Path:
         """Write the model atomically: to a temporary sibling, then by rename.
@@ -301,7 +310,9 @@ def _read_file(path: Path) -> bytes:
 
 def _parse(data: bytes, where: str) -> onnx.ModelProto:
     try:
-        return onnx.ModelProto.FromString(data)
+        proto = onnx.ModelProto()
+        proto.ParseFromString(data)
+        return proto
     except DecodeError as error:
         raise ModelLoadError(
             "That is not an ONNX model, or it is truncated.",

@@ -120,7 +120,8 @@ def backends() -> Backends:
         for point in entrypoints.get_group_all(GROUP):
             value = f"{point.module_name}:{point.object_name}" if point.object_name else point.module_name
             owner = point.distro
-            found.setdefault(point.name, {})[f"{owner.name} {owner.version}"] = value
+            label = f"{owner.name} {owner.version}" if owner is not None else "an unknown distribution"
+            found.setdefault(point.name, {})[label] = value
     return Backends(
         {
             name: BackendEntry(name=name, values=tuple(owners.values()), distributions=tuple(owners))

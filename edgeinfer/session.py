@@ -10,8 +10,8 @@ Ownership: the arrays that `infer` returns belong to the caller; no later call c
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,16 +22,19 @@ from typing import TYPE_CHECKING, final
 import attrs
 import numpy as np
 
+from edgeinfer.affinity import Pins
 from edgeinfer.backends.base import Bindable, Binding, ExecutionReport, Explains, Runner
+from edgeinfer.bound import BoundSession, CopyingBinding
 from edgeinfer.display import Table
 from edgeinfer.errors import (
-    DeviceError,
+    ArtifactError,
     EdgeInferError,
     InferenceError,
     InputError,
     OptionsError,
     SessionClosedError,
 )
+from edgeinfer.golden import compare_golden
 from edgeinfer.signature import Signature
 from edgeinfer.validation import InputValidator
 
@@ -74,22 +77,34 @@ class Session:
     """
 
     def __init__(
-        self, runner: Runner, manifest: Manifest, *, device: str = "", options: SessionOptions | None = None
+        self,
+        runner: Runner,
+        manifest: Manifest,
+        *,
+        device: str = "",
+        options: SessionOptions | None = None,
+        pins: Pins | None = None,
     ) -> None:
         options = options or SessionOptions()
+        if pins is None and options.pin_cores:
+            pins = Pins(options.pin_cores)
         self._runner = runner
         self._run = runner.run
         self._manifest = manifest
         self._device = device or manifest.device
-        self._validate = InputValidator(manifest.signature)
+        self._validate = InputValidator(manifest.signature).check
         self._output_names = tuple(spec.name for spec in manifest.signature.outputs)
+        self._only_output = self._output_names[0] if len(self._output_names) == 1 else None
         self._latencies: deque[int] = deque(maxlen=options.latencies)
         self._record = self._latencies.append
         self._closed = False
         self._lock: contextlib.AbstractContextManager[object] | None = (
             None if getattr(runner, "thread_safe", False) else threading.RLock()
         )
-        self._pins = _Pins(options.pin_cores) if options.pin_cores else None
+        self._pins = pins
+        # Whether `infer` must look at more than the inputs: then it takes the longer way.
+        self._guarded = self._lock is not None or pins is not None
+        self._bound: weakref.WeakSet[BoundSession] = weakref.WeakSet()
 
     @property
     def signature(self) -> Signature:
@@ -118,7 +133,7 @@ class Session:
 
     @property
     def latencies_ms(self) -> np.ndarray:
-        """The last latencies of `infer` in milliseconds, oldest first: the runtime's part, checks excluded."""
+        """The last latencies of `infer` in ms, oldest first: the runtime's part, without the checks."""
         return np.array(self._latencies, np.float64) / 1e6
 
     def infer(self, inputs: Mapping[str, np.ndarray] | np.ndarray, /) -> dict[str, np.ndarray]:
@@ -136,8 +151,9 @@ class Session:
             InferenceError: The runtime failed.
             SessionClosedError: The session is closed.
         """
+        # This is written for speed: on a small model each line here is seen in the latency.
         feeds = self._validate(inputs)
-        if self._closed or self._lock is not None or self._pins is not None:
+        if self._guarded:
             outputs = self._run_guarded(feeds)
         else:
             started = perf_counter_ns()
@@ -146,11 +162,12 @@ class Session:
             except Exception as error:
                 raise self._wrapped(error) from error
             self._record(perf_counter_ns() - started)
-        return dict(zip(self._output_names, outputs))  # noqa: B905 (checked by the conformance suite; hot path)
+        if self._only_output is not None:
+            return {self._only_output: outputs[0]}
+        return dict(zip(self._output_names, outputs))  # noqa: B905 (checked by the conformance suite)
 
     def _run_guarded(self, feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
-        if self._closed:
-            raise SessionClosedError("The session is closed.", hint="Load the artifact again.")
+        self._check_open()
         if self._pins is not None:
             self._pins.pin_this_thread()
         with self._lock or contextlib.nullcontext():
@@ -174,15 +191,18 @@ class Session:
         self._check_open()
         resolved = self._resolve(shapes or {})
         try:
-            if isinstance(self._runner, Bindable):
+            strings = any(spec.dtype == object for spec in (*self.signature.inputs, *self.signature.outputs))
+            if isinstance(self._runner, Bindable) and not strings:  # strings have no fixed buffers
                 binding: Binding = self._runner.bind(resolved)
             else:
-                binding = _CopyingBinding(self._runner, self.signature, resolved)
+                binding = CopyingBinding(self._runner, self.signature, resolved)
         except EdgeInferError:
             raise
         except Exception as error:
             raise self._wrapped(error) from error
-        return BoundSession(self, binding)
+        bound = BoundSession(self, binding, resolved)
+        self._bound.add(bound)
+        return bound
 
     def stream(
         self, feeds: Iterable[Mapping[str, np.ndarray] | np.ndarray], *, in_flight: int = 2
@@ -234,15 +254,35 @@ class Session:
         except Exception as error:
             raise self._wrapped(error) from error
 
+    def check_golden(self) -> None:
+        """Run the artifact's golden inputs, and compare with its golden outputs as `numpy.allclose` does.
+
+        Raises:
+            GoldenMismatchError: An output differs by more than the tolerances, or in shape or dtype.
+            ArtifactError: The artifact has no golden inputs.
+        """
+        golden = self._manifest.golden
+        if golden is None or not golden.inputs:
+            raise ArtifactError(
+                "The artifact has no golden inputs.",
+                hint="Add them with artifact.with_golden(inputs, outputs, rtol=..., atol=...) before saving.",
+            )
+        compare_golden(golden, self.infer(golden.inputs))
+
     def close(self) -> None:
-        """Free everything. Closing twice is allowed."""
+        """Free everything, bound modes included. Closing twice is allowed.
+
+        Calls that run in other threads end with their result or with SessionClosedError.
+        """
         if self._closed:
             return
-        self._closed = True
+        self._closed = self._guarded = True
+        with self._lock or contextlib.nullcontext():
+            for bound in tuple(self._bound):
+                bound.close()
+            self._runner.close()
         if self._pins is not None:
             self._pins.release()
-        with self._lock or contextlib.nullcontext():
-            self._runner.close()
 
     def table(self) -> Table:
         """Return what a person wants to know at a glance."""
@@ -307,100 +347,3 @@ class Session:
             {s.name: np.broadcast_to(np.empty((), s.dtype), resolved[s.name]) for s in self.signature.inputs}
         )
         return resolved
-
-
-@final
-class BoundSession:
-    """A session with bound buffers: write `inputs`, call `run()`, read `outputs`.
-
-    The buffers belong to the bound session; each `run` overwrites the outputs. Use one per thread.
-
-    Attributes:
-        inputs: The input buffers by name.
-        outputs: The output buffers by name.
-    """
-
-    def __init__(self, session: Session, binding: Binding) -> None:
-        self._session = session
-        self._binding = binding
-        self._run = binding.run
-        self.inputs: Mapping[str, np.ndarray] = binding.inputs
-        self.outputs: Mapping[str, np.ndarray] = binding.outputs
-        if session._pins is not None:
-            session._pins.pin_this_thread()
-
-    def run(self) -> None:
-        """Run once over the buffers.
-
-        Raises:
-            InferenceError: The runtime failed.
-            SessionClosedError: The session is closed.
-        """
-        if self._session._closed:
-            raise SessionClosedError("The session is closed.", hint="Load the artifact again.")
-        try:
-            self._run()
-        except Exception as error:
-            raise self._session._wrapped(error) from error
-
-    def close(self) -> None:
-        """Free the buffers."""
-        self._binding.close()
-
-    def __enter__(self) -> BoundSession:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-@final
-class _CopyingBinding:
-    """The bound mode of runners that have none: fixed buffers, at the price of a copy."""
-
-    def __init__(self, runner: Runner, signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self._runner = runner
-        self.inputs = {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in signature.inputs}
-        first = runner.run(self.inputs)
-        self.outputs = {
-            spec.name: np.array(array) for spec, array in zip(signature.outputs, first, strict=True)
-        }
-
-    def run(self) -> None:
-        for buffer, array in zip(self.outputs.values(), self._runner.run(self.inputs), strict=True):
-            buffer[...] = array
-
-    def close(self) -> None:
-        pass
-
-
-@final
-class _Pins:
-    """Pins threads to cores, and gives each its old affinity back at the end."""
-
-    def __init__(self, cores: tuple[int, ...]) -> None:
-        if not hasattr(os, "sched_setaffinity"):
-            raise DeviceError(
-                "This system cannot pin threads to cores.", where="option pin_cores", hint="Leave it out."
-            )
-        allowed = os.sched_getaffinity(0)
-        if not set(cores) <= allowed:
-            raise DeviceError(
-                "Those cores are not there, or not for this process.",
-                where="option pin_cores",
-                expected=f"among {sorted(allowed)}",
-                found=cores,
-            )
-        self._cores = set(cores)
-        self._before: dict[int, set[int]] = {}
-
-    def pin_this_thread(self) -> None:
-        thread = threading.get_native_id()
-        if thread not in self._before:
-            self._before[thread] = os.sched_getaffinity(0)
-            os.sched_setaffinity(0, self._cores)
-
-    def release(self) -> None:
-        for thread, cores in self._before.items():
-            with contextlib.suppress(OSError):  # the thread is gone
-                os.sched_setaffinity(thread, cores)

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias, final
 import attrs
 import numpy as np
 
+from edgeinfer.values import as_tuple
+
 __all__ = ["Dim", "Signature", "TensorSpec"]
 
 Dim: TypeAlias = "int | str | None"
@@ -50,8 +52,8 @@ class TensorSpec:
 class Signature:
     """The inputs and outputs of a model, in graph order. Weights are not inputs."""
 
-    inputs: tuple[TensorSpec, ...] = attrs.field(converter=tuple)
-    outputs: tuple[TensorSpec, ...] = attrs.field(converter=tuple)
+    inputs: tuple[TensorSpec, ...] = attrs.field(converter=as_tuple)
+    outputs: tuple[TensorSpec, ...] = attrs.field(converter=as_tuple)
 
     @classmethod
     def of_graph(cls, graph: Any) -> Signature:
@@ -85,5 +87,7 @@ class Signature:
 def _spec(value: Any) -> TensorSpec:
     shape = value.shape
     dims = None if shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in shape)
-    dtype = np.dtype(object) if value.dtype is None or value.dtype.name == "STRING" else value.dtype.numpy()
+    dtype: Any = (
+        np.dtype(object) if value.dtype is None or value.dtype.name == "STRING" else value.dtype.numpy()
+    )
     return TensorSpec(name=value.name, dtype=dtype, shape=dims)

@@ -30,20 +30,21 @@ class InputValidator:
         self._static = tuple(
             (spec.name, spec.dtype, spec.shape) for spec in signature.inputs if spec.is_static
         )
-        self._all_static = len(self._static) == self._count
+        # The short way is for static shapes only; no dict has -1 entries.
+        self._static_count = self._count if len(self._static) == self._count else -1
 
-    def __call__(self, inputs: Mapping[str, np.ndarray] | np.ndarray) -> Mapping[str, np.ndarray]:
+    def check(self, inputs: Mapping[str, np.ndarray] | np.ndarray) -> Mapping[str, np.ndarray]:
         """Return feeds: every input by name, C-contiguous, of the right dtype and a fitting shape.
 
         Raises:
             InputError: A name, dtype, rank or dimension is wrong.
         """
-        if self._all_static and type(inputs) is dict and len(inputs) == self._count:
+        if type(inputs) is dict and len(inputs) == self._static_count:
             for name, dtype, shape in self._static:
                 array = inputs.get(name)
                 if (
                     type(array) is not np.ndarray
-                    or array.dtype != dtype
+                    or array.dtype is not dtype
                     or array.shape != shape
                     or not array.flags.c_contiguous
                 ):
@@ -161,5 +162,6 @@ def _layout_hint(spec: TensorSpec, array: np.ndarray) -> str | None:
         if all(
             not isinstance(dim, int) or dim == size for dim, size in zip(spec.shape or (), shape, strict=True)
         ):
-            return f"It looks like another layout; try np.ascontiguousarray({spec.name}.transpose{tuple(order)})."
+            fix = f"np.ascontiguousarray({spec.name}.transpose{tuple(order)})"
+            return f"It looks like another layout; try {fix}."
     return None

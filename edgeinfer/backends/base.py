@@ -20,6 +20,7 @@ from edgeinfer.artifact import Payload
 from edgeinfer.display import Table
 from edgeinfer.errors import OptionsError
 from edgeinfer.model import Model
+from edgeinfer.values import as_frozenset, as_tuple
 
 __all__ = [
     "API_VERSION",
@@ -86,7 +87,7 @@ class DeviceInfo:
 
     name: str
     description: str = ""
-    precisions: frozenset[str] = attrs.field(default=frozenset({"float32"}), converter=frozenset)
+    precisions: frozenset[str] = attrs.field(default=frozenset({"float32"}), converter=as_frozenset)
     facts: Mapping[str, str] = attrs.field(factory=dict)
 
 
@@ -108,8 +109,8 @@ class Capabilities:
     available: bool
     reason: str = ""
     version: str = ""
-    devices: tuple[DeviceInfo, ...] = attrs.field(default=(), converter=tuple)
-    compile_devices: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    devices: tuple[DeviceInfo, ...] = attrs.field(default=(), converter=as_tuple)
+    compile_devices: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     dialect: QDQDialect | None = None
     facts: Mapping[str, str] = attrs.field(factory=dict)
 
@@ -243,7 +244,7 @@ class LayerExecution:
     op_type: str
     device: str = ""
     precision: str = ""
-    onnx_nodes: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    onnx_nodes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     kernel: str = ""
 
 
@@ -259,8 +260,8 @@ class ExecutionReport:
     """
 
     backend: str
-    layers: tuple[LayerExecution, ...] = attrs.field(converter=tuple)
-    notes: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    layers: tuple[LayerExecution, ...] = attrs.field(converter=as_tuple)
+    notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
     def count(self, precision: str) -> int:
         """Return how many layers ran in that precision."""
@@ -303,7 +304,7 @@ def options_from(cls: type[T], *sources: object, backend: str) -> T:
     Raises:
         OptionsError: A name is unknown or a value is refused.
     """
-    known = [field.name for field in attrs.fields(cls)]  # type: ignore[arg-type, misc]
+    known = [field.name for field in attrs.fields(cls)]  # type: ignore[arg-type]
     merged: dict[str, Any] = {}
     for source in sources:
         if source is None:

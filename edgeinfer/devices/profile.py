@@ -11,6 +11,7 @@ import attrs
 
 from edgeinfer.errors import TargetError
 from edgeinfer.registry import backends
+from edgeinfer.values import as_frozenset
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,7 +41,7 @@ class DeviceProfile:
     description: str
     backend: str
     device: str = ""
-    precisions: frozenset[str] = attrs.field(default=frozenset({"float32"}), converter=frozenset)
+    precisions: frozenset[str] = attrs.field(default=frozenset({"float32"}), converter=as_frozenset)
     memory_bytes: float | None = None
     channel_multiple: int = 8
     source: str = ""

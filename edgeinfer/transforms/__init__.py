@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         TransformResult,
         as_transform,
     )
+    from edgeinfer.transforms.convert_opset import ConvertOpset
     from edgeinfer.transforms.fix_shapes import FixShapes
     from edgeinfer.transforms.fuse_batchnorm import FuseBatchNorm
     from edgeinfer.transforms.simplify import Simplify
@@ -41,6 +42,7 @@ _HOME = {
         ),
         "edgeinfer.transforms.base",
     ),
+    "ConvertOpset": "edgeinfer.transforms.convert_opset",
     "FixShapes": "edgeinfer.transforms.fix_shapes",
     "FuseBatchNorm": "edgeinfer.transforms.fuse_batchnorm",
     "PruneChannels": "edgeinfer.pruning.prune_channels",
@@ -53,6 +55,7 @@ _HOME = {
 
 __all__ = [
     "Applied",
+    "ConvertOpset",
     "FixShapes",
     "FuseBatchNorm",
     "GraphTransform",

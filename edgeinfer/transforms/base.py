@@ -20,7 +20,7 @@ from __future__ import annotations
 import abc
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, final, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, cast, final, runtime_checkable
 
 import attrs
 import numpy as np
@@ -30,6 +30,7 @@ from edgeinfer.display import Table
 from edgeinfer.errors import EdgeInferError, InvalidModelError, TransformContractError, TransformError
 from edgeinfer.model import HistoryEntry, Model
 from edgeinfer.transforms.opset import convert_opset
+from edgeinfer.values import as_tuple
 
 __all__ = [
     "Applied",
@@ -80,15 +81,15 @@ class TransformReport:
 
     name: str
     config: Mapping[str, object] = attrs.field(factory=dict)
-    applied: tuple[Applied, ...] = attrs.field(default=(), converter=tuple)
-    skipped: tuple[Skipped, ...] = attrs.field(default=(), converter=tuple)
-    notes: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    applied: tuple[Applied, ...] = attrs.field(default=(), converter=as_tuple)
+    skipped: tuple[Skipped, ...] = attrs.field(default=(), converter=as_tuple)
+    notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     data: Mapping[str, Any] = attrs.field(factory=dict)
     modified: bool
     digest_before: str
     digest_after: str
     seconds: float = 0.0
-    steps: tuple[TransformReport, ...] = attrs.field(default=(), converter=tuple)
+    steps: tuple[TransformReport, ...] = attrs.field(default=(), converter=as_tuple)
 
     def table(self) -> Table:
         """Return one row a place."""
@@ -150,7 +151,7 @@ class GraphTransform(ir.passes.FunctionalPass):
     """Base of edgeinfer's own transforms; see the module's docstring.
 
     Class attributes:
-        min_opset: The opset that the rewrite needs; an older model is converted first, and the report says so.
+        min_opset: The opset that the rewrite needs; an older model is converted first, and that is noted.
         changes_signature: Declares that inputs or outputs may change.
         idempotent: Whether applying twice equals applying once.
     """
@@ -167,7 +168,7 @@ class GraphTransform(ir.passes.FunctionalPass):
         """Return the configuration as JSON-compatible values, for the history."""
         if not attrs.has(type(self)):
             return {}
-        fields = attrs.fields(type(self))
+        fields = attrs.fields(cast("type[attrs.AttrsInstance]", type(self)))
         return {
             f.name: _jsonable(getattr(self, f.name)) for f in fields if getattr(self, f.name) != f.default
         }
@@ -278,6 +279,10 @@ class OnnxIrPass:
         return TransformResult(after, report)
 
 
+def _as_transforms(items: Iterable[object]) -> tuple[Transform, ...]:
+    return tuple(as_transform(item) for item in items)
+
+
 @final
 @attrs.frozen
 class Pipeline:
@@ -288,9 +293,7 @@ class Pipeline:
         on_step: Called with each step's report when it is done.
     """
 
-    transforms: tuple[Transform, ...] = attrs.field(
-        default=(), converter=lambda items: tuple(as_transform(item) for item in items)
-    )
+    transforms: tuple[Transform, ...] = attrs.field(default=(), converter=_as_transforms)
     on_step: Callable[[TransformReport], None] | None = attrs.field(
         default=None, kw_only=True, eq=False, repr=False
     )

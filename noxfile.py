@@ -1,0 +1,52 @@
+"""Sessions for nox. What to install stands in pyproject.toml and is read from there."""
+
+from __future__ import annotations
+
+import nox
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "venv"
+
+
+def _extra(name: str) -> list[str]:
+    return list(PROJECT["project"]["optional-dependencies"][name])
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the test suite, with the example plugin installed."""
+    session.install("-e", ".", *_extra("test"), "./tests/plugin_package")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Run the test suite and report which lines it does not reach."""
+    session.install("-e", ".", *_extra("test"), "./tests/plugin_package", "coverage[toml]")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "report")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.install("ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types."""
+    session.install("-e", ".", "mypy", "types-protobuf")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a dead link is an error."""
+    session.install(*_extra("docs"))
+    session.run("mkdocs", "build", "--strict")

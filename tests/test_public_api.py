@@ -1,0 +1,145 @@
+"""The public surface: names are there, lazily, and nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pickle
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgeinfer as ei
+from edgeinfer import errors
+
+PACKAGE = Path(ei.__file__).parent
+VENDORS = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda")
+
+
+@pytest.mark.parametrize("name", ei.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(ei, name) is not None
+    assert name in dir(ei)
+
+
+def test_static_tools_see_what_is_lazy():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    seen = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgeinfer")
+        for alias in node.names
+    }
+    assert set(ei.__all__) - {"__version__"} <= seen
+
+
+def test_transforms_are_visible_to_static_tools():
+    tree = ast.parse((PACKAGE / "transforms" / "__init__.py").read_text())
+    seen = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgeinfer")
+        for alias in node.names
+    }
+    assert set(ei.transforms.__all__) <= seen
+    for name in ei.transforms.__all__:
+        assert getattr(ei.transforms, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        ei.nonsense  # noqa: B018
+
+
+def test_importing_loads_no_vendor_and_no_onnx():
+    code = (
+        "import sys, edgeinfer\n"
+        f"bad = set({(*VENDORS, 'onnx', 'onnx_ir', 'numpy', 'rich')!r}) & set(sys.modules)\n"
+        "print(sorted(bad))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+WITHOUT_VENDORS = f"""
+import importlib, pkgutil, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {VENDORS!r}:
+            raise ImportError(f"{{name}} is not installed (by this test)")
+sys.meta_path.insert(0, Refuse())
+import edgeinfer
+names = [m.name for m in pkgutil.walk_packages(edgeinfer.__path__, "edgeinfer.") if "__main__" not in m.name]
+for name in names:
+    importlib.import_module(name)
+assert not edgeinfer.backends()["onnxruntime"].available
+assert "onnxruntime" in edgeinfer.backends()["onnxruntime"].reason
+print(len(names))
+"""
+
+
+def test_every_module_imports_with_no_vendor_installed():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_VENDORS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
+
+
+def _modules() -> list[str]:
+    found = pkgutil.walk_packages(ei.__path__, "edgeinfer.")
+    return [module.name for module in found if "__main__" not in module.name]
+
+
+@pytest.mark.parametrize("name", _modules())
+def test_modules_say_what_is_public(name):
+    module = importlib.import_module(name)
+    public = getattr(module, "__all__", None)
+    if public is None:
+        assert name.split(".")[-1] in ("demo", "measure", "pruning", "quantization", "testing", "backends")
+        return
+    assert len(set(public)) == len(public)
+    for item in public:
+        assert hasattr(module, item), f"{name}.__all__ names {item}"
+
+
+def test_vendors_are_imported_only_in_their_adapter():
+    for file in PACKAGE.rglob("*.py"):
+        if file.parent.name == "backends" and file.stem.startswith(
+            ("onnxruntime_", "openvino_", "tensorrt_")
+        ):
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            for name in names:
+                assert name.split(".")[0] not in VENDORS, f"{file.name} imports {name}"
+
+
+def _all_errors() -> list[type[errors.EdgeInferError]]:
+    return [getattr(errors, name) for name in errors.__all__]
+
+
+@pytest.mark.parametrize("cls", _all_errors())
+def test_errors_are_one_tree_and_travel_between_processes(cls):
+    assert issubclass(cls, ei.EdgeInferError)
+    error = cls("It broke.", where="node 'a'", expected=1, found=2, hint="Mend it.", facts={"n": 3})
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is cls
+    assert str(copy) == str(error)
+    assert copy.facts == {"n": 3}
+
+
+def test_an_error_says_what_where_and_what_to_do():
+    text = str(ei.EdgeInferError("It broke.", where="node 'a'", expected=1, found=2, hint="Mend it."))
+    assert text.splitlines() == [
+        "It broke.",
+        "  where: node 'a'",
+        "  expected: 1",
+        "  found: 2",
+        "  hint: Mend it.",
+    ]
