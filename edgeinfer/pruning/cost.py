@@ -63,7 +63,11 @@ class CostModel:
 
     @classmethod
     def of(
-        cls, graph: ir.Graph, dependencies: Dependencies, metric: Metric, shapes: Mapping[str, tuple[int, ...]]
+        cls,
+        graph: ir.Graph,
+        dependencies: Dependencies,
+        metric: Metric,
+        shapes: Mapping[str, tuple[int, ...]],
     ) -> CostModel:
         """Make the model of a metric.
 
@@ -87,7 +91,9 @@ class CostModel:
         else:
             terms = [_weight_term(layer, dependencies, metric, shapes, axis) for layer in dependencies.layers]
         if metric == "macs":
-            terms += [term for node in graph if (term := _product(node, dependencies, shapes, axis)) is not None]
+            terms += [
+                term for node in graph if (term := _product(node, dependencies, shapes, axis)) is not None
+            ]
         if metric == "memory":
             outputs = (layer.node.outputs[0] for layer in dependencies.layers)
             terms += [_activation_term(value, dependencies, shapes, axis) for value in outputs]
@@ -111,20 +117,25 @@ def _axis(row: Row, owner: Mapping[int, tuple[str, int]]) -> _Axis:
         if c in owner:
             present[owner[c][0]] = present.get(owner[c][0], 0) + 1
     # All channels of a group lie on the same axes equally often, by construction of the groups.
-    parts = tuple((name, present[name], total // present[name]) for (name, _), total in sorted(counts.items()))
+    parts = tuple(
+        (name, present[name], total // present[name]) for (name, _), total in sorted(counts.items())
+    )
     return _Axis(fixed=fixed, per_channel=parts)
 
 
 def _weight_term(
-    layer: Layer, dependencies: Dependencies, metric: Metric, shapes: Mapping[str, tuple[int, ...]], axis: _MakeAxis
+    layer: Layer,
+    dependencies: Dependencies,
+    metric: Metric,
+    shapes: Mapping[str, tuple[int, ...]],
+    axis: _MakeAxis,
 ) -> _Term:
     weight = layer.node.inputs[1]
     assert weight is not None
     rows = dependencies.rows.get(weight) or [None] * len(dims(weight))
-    seen = shapes.get(layer.x.name or "")
     factor = 1.0
-    if metric == "macs" and seen is not None:
-        factor = float(layer.positions((1, *seen[1:])))
+    if metric == "macs":
+        factor = float(layer.positions(shapes))
     elif metric == "memory":
         factor = float(layer.weight.dtype.itemsize) if layer.weight.dtype is not None else 4.0
     sizes = [axis(row, int(size)) for row, size in zip(rows, dims(weight), strict=True)]  # type: ignore[arg-type]
@@ -152,7 +163,9 @@ def _product(
     if seen_x is None or seen_y is None:
         return None
     rows = dependencies.rows.get(y) or [None] * len(seen_y)
-    sizes = [1 if i == 0 or row is not None else n for i, (n, row) in enumerate(zip(seen_y, rows, strict=True))]
+    sizes = [
+        1 if i == 0 or row is not None else n for i, (n, row) in enumerate(zip(seen_y, rows, strict=True))
+    ]
     factor = float(np.prod(sizes)) * seen_x[-1]
     return _Term(
         node=node.name or "",

@@ -22,7 +22,7 @@ import numpy as np
 
 from edgeinfer.pruning.groups import ChannelGroup
 from edgeinfer.pruning.layers import Layer, read_weight
-from edgeinfer.pruning.statistics import Moments
+from edgeinfer.quantization.moments import MomentObserver
 
 __all__ = ["Criterion", "Ranking", "compensated", "rank", "weight_columns"]
 
@@ -51,7 +51,7 @@ class Ranking:
 def rank(
     group: ChannelGroup,
     layers: Mapping[str, Layer],
-    moments: Mapping[str, Moments],
+    moments: Mapping[str, MomentObserver],
     criterion: Criterion,
     seed: int = 0,
 ) -> Ranking:
@@ -70,7 +70,9 @@ def rank(
     order = np.argsort(scores, kind="stable")
     total = max(float(scores.sum()), 1e-30)
     return Ranking(
-        group=group.name, order=tuple(order.tolist()), errors=tuple((np.cumsum(scores[order]) / total).tolist())
+        group=group.name,
+        order=tuple(order.tolist()),
+        errors=tuple((np.cumsum(scores[order]) / total).tolist()),
     )
 
 
@@ -89,14 +91,14 @@ def weight_columns(group: ChannelGroup, layer: Layer) -> np.ndarray | None:
 
 
 def compensated(
-    layer: Layer, moments: Moments, columns: np.ndarray, damping: float = _DAMPING
+    layer: Layer, moments: MomentObserver, columns: np.ndarray, damping: float = _DAMPING
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return W and the change of b that make up for the loss of some columns as well as can be.
 
     W′_T = W H_:T (H_TT + λI)⁻¹ for the columns T that stay, and b takes the change of the mean.
     """
     weight = layer.matrix(read_weight(layer.weight))
-    cov, mean = moments.covariance(), moments.mean()
+    cov, mean = moments.covariance, moments.mean
     stay = np.setdiff1d(np.arange(weight.shape[2]), columns)
     result = np.zeros_like(weight)
     for g in range(weight.shape[0]):
@@ -106,7 +108,9 @@ def compensated(
     return result, shift
 
 
-def _second_order(group: ChannelGroup, layers: Mapping[str, Layer], moments: Mapping[str, Moments]) -> Ranking:
+def _second_order(
+    group: ChannelGroup, layers: Mapping[str, Layer], moments: Mapping[str, MomentObserver]
+) -> Ranking:
     states = []
     for name in group.consumers:
         columns = weight_columns(group, layers[name])
@@ -142,9 +146,9 @@ class _State:
     energy: float
 
     @classmethod
-    def of(cls, layer: Layer, moments: Moments, columns: np.ndarray) -> _State:
+    def of(cls, layer: Layer, moments: MomentObserver, columns: np.ndarray) -> _State:
         weight = layer.matrix(read_weight(layer.weight))
-        cov = moments.covariance()
+        cov = moments.covariance
         energy = float(np.einsum("grk,gkl,grl->", weight, cov, weight, optimize=True))
         damp = _DAMPING * np.trace(cov, axis1=1, axis2=2) / cov.shape[1] + 1e-12
         inverse = np.linalg.inv(cov + damp[:, None, None] * np.eye(cov.shape[1]))
@@ -172,21 +176,21 @@ class _State:
 
 
 def _activation(
-    group: ChannelGroup, layers: Mapping[str, Layer], moments: Mapping[str, Moments], seed: int
+    group: ChannelGroup, layers: Mapping[str, Layer], moments: Mapping[str, MomentObserver], seed: int
 ) -> np.ndarray:
     scores = np.zeros(group.size)
     for name in group.consumers:
         columns = weight_columns(group, layers[name])
         if columns is not None and name in moments:
             weight = layers[name].matrix(read_weight(layers[name].weight))
-            power = np.einsum("gkk->gk", moments[name].xx)[:, :-1] / moments[name].count
+            power = np.einsum("gkk->gk", moments[name].hessian)
             parts = (np.square(weight).sum(1) * power).sum(0)
             scores += parts[columns].sum(1) / max(parts.sum(), 1e-30)
     return scores
 
 
 def _magnitude(
-    group: ChannelGroup, layers: Mapping[str, Layer], moments: Mapping[str, Moments], seed: int
+    group: ChannelGroup, layers: Mapping[str, Layer], moments: Mapping[str, MomentObserver], seed: int
 ) -> np.ndarray:
     scores = np.zeros(group.size)
     weights = {layer.node.inputs[1].name: layer.weight for layer in layers.values() if layer.node.inputs[1]}
@@ -199,12 +203,11 @@ def _magnitude(
 
 
 def _random(
-    group: ChannelGroup, layers: Mapping[str, Layer], moments: Mapping[str, Moments], seed: int
+    group: ChannelGroup, layers: Mapping[str, Layer], moments: Mapping[str, MomentObserver], seed: int
 ) -> np.ndarray:
     return np.random.default_rng((seed, group.size)).random(group.size)
 
 
 _SCORES: dict[
-    str, Callable[[ChannelGroup, Mapping[str, Layer], Mapping[str, Moments], int], np.ndarray]
+    str, Callable[[ChannelGroup, Mapping[str, Layer], Mapping[str, MomentObserver], int], np.ndarray]
 ] = {"activation": _activation, "magnitude": _magnitude, "random": _random}
-

@@ -12,17 +12,18 @@ import onnx_ir as ir
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
 from edgeinfer.pruning.allocate import allocate
-from edgeinfer.pruning.calibration import Feeds, count_samples
 from edgeinfer.pruning.cost import CostModel, Metric
 from edgeinfer.pruning.criteria import Criterion, rank
+from edgeinfer.pruning.feeds import Feeds
 from edgeinfer.pruning.frontier import run, tap
 from edgeinfer.pruning.groups import Dependencies, analyze
 from edgeinfer.pruning.layers import Layer, find_layers
 from edgeinfer.pruning.prepare import prepare
 from edgeinfer.pruning.refit import Refitter, refusal
 from edgeinfer.pruning.sensitivity import measured_errors
-from edgeinfer.pruning.statistics import Moments, Sampler, input_moments
+from edgeinfer.pruning.statistics import columns_of_each_feed, input_moments
 from edgeinfer.pruning.surgery import remove_channels
+from edgeinfer.quantization.moments import MomentObserver
 from edgeinfer.transforms.base import ReportBuilder
 
 __all__ = ["Budget", "Plan", "Refit", "Settings", "plan", "prune_structured", "refit_all"]
@@ -75,7 +76,9 @@ class Plan:
 def observed_shapes(model: ir.Model, feeds: Feeds) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the activations that matter for cost, from a run of one sample, or as inferred."""
     nodes = [node for node in model.graph if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
-    values = {v.name: v for node in nodes for v in (node.inputs[0], node.outputs[0]) if v is not None and v.name}
+    values = {
+        v.name: v for node in nodes for v in (node.inputs[0], node.outputs[0]) if v is not None and v.name
+    }
     values = {name: v for name, v in values.items() if v.const_value is None}
     first = next(iter(feeds), None)
     if first is None:
@@ -93,7 +96,7 @@ def plan(
     model: ir.Model,
     dependencies: Dependencies,
     settings: Settings,
-    sampler: Sampler,
+    columns: int,
     budget: float | None = None,
 ) -> Plan:
     """Choose the channels to remove.
@@ -102,18 +105,18 @@ def plan(
         model: The graph that was analyzed.
         dependencies: What `analyze` found on it, only the groups that may be pruned among its groups.
         settings: How.
-        sampler: Chooses columns.
+        columns: How many output positions to take of each feed.
         budget: The cost to reach; None: the settings' part of the present cost.
     """
     groups, feeds = dependencies.groups, settings.feeds
     layers = {layer.name: layer for layer in dependencies.layers}
     needed = list(dict.fromkeys(name for group in groups for name in group.consumers))
     criterion: Criterion = settings.criterion
-    moments: Mapping[str, Moments] = {}
+    moments: Mapping[str, MomentObserver] = {}
     if feeds is None:
         criterion = criterion if criterion in ("magnitude", "random") else "magnitude"
     else:
-        moments = input_moments(model, [layers[n] for n in needed], feeds, sampler)
+        moments = input_moments(model, [layers[n] for n in needed], feeds, columns)
     rankings = {
         group.name: rank(group, layers, moments, criterion, settings.seed)
         for group in track(groups, "ranking channels", progress=settings.progress)
@@ -122,7 +125,9 @@ def plan(
     if feeds is not None and settings.measure:
         some = few(feeds, settings.measure)
         errors = measured_errors(model, groups, rankings, moments, some, progress=settings.progress)
-    cost = CostModel.of(model.graph, dependencies, settings.budget.metric, observed_shapes(model, feeds or ()))
+    cost = CostModel.of(
+        model.graph, dependencies, settings.budget.metric, observed_shapes(model, feeds or ())
+    )
     before = cost.cost({})
     limit = before * settings.budget.keep if budget is None else budget
     counts = allocate(groups, errors, cost, limit, multiple=settings.multiple)
@@ -165,7 +170,12 @@ class Refit:
 
 
 def refit_all(
-    model: ir.Model, refitter: Refitter, *, sweeps: int = 1, changed: set[str] | None = None, progress: bool | None = None
+    model: ir.Model,
+    refitter: Refitter,
+    *,
+    sweeps: int = 1,
+    changed: set[str] | None = None,
+    progress: bool | None = None,
 ) -> list[Refit]:
     """Refit every layer that sees a change, in topological order.
 
@@ -218,11 +228,7 @@ def prune_structured(model: ir.Model, report: ReportBuilder, settings: Settings)
     work = model.clone()
     prepare(work)
     reference = work.clone()
-    sampler = Sampler(
-        samples=0 if settings.feeds is None else count_samples(settings.feeds),
-        max_columns=settings.max_columns,
-        seed=settings.seed,
-    )
+    columns = columns_of_each_feed(settings.feeds or (), settings.max_columns)
     total: list[float] = []
     left = np.linspace(1, settings.budget.keep, settings.rounds + 1)[1:]
     masks: dict[str, list[np.ndarray | None]] = {}
@@ -234,7 +240,13 @@ def prune_structured(model: ir.Model, report: ReportBuilder, settings: Settings)
         if not dependencies.groups:
             break
         budget = total[0] * float(keep) if total else None
-        chosen = plan(work, dependencies, attrs.evolve(settings, budget=Budget(metric=settings.budget.metric, keep=float(keep))), sampler, budget)
+        chosen = plan(
+            work,
+            dependencies,
+            attrs.evolve(settings, budget=Budget(metric=settings.budget.metric, keep=float(keep))),
+            columns,
+            budget,
+        )
         total = [*total, *([chosen.before] if not total else []), chosen.after]
         if not chosen.removed:
             continue
@@ -246,7 +258,7 @@ def prune_structured(model: ir.Model, report: ReportBuilder, settings: Settings)
         masks = _compose(masks, {v.name or "": axes for v, axes in fresh.items()})
         if settings.feeds is not None:
             refitter = Refitter(
-                reference=reference, masks=masks, feeds=settings.feeds, sampler=sampler, ridge=settings.ridge
+                reference=reference, masks=masks, feeds=settings.feeds, columns=columns, ridge=settings.ridge
             )
             refits = refit_all(
                 work, refitter, changed=downstream(work.graph, set(masks)), progress=settings.progress
@@ -298,11 +310,15 @@ def _report_removed(
         if after < before:
             report.apply(name, f"{settings.kind}s: {before} -> {after}")
         else:
-            report.skip(name, f"all {before} {settings.kind}s are kept: the budget is met at less loss elsewhere")
+            report.skip(
+                name, f"all {before} {settings.kind}s are kept: the budget is met at less loss elsewhere"
+            )
     metric = settings.budget.metric
     report.note(f"{metric}: {total[0]:.6g} -> {total[-1]:.6g} ({total[-1] / total[0] - 1:+.1%})")
     if total[-1] > total[0] * settings.budget.keep * (1 + 1e-9):
-        report.note(f"the budget of {settings.budget.keep:.0%} of {metric} cannot be met with the groups there are")
+        report.note(
+            f"the budget of {settings.budget.keep:.0%} of {metric} cannot be met with the groups there are"
+        )
     if settings.feeds is None:
         report.note("no calibration was given: channels were ranked by magnitude and nothing was refitted")
     report.data.update(

@@ -17,7 +17,7 @@ import onnx_ir.passes.common as common_passes
 
 from edgeinfer.executor import probe
 from edgeinfer.model import Model
-from edgeinfer.pruning.calibration import Feeds
+from edgeinfer.pruning.feeds import Feeds
 from edgeinfer.session import Session
 
 __all__ = ["Frontier", "cuts", "run", "tap"]

@@ -109,7 +109,11 @@ def _visit(node: ir.Node, labels: Labels, pinned: list[tuple[ir.Value, str, str]
     for attribute in node.attributes.values():
         for graph in _subgraphs(attribute):
             for inner in graph.all_nodes():
-                pinned += [(v, node.name or "", "it is read inside control flow") for v in inner.inputs if v is not None]
+                pinned += [
+                    (v, node.name or "", "it is read inside control flow")
+                    for v in inner.inputs
+                    if v is not None
+                ]
             pinned += [(v, node.name or "", "it is read inside control flow") for v in graph.outputs]
     known = node.domain in ("", "ai.onnx") and node.op_type in RULES
     if known and all(v is None or v.shape is not None for v in node.inputs):
@@ -235,7 +239,9 @@ def _is_head_axis(value: ir.Value, axis: int) -> bool:
     producer = value.producer()
     if producer is None or producer.op_type != "MatMul":
         return False
-    return axis < len(dims(value)) - 2 and all(v is not None and v.const_value is None for v in producer.inputs)
+    return axis < len(dims(value)) - 2 and all(
+        v is not None and v.const_value is None for v in producer.inputs
+    )
 
 
 def _row_of(rows: Mapping[ir.Value, Axes], value: ir.Value, axis: int) -> Row | None:

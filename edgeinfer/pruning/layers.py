@@ -6,9 +6,8 @@ is (G, K, n) with one column an output position. Dense layers have G = 1; depthw
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
 import attrs
@@ -16,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.pruning.labels import dims, is_weight
+from edgeinfer.quantization.im2col import Layout, layout_of_node
 
 __all__ = ["Layer", "find_layers", "read_weight", "write_weight"]
 
@@ -93,73 +93,37 @@ class Layer:
         flat = matrix[0] / self.scale
         return np.ascontiguousarray(flat if self.in_axis == 1 else flat.T)
 
-    def positions(self, shape: Sequence[int]) -> int:
-        """Return how many output positions one sample of an input of that shape has."""
-        if self.kind == "conv":
-            return math.prod(self._windows(shape)[1])
-        if self.kind == "conv_transpose":
-            return math.prod(shape[2:])
-        return math.prod(shape[1:-1]) if self.kind == "matmul" else 1
-
-    def columns(self, x: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        """Return X (G, K, n) at the chosen output positions of every sample.
+    def positions(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """Return how many output positions one sample has.
 
         Args:
-            x: The input as the runtime gives it.
-            chosen: Flat indices into `positions`, the same for all samples.
+            shapes: The shapes of activations as seen in a run, by name.
         """
-        if self.kind == "conv":
-            pads, out, strides, dilations, kernel = self._windows(x.shape)
-            padded = np.pad(x, [(0, 0), (0, 0), *pads]) if any(map(any, pads)) else x
-            where = np.unravel_index(chosen, out)
-            taps = []
-            for tap in itertools.product(*map(range, kernel)):
-                index = tuple(
-                    w * s + t * d for w, s, t, d in zip(where, strides, tap, dilations, strict=True)
-                )
-                taps.append(padded[(slice(None), slice(None), *index)])  # (N, C, n)
-            stack = np.stack(taps, 2)  # (N, C, T, n)
-            stack = stack.transpose(1, 2, 0, 3)  # (C, T, N, n)
-            return stack.reshape(self.group, -1, stack.shape[2] * stack.shape[3])
+        x, y = shapes.get(self.x.name or ""), shapes.get(self.node.outputs[0].name or "")
         if self.kind == "conv_transpose":
-            flat = x.reshape(*x.shape[:2], -1)[:, :, chosen].transpose(1, 0, 2)
-            return flat.reshape(self.group, x.shape[1] // self.group, -1)
-        if self.kind == "gemm":
-            return (x if _flag(self.node, "transA") else x.T)[None]
-        return x.reshape(x.shape[0], -1, x.shape[-1])[:, chosen].reshape(-1, x.shape[-1]).T[None]
+            return 1 if x is None else math.prod(x[2:])
+        if y is None or self.kind == "gemm":
+            return 1
+        return math.prod(y[2:] if self.kind == "conv" else y[1:-1])
 
-    def outputs(self, y: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        """Return Y (G, R, n) at the same positions; not for ConvTranspose."""
-        if self.kind == "conv":
-            flat = y.reshape(*y.shape[:2], -1)[:, :, chosen].transpose(1, 0, 2)
-            return flat.reshape(self.group, y.shape[1] // self.group, -1)
-        if self.kind == "gemm":
-            return y.T[None]
-        return y.reshape(y.shape[0], -1, y.shape[-1])[:, chosen].reshape(-1, y.shape[-1]).T[None]
-
-    def _windows(self, shape: Sequence[int]) -> tuple[Any, ...]:
-        """Return pads, output sizes, strides, dilations and kernel of a Conv."""
-        kernel = _ints(self.weight)[2:]
-        rank = len(kernel)
-        strides = list(_attr(self.node, "strides", [1] * rank))
-        dilations = list(_attr(self.node, "dilations", [1] * rank))
-        flat = list(_attr(self.node, "pads", [0] * 2 * rank))
-        reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-        auto = _attr(self.node, "auto_pad", "NOTSET")
-        pads = list(zip(flat[:rank], flat[rank:], strict=True))
-        if auto in ("SAME_UPPER", "SAME_LOWER"):
-            pads = []
-            for size, stride, r in zip(shape[2:], strides, reach, strict=True):
-                total = max((math.ceil(size / stride) - 1) * stride + r - size, 0)
-                small, large = total // 2, total - total // 2
-                pads.append((small, large) if auto == "SAME_UPPER" else (large, small))
-        elif auto == "VALID":
-            pads = [(0, 0)] * rank
-        out = [
-            (size + sum(pad) - r) // stride + 1
-            for size, pad, r, stride in zip(shape[2:], pads, reach, strides, strict=True)
-        ]
-        return pads, out, strides, dilations, kernel
+    @property
+    def layout(self) -> Layout:
+        """How the layer reads X."""
+        shape = tuple(_ints(self.weight))
+        if self.kind != "conv_transpose":
+            return layout_of_node(self.node, shape)
+        # Before its taps are scattered, a transposed convolution multiplies like one with a 1 × 1 kernel.
+        ones, rank = (1,) * (len(shape) - 2), len(shape) - 2
+        return Layout(
+            op_type="Conv",
+            groups=self.group,
+            rows=shape[0] // self.group,
+            outputs=shape[0],
+            kernel=ones,
+            strides=ones,
+            dilations=ones,
+            pads=(0,) * (2 * rank),
+        )
 
 
 def find_layers(graph: ir.Graph) -> list[Layer]:

@@ -62,12 +62,75 @@ def meet(labels: Labels, node: ir.Node, first: Row | None, second: Row | None, w
         labels.lock(row, node.name or node.op_type, f"{what} meets an axis that is not followed")
 
 
-ELEMENTWISE = (
-    "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift Cast CastLike Ceil Celu Clip Cos Cosh Div Dropout Elu Equal Erf "
-    "Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log "
-    "Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
-    "Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor"
-).split()
+ELEMENTWISE = [
+    "Abs",
+    "Acos",
+    "Acosh",
+    "Add",
+    "And",
+    "Asin",
+    "Asinh",
+    "Atan",
+    "Atanh",
+    "BitShift",
+    "Cast",
+    "CastLike",
+    "Ceil",
+    "Celu",
+    "Clip",
+    "Cos",
+    "Cosh",
+    "Div",
+    "Dropout",
+    "Elu",
+    "Equal",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "Greater",
+    "GreaterOrEqual",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "IsInf",
+    "IsNaN",
+    "LeakyRelu",
+    "Less",
+    "LessOrEqual",
+    "Log",
+    "Max",
+    "Mean",
+    "Min",
+    "Mish",
+    "Mod",
+    "Mul",
+    "Neg",
+    "Not",
+    "Or",
+    "PRelu",
+    "Pow",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Shrink",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Sub",
+    "Sum",
+    "Swish",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+    "Where",
+    "Xor",
+]
 
 
 @rule(*ELEMENTWISE)
@@ -97,7 +160,9 @@ def _meet_all(node: ir.Node, labels: Labels, operands: list[ir.Value], back: int
     if known and followed is None:
         for value in operands:
             if value.const_value is not None:
-                labels.lock(labels.axis(value, -back), node.name or "", "it meets an axis that is not followed")
+                labels.lock(
+                    labels.axis(value, -back), node.name or "", "it meets an axis that is not followed"
+                )
         return None
     rows += [labels.axis(value, -back) for value in operands if value.const_value is not None]
     if any(row is None for row in rows):
@@ -244,7 +309,9 @@ def _layer_norm(node: ir.Node, labels: Labels) -> list[Axes]:
     for value in node.inputs[1:]:
         if value is not None:
             for axis in range(len(dims(value))):
-                labels.lock(labels.axis(value, axis), node.name or "", "a scale of a normalization over channels")
+                labels.lock(
+                    labels.axis(value, axis), node.name or "", "a scale of a normalization over channels"
+                )
     reduced: Axes = [*axes[:start], *[None] * (len(axes) - start)]
     return [list(axes), *[reduced] * (len(node.outputs) - 1)]
 
@@ -272,7 +339,14 @@ def _across(node: ir.Node, labels: Labels) -> list[Axes]:
 
 
 @rule(
-    "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "Resize", "Upsample"
+    "MaxPool",
+    "AveragePool",
+    "LpPool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "GlobalLpPool",
+    "Resize",
+    "Upsample",
 )
 def _spatial(node: ir.Node, labels: Labels) -> list[Axes]:
     """Work within each channel; the channel axis must keep its size."""
@@ -282,7 +356,7 @@ def _spatial(node: ir.Node, labels: Labels) -> list[Axes]:
     out: Axes = []
     sizes = dims(y) or dims(x)
     for axis, row in enumerate(axes):
-        same = row is None or axis < 2 and sizes[axis] == len(row)
+        same = row is None or (axis < 2 and sizes[axis] == len(row))
         if not same:
             labels.lock(row, node.name or "", f"{node.op_type} resizes this axis")
         out.append(row if same else None)
@@ -300,7 +374,16 @@ def _lock_odd_resize(node: ir.Node, labels: Labels, axes: Axes) -> None:
         labels.lock_all(axes, node.name or "", "the sizes of a Resize are computed")
 
 
-@rule("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceProd")
+@rule(
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceSumSquare",
+    "ReduceProd",
+)
 def _reduce(node: ir.Node, labels: Labels) -> list[Axes]:
     """Reductions: over space they pass channels on, over channels they hold them."""
     x = node.inputs[0]

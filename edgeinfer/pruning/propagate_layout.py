@@ -47,7 +47,9 @@ def _reshape(node: ir.Node, labels: Labels) -> list[Axes]:
         if len(sources) == len(targets) == 1:
             out[targets[0]] = rows[sources[0]]
         elif len(followed) > 1 or not _static(sizes) or not _static(new):
-            reason = "two followed axes become one" if len(followed) > 1 else "the shapes around it are not static"
+            reason = (
+                "two followed axes become one" if len(followed) > 1 else "the shapes around it are not static"
+            )
             labels.lock_all([rows[axis] for axis in followed], name, reason)
         else:
             axis = followed[0]
@@ -346,7 +348,9 @@ def _expand(node: ir.Node, labels: Labels) -> list[Axes]:
         if literal and back <= len(after) and before[-back] == after[-back]:
             out[-back] = rows[-back]
         else:
-            labels.lock(rows[-back], node.name or "", f"{node.op_type} repeats this axis, or to a computed size")
+            labels.lock(
+                rows[-back], node.name or "", f"{node.op_type} repeats this axis, or to a computed size"
+            )
     return [out]
 
 
@@ -374,5 +378,3 @@ def _rows(labels: Labels, value: ir.Value) -> Axes:
     if is_weight(value):
         return [labels.axis(value, axis) for axis in range(len(dims(value)))]
     return labels.of(value)
-
-

@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import PreconditionError
-from edgeinfer.pruning.calibration import as_feeds
 from edgeinfer.pruning.criteria import Criterion
 from edgeinfer.pruning.engine import Budget, Settings, prune_structured
+from edgeinfer.quantization.calibration import as_calibration
+from edgeinfer.signature import Signature
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
 
 __all__ = ["PruneChannels"]
@@ -49,7 +50,7 @@ class PruneChannels(GraphTransform):
         measure: On how many samples the error of the outputs is measured; 0 relies on local errors.
         max_columns: How many output positions of a layer its moments are taken from.
         ridge: How strongly refitted weights are drawn to the present ones.
-        seed: Fixes which positions are taken, and the random criterion.
+        seed: For the random criterion.
         progress: Show progress. None: in a terminal or a notebook.
     """
 
@@ -101,7 +102,9 @@ class PruneChannels(GraphTransform):
             Settings(
                 kind="channel",
                 budget=self.budget,
-                feeds=None if self.calibration is None else as_feeds(self.calibration),
+                feeds=None
+                if self.calibration is None
+                else as_calibration(self.calibration, Signature.of_graph(model.graph)),
                 criterion=self.criterion,
                 multiple=default if self.multiple is None else self.multiple,
                 rounds=self.rounds,

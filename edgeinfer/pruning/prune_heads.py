@@ -8,9 +8,10 @@ import attrs
 import onnx_ir as ir
 
 from edgeinfer.devices.profile import Target
-from edgeinfer.pruning.calibration import as_feeds
 from edgeinfer.pruning.criteria import Criterion
 from edgeinfer.pruning.engine import Budget, Settings, prune_structured
+from edgeinfer.quantization.calibration import as_calibration
+from edgeinfer.signature import Signature
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
 
 __all__ = ["PruneHeads"]
@@ -31,7 +32,7 @@ class PruneHeads(GraphTransform):
         measure: On how many samples the error of the outputs is measured.
         max_columns: How many positions the moments are taken from.
         ridge: How strongly refitted weights are drawn to the present ones.
-        seed: Fixes which positions are taken.
+        seed: For the random criterion.
         target: Taken for the sake of `optimize`; heads have no preferred multiple.
         progress: Show progress. None: in a terminal or a notebook.
     """
@@ -60,7 +61,9 @@ class PruneHeads(GraphTransform):
             Settings(
                 kind="head",
                 budget=Budget(metric="channels", keep=self.keep),
-                feeds=None if self.calibration is None else as_feeds(self.calibration),
+                feeds=None
+                if self.calibration is None
+                else as_calibration(self.calibration, Signature.of_graph(model.graph)),
                 criterion=self.criterion,
                 multiple=1,
                 measure=self.measure,

@@ -10,10 +10,11 @@ import onnx_ir as ir
 
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import PreconditionError
-from edgeinfer.pruning.calibration import as_feeds
 from edgeinfer.pruning.layers import Layer
 from edgeinfer.pruning.sparse_masks import group_order, magnitude_nm_mask, nm_mask
 from edgeinfer.pruning.sparsify import Pattern, SparseSettings, sparsify
+from edgeinfer.quantization.calibration import as_calibration
+from edgeinfer.signature import Signature
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
 
 __all__ = ["PruneNM"]
@@ -35,7 +36,6 @@ class PruneNM(GraphTransform):
         sweeps: How often all layers are fitted; the masks are chosen in the first.
         max_columns: How many output positions of a layer its moments are taken from.
         ridge: How strongly refitted weights are drawn to the present ones.
-        seed: Fixes which positions are taken.
         target: Taken for the sake of `optimize`.
         progress: Show progress. None: in a terminal or a notebook.
     """
@@ -46,7 +46,6 @@ class PruneNM(GraphTransform):
     sweeps: int = attrs.field(default=1, kw_only=True, validator=attrs.validators.ge(1))
     max_columns: int = attrs.field(default=24_000, kw_only=True, validator=attrs.validators.ge(100))
     ridge: float = attrs.field(default=1e-3, kw_only=True, validator=attrs.validators.ge(0))
-    seed: int = attrs.field(default=0, kw_only=True)
     target: Target | str | None = attrs.field(default=None, kw_only=True)
     progress: bool | None = attrs.field(default=None, kw_only=True)
 
@@ -66,10 +65,11 @@ class PruneNM(GraphTransform):
             report,
             SparseSettings(
                 pattern=pattern,
-                feeds=None if self.calibration is None else as_feeds(self.calibration),
+                feeds=None
+                if self.calibration is None
+                else as_calibration(self.calibration, Signature.of_graph(model.graph)),
                 max_columns=self.max_columns,
                 ridge=self.ridge,
-                seed=self.seed,
                 sweeps=self.sweeps,
                 progress=self.progress,
             ),

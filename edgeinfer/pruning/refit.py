@@ -15,11 +15,11 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.pruning.calibration import Feeds
-from edgeinfer.pruning.layers import Layer, find_layers, read_weight, write_weight
-from edgeinfer.pruning.shapes import add_constant
+from edgeinfer.pruning.feeds import Feeds
 from edgeinfer.pruning.frontier import Frontier, cuts
-from edgeinfer.pruning.statistics import Moments, Sampler
+from edgeinfer.pruning.layers import Layer, read_weight, write_weight
+from edgeinfer.pruning.shapes import add_constant
+from edgeinfer.quantization.moments import MomentObserver
 
 __all__ = ["ChooseMask", "Refitter", "refusal"]
 
@@ -35,14 +35,14 @@ class Refitter:
         reference: The float model.
         masks: Which positions of the reference's axes are left in the pruned model, by tensor name.
         feeds: The calibration.
-        sampler: Chooses the columns.
+        columns: How many output positions to take of each feed.
         ridge: λ, relative to the mean diagonal of X Xᵀ.
     """
 
     reference: ir.Model
     masks: Mapping[str, list[np.ndarray | None]]
     feeds: Feeds
-    sampler: Sampler
+    columns: int
     ridge: float = 1e-3
     _at: tuple[Frontier, Frontier] = attrs.field(init=False)
     _refused: set[str] = attrs.field(init=False)
@@ -71,7 +71,7 @@ class Refitter:
         fit_bias = layer.bias is not None or layer.kind in ("conv", "gemm")
         if callable(keep):
             dense = solve(moments, before, self.ridge, fit_bias=fit_bias)
-            keep, before = keep(dense[..., :-1], moments.covariance()), dense
+            keep, before = keep(dense[..., :-1], moments.covariance), dense
             forced = True
         else:
             forced = False
@@ -82,25 +82,20 @@ class Refitter:
             _set_bias(model, layer, after[..., -1].reshape(-1), bias.reshape(-1))
         return losses[0], min(losses)
 
-    def collect(self, model: ir.Model, layer: Layer) -> Moments:
+    def collect(self, model: ir.Model, layer: Layer) -> MomentObserver:
         """Return the moments of a layer: X of the pruned model, Y of the float model."""
         anchor = residual_sum(layer)
         names = list(dict.fromkeys([layer.x.name or "", layer.y.name or "", anchor.name or ""]))
-        moments: Moments | None = None
+        moments = MomentObserver(layer.layout, max_columns=self.columns)
         self._advance(model, layer)
         pruned = self._at[0].tap(model, names)
         pairs = zip(pruned, self._at[1].tap(self.reference, [anchor.name or ""]), strict=True)
-        for batch, (values, wanted) in enumerate(pairs):
+        for values, wanted in pairs:
             x, y = values[names[0]], values[layer.y.name or ""]
             target = self._kept(anchor.name or "", wanted[anchor.name or ""])
             if anchor is not layer.y:
                 target = y + (target - values[anchor.name or ""])
-            chosen = self.sampler.positions(layer, x.shape, batch)
-            columns, goals = layer.columns(x, chosen), layer.outputs(target, chosen)
-            if moments is None:
-                moments = Moments.zeros(columns.shape[0], goals.shape[1], columns.shape[1])
-            moments.add(columns, goals)
-        assert moments is not None
+            moments.update_pair(x, target)
         return moments
 
     def rewind(self) -> None:
@@ -142,7 +137,12 @@ def residual_sum(layer: Layer) -> ir.Value:
 
 
 def solve(
-    moments: Moments, start: np.ndarray, ridge: float, keep: np.ndarray | None = None, *, fit_bias: bool = True
+    moments: MomentObserver,
+    start: np.ndarray,
+    ridge: float,
+    keep: np.ndarray | None = None,
+    *,
+    fit_bias: bool = True,
 ) -> np.ndarray:
     """Return the least-squares W and b as (G, R, K + 1), drawn towards `start` by the ridge.
 
@@ -155,10 +155,11 @@ def solve(
     """
     size = start.shape[2]
     result = start.copy()
+    wide_xx, wide_yx = _wide(moments)
     for g in range(start.shape[0]):
-        xx, yx = moments.xx[g], moments.yx[g]
+        xx, yx = wide_xx[g], wide_yx[g]
         penalty = np.full(size, ridge * np.trace(xx[:-1, :-1]) / max(size - 1, 1) + 1e-12)
-        penalty[-1] = 0.0 if fit_bias else 1e6 * moments.count
+        penalty[-1] = 0.0 if fit_bias else 1e6
         left = xx + np.diag(penalty)
         right = yx + start[g] * penalty
         if keep is None:
@@ -186,20 +187,28 @@ def _solve(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return solved
 
 
-def _loss(moments: Moments, weights: np.ndarray) -> float:
+def _wide(moments: MomentObserver) -> tuple[np.ndarray, np.ndarray]:
+    """Return X Xᵀ and Y Xᵀ with a row of ones below X, divided by the number of columns."""
+    mean = moments.mean[..., None]
+    ones = np.ones((len(mean), 1, 1))
+    xx = np.block([[moments.hessian, mean], [mean.transpose(0, 2, 1), ones]])
+    return xx, np.concatenate([moments.cross, moments.target_mean[..., None]], 2)
+
+
+def _loss(moments: MomentObserver, weights: np.ndarray) -> float:
     """Return Σ‖Y − W X‖² relative to the centred Σ‖Y‖²."""
-    quadratic = np.einsum("grk,gkl,grl->", weights, moments.xx, weights, optimize=True)
-    error = moments.yy.sum() - 2 * (weights * moments.yx).sum() + quadratic
-    centred = moments.yy.sum() - (moments.yx[..., -1] ** 2).sum() / moments.count
-    return float(max(error, 0.0) / max(centred, 1e-30))
+    xx, yx = _wide(moments)
+    power = moments.target_power.sum()
+    error = power - 2 * (weights * yx).sum() + np.einsum("grk,gkl,grl->", weights, xx, weights, optimize=True)
+    return float(max(error, 0.0) / max(power - np.square(moments.target_mean).sum(), 1e-30))
 
 
 def _bias(layer: Layer, weight: np.ndarray) -> np.ndarray:
     if layer.bias is None:
         return np.zeros(weight.shape[:2])
-    return np.broadcast_to(read_weight(layer.bias).astype(np.float64).reshape(-1), weight[..., 0].size).reshape(
-        weight.shape[:2]
-    )
+    return np.broadcast_to(
+        read_weight(layer.bias).astype(np.float64).reshape(-1), weight[..., 0].size
+    ).reshape(weight.shape[:2])
 
 
 def _set_bias(model: ir.Model, layer: Layer, bias: np.ndarray, before: np.ndarray) -> None:

@@ -14,12 +14,11 @@ import onnx_ir as ir
 
 from edgeinfer.display import track
 from edgeinfer.pruning.criteria import Ranking, compensated, weight_columns
-from edgeinfer.pruning.calibration import Feeds
 from edgeinfer.pruning.frontier import Frontier, cuts, run, tap
 from edgeinfer.pruning.groups import ChannelGroup
 from edgeinfer.pruning.layers import Layer, find_layers, read_weight, write_weight
 from edgeinfer.pruning.shapes import add_constant
-from edgeinfer.pruning.statistics import Moments
+from edgeinfer.quantization.moments import MomentObserver
 
 __all__ = ["measured_errors", "output_error", "scored_outputs"]
 
@@ -31,7 +30,11 @@ def scored_outputs(model: ir.Model) -> list[str]:
     names = []
     for value in model.graph.outputs:
         producer = value.producer()
-        if producer is not None and producer.op_type in ("Softmax", "LogSoftmax", "Sigmoid") and producer.inputs[0]:
+        if (
+            producer is not None
+            and producer.op_type in ("Softmax", "LogSoftmax", "Sigmoid")
+            and producer.inputs[0]
+        ):
             value = producer.inputs[0]
         names.append(value.name or "")
     return list(dict.fromkeys(names))
@@ -53,7 +56,7 @@ def measured_errors(
     model: ir.Model,
     groups: Sequence[ChannelGroup],
     rankings: Mapping[str, Ranking],
-    moments: Mapping[str, Moments],
+    moments: Mapping[str, MomentObserver],
     feeds: Sequence[Mapping[str, np.ndarray]],
     *,
     progress: bool | None = None,
@@ -75,12 +78,16 @@ def measured_errors(
     passed = cuts(model.graph)
     frontier = Frontier(feeds=feeds)
     first = {group.name: min((order[name] for name in group.consumers), default=0) for group in groups}
-    for group in track(sorted(groups, key=lambda g: first[g.name]), "measuring sensitivity", progress=progress):
+    for group in track(
+        sorted(groups, key=lambda g: first[g.name]), "measuring sensitivity", progress=progress
+    ):
         before = [name for name, index in passed.items() if index < first[group.name]]
         if before:
             frontier.advance(model, before[-1])
         local = np.array(rankings[group.name].errors)
-        counts = sorted({max(1, round(group.size * f)) for f in _FRACTIONS if round(group.size * f) < group.size})
+        counts = sorted(
+            {max(1, round(group.size * f)) for f in _FRACTIONS if round(group.size * f) < group.size}
+        )
         points = [(0, 0.0)]
         for count in counts or [1]:
             candidate = _without(model, group, rankings[group.name].order[:count], moments)
@@ -106,7 +113,7 @@ def _interpolate(local: np.ndarray, points: Sequence[tuple[int, float]]) -> list
 
 
 def _without(
-    model: ir.Model, group: ChannelGroup, channels: Sequence[int], moments: Mapping[str, Moments]
+    model: ir.Model, group: ChannelGroup, channels: Sequence[int], moments: Mapping[str, MomentObserver]
 ) -> ir.Model:
     """Return the graph with some channels unread, and the layers that read them compensated."""
     work = model.clone()

@@ -80,7 +80,9 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """Add an initializer under a free name."""
     name = _free_name(graph, name)
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+    value = ir.Value(
+        name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape)
+    )
     graph.register_initializer(value)
     return value
 

@@ -15,12 +15,12 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.display import track
-from edgeinfer.pruning.calibration import Feeds, count_samples
 from edgeinfer.pruning.engine import downstream
+from edgeinfer.pruning.feeds import Feeds
 from edgeinfer.pruning.layers import Layer, find_layers, read_weight, write_weight
 from edgeinfer.pruning.prepare import prepare
 from edgeinfer.pruning.refit import Refitter, refusal
-from edgeinfer.pruning.statistics import Sampler
+from edgeinfer.pruning.statistics import columns_of_each_feed
 from edgeinfer.transforms.base import ReportBuilder
 
 __all__ = ["Pattern", "sparsify"]
@@ -55,7 +55,6 @@ class SparseSettings:
     feeds: Feeds | None
     max_columns: int
     ridge: float
-    seed: int
     sweeps: int
     progress: bool | None
 
@@ -77,7 +76,9 @@ def sparsify(model: ir.Model, report: ReportBuilder, settings: SparseSettings) -
         report.note("no calibration was given: weights were chosen by magnitude and nothing was refitted")
         for layer in wanted.values():
             weight = layer.matrix(read_weight(layer.weight))
-            _write(layer, weight, settings.pattern.choose(layer, weight[0], None)[None], report, settings.pattern)
+            _write(
+                layer, weight, settings.pattern.choose(layer, weight[0], None)[None], report, settings.pattern
+            )
     else:
         _with_data(work, wanted, settings.feeds, report, settings)
     _total(wanted, report)
@@ -87,7 +88,9 @@ def sparsify(model: ir.Model, report: ReportBuilder, settings: SparseSettings) -
 def _wanted(model: ir.Model, report: ReportBuilder, pattern: Pattern) -> dict[str, Layer]:
     wanted = {}
     for layer in find_layers(model.graph):
-        reason = refusal(layer) or ("a depthwise or grouped layer" if layer.group > 1 else pattern.refuse(layer))
+        reason = refusal(layer) or (
+            "a depthwise or grouped layer" if layer.group > 1 else pattern.refuse(layer)
+        )
         if not reason and pattern.satisfied(layer, layer.matrix(read_weight(layer.weight))[0]):
             reason = f"it is {pattern.name} already"
         if reason:
@@ -100,10 +103,8 @@ def _wanted(model: ir.Model, report: ReportBuilder, pattern: Pattern) -> dict[st
 def _with_data(
     model: ir.Model, wanted: dict[str, Layer], feeds: Feeds, report: ReportBuilder, settings: SparseSettings
 ) -> None:
-    sampler = Sampler(samples=count_samples(feeds), max_columns=settings.max_columns, seed=settings.seed)
-    refitter = Refitter(
-        reference=model.clone(), masks={}, feeds=feeds, sampler=sampler, ridge=settings.ridge
-    )
+    columns = columns_of_each_feed(feeds, settings.max_columns)
+    refitter = Refitter(reference=model.clone(), masks={}, feeds=feeds, columns=columns, ridge=settings.ridge)
     affected = downstream(model.graph, {layer.y.name or "" for layer in wanted.values()}) | set(wanted)
     masks: dict[str, np.ndarray] = {}
     layers = [layer for layer in find_layers(model.graph) if layer.name in affected and not refusal(layer)]
@@ -138,7 +139,5 @@ def _total(wanted: dict[str, Layer], report: ReportBuilder) -> None:
     weights = {name: read_weight(layer.weight) for name, layer in wanted.items()}
     zeros = {name: int((w == 0).sum()) for name, w in weights.items()}
     size = sum(w.size for w in weights.values())
-    report.data.update(
-        {"zeros": zeros, "weights": {name: int(w.size) for name, w in weights.items()}}
-    )
+    report.data.update({"zeros": zeros, "weights": {name: int(w.size) for name, w in weights.items()}})
     report.note(f"{sum(zeros.values())} of {size} weights of {len(weights)} layers are zero")

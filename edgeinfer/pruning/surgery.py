@@ -219,4 +219,3 @@ _EDITS: dict[str, Callable[[ir.Node, Masks, ir.Graph], None]] = {
     "Expand": _retarget(1),
     "Resize": _retarget(3),
 }
-

@@ -38,7 +38,7 @@ class Calibration:
         self._items = items
         self._signature = signature
         self._limit = limit
-        self._validate = InputValidator(signature)
+        self._validate = InputValidator(signature).check
         self._names = tuple(spec.name for spec in signature.inputs)
 
     @property
