@@ -1,10 +1,10 @@
-"""What a pruned graph will cost: multiply-accumulates, parameters and memory as functions of channel counts."""
+"""What a pruned graph will cost, as a function of channel counts: work, parameters, memory."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import attrs
 import numpy as np
@@ -14,14 +14,14 @@ from edgeinfer.pruning.groups import Dependencies
 from edgeinfer.pruning.labels import Row, dims
 from edgeinfer.pruning.layers import Layer
 
-__all__ = ["CostModel", "Metric"]
+__all__ = ["Axis", "CostModel", "Metric", "Term"]
 
 Metric: TypeAlias = "Literal['macs', 'parameters', 'memory', 'channels', 'latency']"
 
 
 @final
 @attrs.frozen(kw_only=True)
-class _Axis:
+class Axis:
     """The size of one axis: a fixed part and so many positions a channel of each group."""
 
     fixed: int
@@ -31,15 +31,15 @@ class _Axis:
         return self.fixed + sum((n - removed.get(g, 0)) * each for g, n, each in self.per_channel)
 
 
-_MakeAxis: TypeAlias = "Callable[[Row | None, int], _Axis]"
+_MakeAxis: TypeAlias = "Callable[[Row | None, int], Axis]"
 
 
 @final
 @attrs.frozen(kw_only=True)
-class _Term:
+class Term:
     node: str
     factor: float
-    axes: tuple[_Axis, ...]
+    axes: tuple[Axis, ...]
 
     def value(self, removed: Mapping[str, int]) -> float:
         result = self.factor
@@ -58,8 +58,8 @@ class CostModel:
         axes: Every followed axis of every tensor, none of which may become empty.
     """
 
-    terms: tuple[_Term, ...]
-    axes: tuple[_Axis, ...]
+    terms: tuple[Any, ...]
+    axes: tuple[Axis, ...]
 
     @classmethod
     def of(
@@ -80,12 +80,12 @@ class CostModel:
         """
         owner = {c: (g.name, g.size) for g in dependencies.groups for c in dependencies.members[g.name]}
 
-        def axis(row: Row | None, size: int) -> _Axis:
-            return _Axis(fixed=size, per_channel=()) if row is None else _axis(row, owner)
+        def axis(row: Row | None, size: int) -> Axis:
+            return Axis(fixed=size, per_channel=()) if row is None else _axis(row, owner)
 
         if metric == "channels":
             terms = [
-                _Term(node=g.name, factor=1.0, axes=(_Axis(fixed=0, per_channel=((g.name, g.size, 1),)),))
+                Term(node=g.name, factor=1.0, axes=(Axis(fixed=0, per_channel=((g.name, g.size, 1),)),))
                 for g in dependencies.groups
             ]
         else:
@@ -109,7 +109,7 @@ class CostModel:
         return all(axis.size(removed) > 0 for axis in self.axes)
 
 
-def _axis(row: Row, owner: Mapping[int, tuple[str, int]]) -> _Axis:
+def _axis(row: Row, owner: Mapping[int, tuple[str, int]]) -> Axis:
     counts: Counter[tuple[str, int]] = Counter(owner[c] for c in row.tolist() if c in owner)
     fixed = len(row) - sum(counts.values())
     present: dict[str, int] = {}
@@ -120,7 +120,7 @@ def _axis(row: Row, owner: Mapping[int, tuple[str, int]]) -> _Axis:
     parts = tuple(
         (name, present[name], total // present[name]) for (name, _), total in sorted(counts.items())
     )
-    return _Axis(fixed=fixed, per_channel=parts)
+    return Axis(fixed=fixed, per_channel=parts)
 
 
 def _weight_term(
@@ -129,7 +129,7 @@ def _weight_term(
     metric: Metric,
     shapes: Mapping[str, tuple[int, ...]],
     axis: _MakeAxis,
-) -> _Term:
+) -> Term:
     weight = layer.node.inputs[1]
     assert weight is not None
     rows = dependencies.rows.get(weight) or [None] * len(dims(weight))
@@ -139,21 +139,21 @@ def _weight_term(
     elif metric == "memory":
         factor = float(layer.weight.dtype.itemsize) if layer.weight.dtype is not None else 4.0
     sizes = [axis(row, int(size)) for row, size in zip(rows, dims(weight), strict=True)]  # type: ignore[arg-type]
-    return _Term(node=layer.name, factor=factor, axes=tuple(sizes))
+    return Term(node=layer.name, factor=factor, axes=tuple(sizes))
 
 
 def _activation_term(
     value: ir.Value, dependencies: Dependencies, shapes: Mapping[str, tuple[int, ...]], axis: _MakeAxis
-) -> _Term:
+) -> Term:
     seen = (1, *shapes.get(value.name or "", (1,))[1:])
     rows = dependencies.rows.get(value) or [None] * len(seen)
     sizes = [axis(row, int(size)) for row, size in zip(rows, seen, strict=True)]
-    return _Term(node=value.name or "", factor=4.0, axes=tuple(sizes))
+    return Term(node=value.name or "", factor=4.0, axes=tuple(sizes))
 
 
 def _product(
     node: ir.Node, dependencies: Dependencies, shapes: Mapping[str, tuple[int, ...]], axis: _MakeAxis
-) -> _Term | None:
+) -> Term | None:
     """A MatMul of two activations: the products of attention, by heads."""
     if node.op_type != "MatMul" or any(v is None or v.const_value is not None for v in node.inputs):
         return None
@@ -167,7 +167,7 @@ def _product(
         1 if i == 0 or row is not None else n for i, (n, row) in enumerate(zip(seen_y, rows, strict=True))
     ]
     factor = float(np.prod(sizes)) * seen_x[-1]
-    return _Term(
+    return Term(
         node=node.name or "",
         factor=factor,
         axes=tuple(axis(row, 0) for row in rows if row is not None),

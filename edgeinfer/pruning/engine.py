@@ -1,4 +1,4 @@
-"""The steps that structured pruning is made of: plan, remove, refit. `PruneChannels` and `PruneHeads` use them."""
+"""The steps of structured pruning, which `PruneChannels` and `PruneHeads` share: plan, remove, refit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from edgeinfer.pruning.criteria import Criterion, rank
 from edgeinfer.pruning.feeds import Feeds
 from edgeinfer.pruning.frontier import run, tap
 from edgeinfer.pruning.groups import Dependencies, analyze
-from edgeinfer.pruning.layers import Layer, find_layers
+from edgeinfer.pruning.latency import latency_cost
+from edgeinfer.pruning.layers import find_layers
 from edgeinfer.pruning.prepare import prepare
 from edgeinfer.pruning.refit import Refitter, refusal
 from edgeinfer.pruning.sensitivity import measured_errors
@@ -138,6 +139,15 @@ def plan(
     )
 
 
+def _cost(model: ir.Model, dependencies: Dependencies, settings: Settings) -> CostModel:
+    shapes, metric = observed_shapes(model, settings.feeds or ()), settings.budget.metric
+    if metric != "latency":
+        return CostModel.of(model.graph, dependencies, metric, shapes)
+    parameters = CostModel.of(model.graph, dependencies, "parameters", shapes)
+    target = settings.target or Target.parse("onnxruntime")
+    return latency_cost(parameters, dependencies.layers, shapes, target, progress=settings.progress)
+
+
 def few(feeds: Feeds, samples: int) -> list[Mapping[str, np.ndarray]]:
     """Return the first feeds that hold at least so many samples, the last one cut to fit."""
     chosen: list[Mapping[str, np.ndarray]] = []
@@ -187,7 +197,7 @@ def refit_all(
         progress: Show it.
     """
     results: dict[str, Refit] = {}
-    layers = [layer for layer in find_layers(model.graph) if _affected(layer, model.graph, changed)]
+    layers = [layer for layer in find_layers(model.graph) if changed is None or layer.name in changed]
     for _ in range(sweeps):
         refitter.rewind()
         for layer in track(layers, "refitting layers", progress=progress):
@@ -201,10 +211,6 @@ def refit_all(
                 layer=layer.name, before=before if first is None else first.before, after=after
             )
     return list(results.values())
-
-
-def _affected(layer: Layer, graph: ir.Graph, changed: set[str] | None) -> bool:
-    return changed is None or layer.name in changed
 
 
 def downstream(graph: ir.Graph, changed: set[str]) -> set[str]:
