@@ -28,6 +28,7 @@ class Axis:
     per_channel: tuple[tuple[str, int, int], ...]  # group, its size, positions a channel
 
     def size(self, removed: Mapping[str, int]) -> int:
+        """Return the size when so many channels of each group are gone."""
         return self.fixed + sum((n - removed.get(g, 0)) * each for g, n, each in self.per_channel)
 
 
@@ -37,11 +38,14 @@ _MakeAxis: TypeAlias = "Callable[[Row | None, int], Axis]"
 @final
 @attrs.frozen(kw_only=True)
 class Term:
+    """The cost of one layer: a factor times the sizes of its followed axes."""
+
     node: str
     factor: float
     axes: tuple[Axis, ...]
 
     def value(self, removed: Mapping[str, int]) -> float:
+        """Return the cost when so many channels of each group are gone."""
         result = self.factor
         for axis in self.axes:
             result *= axis.size(removed)
@@ -102,7 +106,7 @@ class CostModel:
 
     def cost(self, removed: Mapping[str, int]) -> float:
         """Return the cost when so many channels of each group are gone."""
-        return sum(term.value(removed) for term in self.terms)
+        return float(sum(term.value(removed) for term in self.terms))
 
     def feasible(self, removed: Mapping[str, int]) -> bool:
         """Tell whether no axis becomes empty."""

@@ -14,7 +14,7 @@ the energy of the outputs of the layers that read the channels, so that groups o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal, TypeAlias, final
 
 import attrs
@@ -66,7 +66,12 @@ def rank(
     """
     if criterion == "second_order":
         return _second_order(group, layers, moments)
-    scores = _SCORES[criterion](group, layers, moments, seed)
+    if criterion == "activation":
+        scores = _activation(group, layers, moments)
+    elif criterion == "magnitude":
+        scores = _magnitude(group, layers)
+    else:
+        scores = np.random.default_rng((seed, group.size)).random(group.size)
     order = np.argsort(scores, kind="stable")
     total = max(float(scores.sum()), 1e-30)
     return Ranking(
@@ -95,7 +100,7 @@ def compensated(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return W and the change of b that make up for the loss of some columns as well as can be.
 
-    W′_T = W H_:T (H_TT + λI)⁻¹ for the columns T that stay, and b takes the change of the mean.
+    W'_T = W H_:T (H_TT + λI)⁻¹ for the columns T that stay, and b takes the change of the mean.
     """
     weight = layer.matrix(read_weight(layer.weight))
     cov, mean = moments.covariance, moments.mean
@@ -176,7 +181,7 @@ class _State:
 
 
 def _activation(
-    group: ChannelGroup, layers: Mapping[str, Layer], moments: Mapping[str, MomentObserver], seed: int
+    group: ChannelGroup, layers: Mapping[str, Layer], moments: Mapping[str, MomentObserver]
 ) -> np.ndarray:
     scores = np.zeros(group.size)
     for name in group.consumers:
@@ -189,9 +194,7 @@ def _activation(
     return scores
 
 
-def _magnitude(
-    group: ChannelGroup, layers: Mapping[str, Layer], moments: Mapping[str, MomentObserver], seed: int
-) -> np.ndarray:
+def _magnitude(group: ChannelGroup, layers: Mapping[str, Layer]) -> np.ndarray:
     scores = np.zeros(group.size)
     weights = {layer.node.inputs[1].name: layer.weight for layer in layers.values() if layer.node.inputs[1]}
     for part in group.slices:
@@ -200,14 +203,3 @@ def _magnitude(
             norms = np.square(array).reshape(len(array), -1).sum(1)
             scores += np.array([norms[list(p)].sum() for p in part.positions]) / max(norms.sum(), 1e-30)
     return scores
-
-
-def _random(
-    group: ChannelGroup, layers: Mapping[str, Layer], moments: Mapping[str, MomentObserver], seed: int
-) -> np.ndarray:
-    return np.random.default_rng((seed, group.size)).random(group.size)
-
-
-_SCORES: dict[
-    str, Callable[[ChannelGroup, Mapping[str, Layer], Mapping[str, MomentObserver], int], np.ndarray]
-] = {"activation": _activation, "magnitude": _magnitude, "random": _random}

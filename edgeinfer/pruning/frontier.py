@@ -67,7 +67,7 @@ def run(session: Session, feeds: Feeds) -> Iterator[dict[str, np.ndarray]]:
 
 
 def cuts(graph: ir.Graph) -> dict[str, int]:
-    """Return the tensors through which everything after them passes, with the index of the node that makes them.
+    """Return the tensors through which all that follows passes, with the index of the node that makes them.
 
     Inputs of the graph may be read anywhere: they are at hand.
     """

@@ -1,8 +1,8 @@
 """A cost model of measured latency: each layer is timed on the target's backend at a few channel counts.
 
 Counting multiply-accumulates misses what a runtime makes of them: blocked kernels round channels up, and thin
-layers are bound by memory. So every layer is run alone at a grid of input and output channels, and the time of
-any other count is interpolated. What is reported in the end is the whole model's latency, measured.
+layers are bound by memory. So every layer is run alone at a grid of input and output channels, and the time
+of any other count is interpolated. What is reported in the end is the whole model's latency, measured.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _alone(layer: Layer, shapes: Mapping[str, tuple[int, ...]], outs: int, ins: 
     weight_shape[layer.out_axis], weight_shape[layer.in_axis] = outs, ins
     x_shape = [1, *(shapes.get(layer.x.name or "") or (1,))[1:]]
     channels = ins if layer.kind != "conv" else ins * layer.group
-    attributes = {name: attr for name, attr in layer.node.attributes.items()}
+    attributes = dict(layer.node.attributes.items())
     if layer.group > 1 and layer.kind == "conv" and dims(layer.weight)[1] == 1:
         channels = outs
         attributes["group"] = ir.AttrInt64("group", outs)

@@ -1,7 +1,6 @@
 """Layers with weights, seen as matrices: Conv, ConvTranspose, Gemm and MatMul as Y = W X + b.
 
-Each layer is one product a convolution group: W is (G, R, K) with R outputs and K = inputs × kernel taps, X
-is (G, K, n) with one column an output position. Dense layers have G = 1; depthwise ones one group a channel.
+Each layer is one product a convolution group: W is (G, R, K) with R outputs and K = inputs times taps, X is (G, K, n) with one column an output position. Dense layers have G = 1; depthwise ones one group a channel.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class Layer:
 
     @property
     def taps(self) -> int:
-        """Kernel positions: 9 for a 3 × 3 convolution, 1 for a product."""
+        """Kernel positions: 9 for a 3x3 convolution, 1 for a product."""
         return math.prod(_ints(self.weight)[2:]) if self.kind.startswith("conv") else 1
 
     @property
@@ -76,7 +75,7 @@ class Layer:
 
     def matrix(self, weight: np.ndarray) -> np.ndarray:
         """Return a weight as (G, R, K), alpha included, float64."""
-        w = weight.astype(np.float64)
+        w: np.ndarray = weight.astype(np.float64)
         if self.kind == "conv":
             return w.reshape(self.group, w.shape[0] // self.group, -1)
         if self.kind == "conv_transpose":  # (C, M/G, k...): every tap is an output of its own
@@ -112,7 +111,7 @@ class Layer:
         shape = tuple(_ints(self.weight))
         if self.kind != "conv_transpose":
             return layout_of_node(self.node, shape)
-        # Before its taps are scattered, a transposed convolution multiplies like one with a 1 × 1 kernel.
+        # Before its taps are scattered, a transposed convolution multiplies like one with a 1x1 kernel.
         ones, rank = (1,) * (len(shape) - 2), len(shape) - 2
         return Layout(
             op_type="Conv",
@@ -147,7 +146,7 @@ def _layer(node: ir.Node) -> Layer | None:
         return None
     x, weight = node.inputs[0], node.inputs[1]
     source = None if weight is None else _behind_cast(weight)
-    if x is None or source is None or x.const_value is not None:
+    if x is None or weight is None or source is None or x.const_value is not None:
         return None
     if node.op_type == "MatMul" and (len(_ints(source)) != 2 or len(dims(x)) < 2):
         return None
@@ -162,12 +161,12 @@ def _layer(node: ir.Node) -> Layer | None:
         weight=source,
         bias=None if bias is None else _behind_cast(bias),
         group=int(_attr(node, "group", 1)),
-        shared=len(list(source.uses())) > 1 or (source is not weight and len(list(weight.uses())) > 1),  # type: ignore[union-attr]
+        shared=len(list(source.uses())) > 1 or (source is not weight and len(list(weight.uses())) > 1),
     )
 
 
 def _added_bias(node: ir.Node, channels: int | str | None) -> tuple[ir.Value | None, ir.Value]:
-    """Return the weight of an Add behind the node that is a bias (one number a channel), and the Add's output."""
+    """Return the bias that an Add behind the node adds (one number a channel), and the Add's output."""
     y = node.outputs[0]
     uses = list(y.uses())
     if len(uses) == 1 and uses[0].node.op_type == "Add" and not y.is_graph_output():
@@ -215,4 +214,4 @@ def _flag(node: ir.Node, name: str) -> bool:
 
 
 def _ints(value: ir.Value) -> list[int]:
-    return [int(dim) for dim in (value.shape or ())]  # type: ignore[call-overload]
+    return [dim for dim in (value.shape or ()) if isinstance(dim, int)]

@@ -277,7 +277,8 @@ def _per_channel(node: ir.Node, labels: Labels) -> list[Axes]:
     for value in node.inputs[1:]:
         if value is not None:
             meet(labels, node, axes[1], labels.axis(value, 0), "its statistics")
-    return [axes, *[[None]] * (len(node.outputs) - 1)]
+    statistics: list[Axes] = [[None] for _ in node.outputs[1:]]
+    return [axes, *statistics]
 
 
 @rule("GroupNormalization")

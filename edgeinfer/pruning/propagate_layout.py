@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -85,10 +87,7 @@ def _follow_one(node: ir.Node, labels: Labels, grid: np.ndarray) -> tuple[int, R
         lines = np.moveaxis(grid, axis, 0).reshape(grid.shape[axis], -1)
         if (lines == lines[:, :1]).all():
             return axis, lines[:, 0].copy()
-    if len(wide) == 1:
-        chosen = wide[0]
-    else:
-        chosen = wide[-1] if _is_shuffle(node) else wide[-2]
+    chosen = wide[-1] if len(wide) == 1 or _is_shuffle(node) else wide[-2]
     lines = np.moveaxis(grid, chosen, 0).reshape(grid.shape[chosen], -1)
     return chosen, labels.unite_all(lines, 1)
 
@@ -143,15 +142,16 @@ def _block(before: list[int | str | None], after: list[int | str | None]) -> tup
         known = isinstance(first, int) or isinstance(second, int)
         return None if known or (first is not None and second is not None and first != second) else (1, 1)
     p = q = 1
-    while first != second:
-        if first < second:
-            if p == len(before) or not isinstance(before[p], int):
-                return None
-            first, p = first * before[p], p + 1  # type: ignore[operator]
+    left, right = first, second
+    while left != right:
+        shorter, at = (before, p) if left < right else (after, q)
+        factor = shorter[at] if at < len(shorter) else None
+        if not isinstance(factor, int):
+            return None
+        if left < right:
+            left, p = left * factor, p + 1
         else:
-            if q == len(after) or not isinstance(after[q], int):
-                return None
-            second, q = second * after[q], q + 1  # type: ignore[operator]
+            right, q = right * factor, q + 1
     return p, q
 
 
@@ -200,7 +200,7 @@ def _split(node: ir.Node, labels: Labels) -> list[Axes]:
     if row is not None and (computed or not _static(sizes)):
         labels.lock(row, node.name or "", "the sizes of a Split are computed from data")
         row = None
-    starts = np.cumsum([0, *sizes]) if row is not None else [0] * (len(sizes) + 1)  # type: ignore[arg-type]
+    starts = np.cumsum([0, *sizes]) if row is not None else [0] * (len(sizes) + 1)
     result = []
     for index in range(len(node.outputs)):
         part = None if row is None else row[starts[index] : starts[index + 1]]
@@ -243,7 +243,7 @@ def slice_rows(node: ir.Node, rank: int) -> dict[int, slice] | None:
     axes = list(range(count)) if axes is None else axes
     steps = [1] * count if steps is None else steps
     result = {}
-    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):  # type: ignore[arg-type, call-overload]
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):  # type: ignore[call-overload]
         # ONNX clamps where Python wraps: an end before the first position means "through the first one".
         result[axis % rank] = slice(start, None if step < 0 and end < -(1 << 31) else end, step)
     return result
@@ -361,8 +361,8 @@ def _shape(node: ir.Node, labels: Labels) -> list[Axes]:
     assert x is not None
     rows = labels.of(x)
     start = int(attribute(node, "start", 0))  # type: ignore[call-overload]
-    end = attribute(node, "end")
-    read = set(range(len(rows))[slice(start, end)])  # type: ignore[misc]
+    end: Any = attribute(node, "end")
+    read = set(range(len(rows))[slice(start, end)])
     uses = node.outputs[0].uses()
     picks = [constant(user, 1) if user.op_type == "Gather" and index == 0 else None for user, index in uses]
     if not node.outputs[0].is_graph_output() and all(pick is not None for pick in picks):

@@ -18,7 +18,7 @@ from edgeinfer.transforms.base import GraphTransform, ReportBuilder
 __all__ = ["PruneChannels"]
 
 
-def _ratio(instance: object, attribute: Any, value: float | None) -> None:
+def _ratio(_: object, attribute: Any, value: float | None) -> None:
     if value is not None and not 0.0 < value <= 1.0:
         raise PreconditionError(
             f"{attribute.name} is the part to keep.", expected="above 0, at most 1", found=value

@@ -26,8 +26,8 @@ class PruneNM(GraphTransform):
     """Keep n of every m weights along the input channels, and refit them.
 
     2:4 is what NVIDIA GPUs from Ampere on execute at up to twice the speed (TensorRT: SPARSE_WEIGHTS); CPUs
-    gain nothing but smaller compressed files. Layers whose input channels are not a multiple of m are left dense,
-    and the report says so.
+    gain nothing but smaller compressed files. Layers whose input channels are not a multiple of m are left
+    dense, and the report says so.
 
     Attributes:
         n: How many weights of a group stay.
@@ -76,7 +76,7 @@ class PruneNM(GraphTransform):
         )
 
     def _refuse(self, layer: Layer) -> str:
-        channels = int(layer.weight.shape[layer.in_axis])  # type: ignore[index, arg-type]
+        channels = layer.layout.rows // layer.taps
         return f"{channels} input channels are no multiple of {self.m}" if channels % self.m else ""
 
     def _choose(self, layer: Layer, weight: np.ndarray, cov: np.ndarray | None) -> np.ndarray:

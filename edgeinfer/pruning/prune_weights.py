@@ -68,9 +68,9 @@ class PruneWeights(GraphTransform):
             ),
         )
 
-    def _choose(self, layer: Layer, weight: np.ndarray, cov: np.ndarray | None) -> np.ndarray:
+    def _choose(self, _: Layer, weight: np.ndarray, cov: np.ndarray | None) -> np.ndarray:
         return sparse_mask(weight, np.eye(weight.shape[1]) if cov is None else cov, self.sparsity)
 
-    def _satisfied(self, layer: Layer, weight: np.ndarray) -> bool:
+    def _satisfied(self, _: Layer, weight: np.ndarray) -> bool:
         # Rounding in blocks of columns may leave a few weights short of the wanted part.
         return bool((weight == 0).mean() >= self.sparsity - 0.01)

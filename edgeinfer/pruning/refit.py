@@ -1,6 +1,6 @@
 """Layer-wise least squares: fit each layer of a pruned model to what the float model computes there.
 
-W′, b′ = argmin Σ ‖Y − (W X + b)‖² + λ ‖W − W₀‖², with X from the pruned model as refitted so far and Y from
+W', b' = argmin Σ ‖Y - (W X + b)‖² + λ ‖W - W₀‖², with X from the pruned model as refitted so far and Y from
 the float model, in topological order, so that errors are made up for and do not pile up. Where the layer's
 output goes into a residual sum, the target is the sum of the float model: the layer then corrects what the
 stream has lost before it, too.
@@ -154,7 +154,7 @@ def solve(
         fit_bias: Whether b may change.
     """
     size = start.shape[2]
-    result = start.copy()
+    result: np.ndarray = start.copy()
     wide_xx, wide_yx = _wide(moments)
     for g in range(start.shape[0]):
         xx, yx = wide_xx[g], wide_yx[g]
@@ -170,8 +170,8 @@ def solve(
 
 
 def _solve_rows(left: np.ndarray, right: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Solve each row for the elements that it may have; rows that have the same ones share a factorization."""
-    result = np.zeros_like(right)
+    """Solve each row for the elements that it may have; rows with the same ones share a factorization."""
+    result: np.ndarray = np.zeros_like(right)
     patterns, which = np.unique(keep, axis=0, return_inverse=True)
     for index, free in enumerate(patterns):
         rows = np.flatnonzero(which.ravel() == index)
@@ -196,7 +196,7 @@ def _wide(moments: MomentObserver) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _loss(moments: MomentObserver, weights: np.ndarray) -> float:
-    """Return Σ‖Y − W X‖² relative to the centred Σ‖Y‖²."""
+    """Return Σ‖Y - W X‖² relative to the centred Σ‖Y‖²."""
     xx, yx = _wide(moments)
     power = moments.target_power.sum()
     error = power - 2 * (weights * yx).sum() + np.einsum("grk,gkl,grl->", weights, xx, weights, optimize=True)

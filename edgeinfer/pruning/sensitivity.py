@@ -7,6 +7,7 @@ and the error of its outputs is measured. Between the levels the local curve is 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -26,7 +27,7 @@ _FRACTIONS = (0.125, 0.25, 0.5, 0.75)
 
 
 def scored_outputs(model: ir.Model) -> list[str]:
-    """Return the tensors whose error counts: the outputs, before a final Softmax or Sigmoid, which saturate."""
+    """Return the tensors whose error counts: the outputs, before a Softmax or Sigmoid, which saturate."""
     names = []
     for value in model.graph.outputs:
         producer = value.producer()
@@ -41,7 +42,7 @@ def scored_outputs(model: ir.Model) -> list[str]:
 
 
 def output_error(model: ir.Model, wanted: Sequence[Mapping[str, np.ndarray]], frontier: Frontier) -> float:
-    """Return the mean over outputs of Σ(y − ŷ)² / Σ(y − ȳ)², the model being run from a frontier."""
+    """Return the mean over outputs of Σ(y - ŷ)² / Σ(y - ȳ)², the model being run from a frontier."""
     names = list(wanted[0])
     error, energy = np.zeros(len(names)), np.zeros(len(names))
     for expected, got in zip(wanted, frontier.tap(model, names), strict=True):
@@ -69,6 +70,7 @@ def measured_errors(
         rankings: Their rankings.
         moments: The moments of the layers that read them.
         feeds: A small part of the calibration.
+        progress: Show it.
     """
     names = scored_outputs(model)
     with tap(model, names) as session:
@@ -100,7 +102,7 @@ def _interpolate(local: np.ndarray, points: Sequence[tuple[int, float]]) -> list
     """Follow the local curve's shape through the measured points; errors never fall."""
     curve = np.zeros(len(local) + 1)
     padded = np.concatenate([[0.0], local])
-    for (a, low), (b, high) in zip(points[:-1], points[1:], strict=True):
+    for (a, low), (b, high) in itertools.pairwise(points):
         high = max(high, low)
         span = padded[b] - padded[a]
         part = (padded[a : b + 1] - padded[a]) / span if span > 0 else np.linspace(0, 1, b - a + 1)
@@ -109,7 +111,7 @@ def _interpolate(local: np.ndarray, points: Sequence[tuple[int, float]]) -> list
     if last < len(local):
         scale = top / padded[last] if padded[last] > 0 else 1.0
         curve[last:] = top + (padded[last:] - padded[last]) * scale
-    return np.maximum.accumulate(curve)[1:].tolist()
+    return [float(error) for error in np.maximum.accumulate(curve)[1:]]
 
 
 def _without(

@@ -1,8 +1,8 @@
 """Which single weights to drop: SparseGPT's sweep, with the choice within a group of M made jointly.
 
-With U the upper Cholesky factor of H⁻¹ (H⁻¹ = Uᵀ U), dropping column j costs w_j² / U_jj² and is made up for by
-W[:, j+1:] −= w_j / U_jj · U[j, j+1:] (Frantar and Alistarh 2023). For N:M the M weights of a group are weighed
-together: the inverse Hessian of what is left is U_gᵀ U_g on the group, so that each choice S of M − N
+With U the upper Cholesky factor of H⁻¹ (H⁻¹ = Uᵀ U), dropping column j costs w_j² / U_jj² and is made up for
+by W[:, j+1:] -= w_j / U_jj · U[j, j+1:] (Frantar and Alistarh 2023). For N:M the M weights of a group are
+weighed together: the inverse Hessian of what is left is U_gᵀ U_g on the group, so that each choice S of M - N
 weights costs w_Sᵀ [(U_gᵀ U_g)_SS]⁻¹ w_S, and the cheapest is taken.
 """
 
@@ -26,9 +26,10 @@ def group_order(layer: Layer, m: int) -> np.ndarray:
     That is where sparse tensor cores look for their pattern: along the input channels.
     """
     taps = layer.taps
-    channels = layer.weight.shape[layer.in_axis]  # type: ignore[index]
-    grid = np.arange(int(channels) * taps).reshape(-1, m, taps)  # type: ignore[call-overload]
-    return grid.transpose(0, 2, 1).reshape(-1)
+    columns = layer.layout.rows
+    grid = np.arange(columns).reshape(-1, m, taps)
+    order: np.ndarray = grid.transpose(0, 2, 1).reshape(-1)
+    return order
 
 
 def _upper(cov: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -36,7 +37,8 @@ def _upper(cov: np.ndarray, order: np.ndarray) -> np.ndarray:
     dead = np.diag(h) <= 0
     h = h + np.diag(np.where(dead, 1.0, 0.0))
     h[np.diag_indices_from(h)] += _DAMPING * np.trace(h) / len(h)
-    return np.linalg.cholesky(np.linalg.inv(h)).T
+    upper: np.ndarray = np.linalg.cholesky(np.linalg.inv(h)).T
+    return upper
 
 
 def nm_mask(weight: np.ndarray, cov: np.ndarray, order: np.ndarray, n: int, m: int) -> np.ndarray:

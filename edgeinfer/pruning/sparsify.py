@@ -1,8 +1,8 @@
 """The steps that weight sparsity is made of; `PruneWeights` and `PruneNM` use them.
 
 Layer by layer, in topological order: the dense weights are fitted to what the float model computes, from the
-inputs that the pruned model has by now; a mask is chosen for them; the weights that stay are solved for exactly,
-row by row. Sequential fitting and the exact solve are what SparseGPT's one pass leaves on the table.
+inputs that the pruned model has by now; a mask is chosen for them; the weights that stay are solved for
+exactly, row by row. Sequential fitting and the exact solve are what SparseGPT's one pass leaves on the table.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def _mask(masks: Masks, value: ir.Value | None, axis: int) -> np.ndarray | None:
     return None if axes is None else axes[axis]
 
 
-def _conv(node: ir.Node, masks: Masks, graph: ir.Graph) -> None:
+def _conv(node: ir.Node, masks: Masks, _: ir.Graph) -> None:
     group = int(attribute(node, "group", 1))  # type: ignore[call-overload]
     inputs = _mask(masks, node.inputs[0], 1)
     if group == 1 or inputs is None:
@@ -92,7 +92,7 @@ def _conv(node: ir.Node, masks: Masks, graph: ir.Graph) -> None:
     node.attributes["group"] = ir.AttrInt64("group", group)
 
 
-def _group_norm(node: ir.Node, masks: Masks, graph: ir.Graph) -> None:
+def _group_norm(node: ir.Node, masks: Masks, _: ir.Graph) -> None:
     mask = _mask(masks, node.inputs[0], 1)
     if mask is not None:
         groups = int(attribute(node, "num_groups"))  # type: ignore[call-overload]
@@ -108,7 +108,7 @@ def _split(node: ir.Node, masks: Masks, graph: ir.Graph) -> None:
     sizes: list[int] = []
     for value in node.outputs:
         mask = _mask(masks, value, axis)
-        sizes.append(dims(value)[axis] if mask is None else int(mask.sum()))  # type: ignore[arg-type]
+        sizes.append(dims(value)[axis] if mask is None else int(mask.sum()))
     if node.graph is not None and _opset(node) < 13:
         node.attributes["split"] = ir.AttrInt64s("split", sizes)
         return
