@@ -1,6 +1,7 @@
 """Layers with weights, seen as matrices: Conv, ConvTranspose, Gemm and MatMul as Y = W X + b.
 
-Each layer is one product a convolution group: W is (G, R, K) with R outputs and K = inputs times taps, X is (G, K, n) with one column an output position. Dense layers have G = 1; depthwise ones one group a channel.
+Each layer is one product a convolution group: W is (G, R, K) with R outputs and K = inputs times taps, X is
+(G, K, n) with one column an output position. Dense layers have G = 1; depthwise ones one group a channel.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class Layer:
         if self.kind == "conv_transpose":  # (C, M/G, k...): every tap is an output of its own
             per = w.reshape(self.group, w.shape[0] // self.group, -1)
             return per.transpose(0, 2, 1)
-        return (w if self.in_axis == 1 else w.T)[None] * self.scale
+        flat: np.ndarray = (w if self.in_axis == 1 else w.T)[None] * self.scale
+        return flat
 
     def unmatrix(self, matrix: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         """The inverse of `matrix` for a weight of the given shape."""
