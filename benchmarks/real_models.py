@@ -2,10 +2,10 @@
 
     python benchmarks/real_models.py DATA [--subset calib] [--only NAME,…]
 
-DATA holds `models/*.onnx` and `eval_baseline.py` with `TASKS[name] = (task(run, subset), example feed)`, where
-`task` returns metrics of a function `run(feed, outputs=None)`. For each model and runtime one line tells the first
-metric of the original in ONNX Runtime, the metric of the session, and the largest difference of any output relative
-to the largest value of that output, on three random feeds.
+DATA holds `models/*.onnx` and `eval_baseline.py` with `TASKS[name] = (task(run, subset), example feed)`,
+where `task` returns metrics of a function `run(feed, outputs)`. For each model and runtime one line tells the
+first metric of the original in ONNX Runtime, the metric of the session, and the largest difference of any
+output relative to the largest value of that output, on three random feeds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a session costs over the raw runtime, as ratios of medians of interleaved runs.
+"""What a session costs over the raw runtime, as ratios in interleaved runs.
 
     python benchmarks/session_overhead.py [--model mobilenet_v2.onnx] [--rounds 60]
 
@@ -28,15 +28,18 @@ one_add (float[1, 8] x) => (float[1, 8] y) { y = Add(x, x) }
 CALLS = 100
 
 
-def medians(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Microseconds a call, each the median over rounds in which all take turns."""
+def timings(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Microseconds a call: the lower quartile of rounds in which all take turns.
+
+    Not the median, because on a shared machine half of the rounds can be disturbed.
+    """
     for function in functions.values():
         timeit.timeit(function, number=500)
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
             times[name].append(timeit.timeit(function, number=CALLS) / CALLS * 1e6)
-    return {name: float(np.median(values)) for name, values in times.items()}
+    return {name: float(np.quantile(values, 0.25)) for name, values in times.items()}
 
 
 def onnxruntime_overhead(model: bytes, rounds: int) -> None:
@@ -47,7 +50,7 @@ def onnxruntime_overhead(model: bytes, rounds: int) -> None:
     binding.bind_input("x", "cpu", 0, np.float32, x_buffer.shape, x_buffer.ctypes.data)
     binding.bind_output("y", "cpu", 0, np.float32, y_buffer.shape, y_buffer.ctypes.data)
     with ei.load(ei.compile(model, "onnxruntime")) as session:
-        found = medians(
+        found = timings(
             {
                 "InferenceSession.run": lambda: raw.run(None, {"x": x}),
                 "session.infer": lambda: session.infer({"x": x}),
@@ -77,7 +80,7 @@ def openvino_overhead(model: bytes, rounds: int) -> None:
     request.set_input_tensor(x_tensor)
     request.set_output_tensor(y_tensor)
     with ei.load(ei.compile(model, "openvino")) as session:
-        found = medians(
+        found = timings(
             {
                 "compiled_model(x)": lambda: default(x),
                 "compiled_model(x), our options": lambda: same(x),

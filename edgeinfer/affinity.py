@@ -53,7 +53,10 @@ class Pins:
         """Pin the calling thread, unless it is pinned already."""
         thread = threading.get_native_id()
         if thread not in self._before:
-            self._before[thread] = os.sched_getaffinity(0)
+            before = os.sched_getaffinity(0)
+            # A younger thread that is on our cores already has that from a pinned thread which created it.
+            inherited = before == self._cores and thread not in self._older
+            self._before[thread] = self._allowed if inherited else before
             os.sched_setaffinity(0, self._cores)
 
     @contextlib.contextmanager

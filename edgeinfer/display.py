@@ -15,11 +15,20 @@ import attrs
 from edgeinfer.values import as_tuple
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+    from rich.console import Group
 
 __all__ = ["Table", "track"]
 
 T = TypeVar("T")
+
+_BLOCK = "margin:0.5em 0"
+# Inline styles, because notebooks strip style sheets; grey that shows on light and on dark themes.
+_CELL = (
+    "text-align:left;vertical-align:top;padding:0.2em 1.5em 0.2em 0;max-width:60em;overflow-wrap:break-word"
+)
+_HEAD = f"{_CELL};border-bottom:1px solid rgba(128,128,128,0.5)"
+_LABEL = f"{_CELL};opacity:0.7;white-space:nowrap"
+_FOOTER = "opacity:0.7;font-size:90%"
 
 
 def _as_rows(rows: Iterable[Iterable[object]]) -> tuple[tuple[object, ...], ...]:
@@ -45,39 +54,51 @@ class Table:
 
     def to_html(self) -> str:
         """Return an HTML fragment; every cell is escaped."""
-        head = "".join(f"<th style='text-align:left'>{html.escape(c)}</th>" for c in self.columns)
+        styles = [_CELL] * len(self.columns)
+        if not any(self.columns):
+            styles[0] = _LABEL
+        head = "".join(f"<th style='{_HEAD}'>{html.escape(column)}</th>" for column in self.columns)
         body = "".join(
-            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(str(c))}</td>" for c in row) + "</tr>"
+            f"<tr>{''.join(_html_cell(*pair) for pair in zip(row, styles, strict=True))}</tr>"
             for row in self.rows
         )
-        caption = f"<strong>{html.escape(self.title)}</strong>" if self.title else ""
-        footer = f"<div>{html.escape(self.footer)}</div>" if self.footer else ""
-        return (
-            f"<div>{caption}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{footer}</div>"
+        caption = f"<div><strong>{html.escape(self.title)}</strong></div>" if self.title else ""
+        header = f"<thead><tr>{head}</tr></thead>" if any(self.columns) else ""
+        table = (
+            f"<table style='border-collapse:collapse'>{header}<tbody>{body}</tbody></table>"
+            if self.rows
+            else ""
         )
+        footer = f"<div style='{_FOOTER}'>{_escaped(self.footer)}</div>" if self.footer else ""
+        return f"<div style='{_BLOCK}'>{caption}{table}{footer}</div>"
 
-    def to_rich(self) -> RichTable:
-        """Return a `rich.table.Table`."""
+    def to_rich(self) -> Group:
+        """Return something that `rich` prints: the title, a table, the footer."""
+        from rich import box
+        from rich.console import Group
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(
-            title=self.title or None,
-            title_justify="left",
-            caption=self.footer or None,
-            caption_justify="left",
-        )
-        for column in self.columns:
-            table.add_column(column, overflow="fold")
-        for row in self.rows:
-            table.add_row(*(Text(str(cell)) for cell in row))
-        return table
+        # Title and footer stand apart: rich would fold them to the width of the table.
+        parts: list[Text | RichTable] = [Text(self.title, style="bold")] if self.title else []
+        if self.rows:
+            labelled = any(self.columns)
+            table = RichTable(box=box.SIMPLE_HEAD, show_header=labelled, show_edge=False, pad_edge=False)
+            for number, column in enumerate(self.columns):
+                table.add_column(column, overflow="fold", style="cyan" if number == 0 else "")
+            for row in self.rows:
+                table.add_row(*(Text(str(cell)) for cell in row))
+            parts.append(table)
+        if self.footer:
+            parts.append(Text(self.footer, style="dim"))
+        return Group(*parts)
 
     def __str__(self) -> str:
         cells = [self.columns, *(tuple(str(c) for c in row) for row in self.rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-        return "\n".join(line for line in (self.title, *lines, self.footer) if line)
+        shown = lines if any(self.columns) else lines[1:]
+        return "\n".join(line for line in (self.title, *shown, self.footer) if line)
 
     def _repr_html_(self) -> str:
         return self.to_html()
@@ -104,6 +125,14 @@ def track(
 
     console = Console(stderr=not _in_notebook())
     yield from rich_track(items, description, total=total, console=console, transient=True)
+
+
+def _html_cell(value: object, style: str) -> str:
+    return f"<td style='{style}'>{_escaped(str(value))}</td>"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text).replace("\n", "<br>")
 
 
 def _in_notebook() -> bool:

@@ -180,13 +180,14 @@ class Model:
 
     @cached_property
     def nbytes(self) -> int:
-        """The size of all weights in bytes: initializers and Constant nodes, subgraphs and functions included."""
+        """The size of all weights in bytes: initializers and Constant nodes, wherever they are."""
         graphs = [self.ir.graph, *self.ir.graph.subgraphs()]
         tensors = [v.const_value for graph in graphs for v in graph.initializers.values()]
-        for nodes in (self.ir.graph, *self.ir.functions.values()):
+        owners: list[ir.Graph | ir.Function] = [self.ir.graph, *self.ir.functions.values()]
+        for owner in owners:
             tensors += [
                 ir.convenience.get_const_tensor(node.outputs[0])
-                for node in nodes.all_nodes()
+                for node in owner.all_nodes()
                 if (node.domain, node.op_type) == ("", "Constant")
             ]
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
@@ -270,7 +271,7 @@ class Model:
         rows.append(("opset", str(self.opset), f"{self.nbytes / 1e6:.2f} MB of weights"))
         rows.append(("digest", self.digest[:12], f"{len(self.history)} transforms"))
         name = self.path.name if self.path else self.ir.graph.name or "model"
-        return Table(title=f"Model {name}", columns=("", "name", ""), rows=tuple(rows))
+        return Table(title=f"Model {name}", columns=("", "", ""), rows=tuple(rows))
 
     def __repr__(self) -> str:
         name = self.path.name if self.path else self.ir.graph.name or "model"

@@ -29,7 +29,7 @@ from edgeinfer.backends.base import (
 from edgeinfer.backends.onnx_payload import onnx_source
 from edgeinfer.backends.onnxruntime_options import OnnxRuntimeOptions
 from edgeinfer.backends.onnxruntime_runner import OnnxRuntimeRunner
-from edgeinfer.errors import CompileError, DeviceError
+from edgeinfer.errors import CompileError, DeviceError, OptionsError
 from edgeinfer.model import Model
 
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeOptions"]
@@ -104,6 +104,12 @@ class OnnxRuntimeBackend:
             OptionsError: An option is unknown or refused.
             CompileError: ONNX Runtime refuses the model.
         """
+        if payload.options.get("plugin_libraries"):
+            raise OptionsError(
+                "An artifact may not name code to load.",
+                where="option plugin_libraries of the manifest",
+                hint="Give plugin_libraries to load, for libraries that you trust.",
+            )
         chosen = options_from(OnnxRuntimeOptions, payload.options, options.options, backend=NAME)
         device = (options.device or payload.device).upper() or "CPU"
         session = _create(onnx_source(payload), device, chosen)

@@ -1,1 +1,35 @@
-"""Measuring: latency, memory, closeness, and what really ran."""
+"""Measuring: latency, memory, closeness, what a model costs, and what really ran.
+
+The functions share their names with the modules that hold them, so here they stand for the functions.
+"""
+
+from __future__ import annotations
+
+from edgeinfer.measure.benchmark import BenchmarkReport, benchmark
+from edgeinfer.measure.closeness import Closeness
+from edgeinfer.measure.compare import CompareReport, compare
+from edgeinfer.measure.execution import ExecutionSummary, execution, requested_but_not_reached
+from edgeinfer.measure.feeds import generate_feeds
+from edgeinfer.measure.inspect import InspectReport, NodeCost, inspect
+from edgeinfer.measure.layers import LayerCloseness
+from edgeinfer.measure.memory import MemoryReport, memory
+from edgeinfer.measure.memory_plan import MemoryPlan
+
+__all__ = [
+    "BenchmarkReport",
+    "Closeness",
+    "CompareReport",
+    "ExecutionSummary",
+    "InspectReport",
+    "LayerCloseness",
+    "MemoryPlan",
+    "MemoryReport",
+    "NodeCost",
+    "benchmark",
+    "compare",
+    "execution",
+    "generate_feeds",
+    "inspect",
+    "memory",
+    "requested_but_not_reached",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex, TypeAlias, final
@@ -236,6 +237,25 @@ def _infer(model: ir.Model) -> None:
                 value.shape = other.shape
             if other is not None and value.type is None:
                 value.type = other.type
+    _check_reshapes(model)
+
+
+def _check_reshapes(model: ir.Model) -> None:
+    """Find a Reshape to a shape that was exported for another size, which inference passes over."""
+    for node in model.graph.all_nodes():
+        if node.op_type != "Reshape" or node.domain or node.inputs[0] is None:
+            continue
+        before, after = node.inputs[0].shape, node.outputs[0].shape
+        if before is None or after is None or not (before.is_static() and after.is_static()):
+            continue
+        if math.prod(before.numpy()) != math.prod(after.numpy()):
+            raise PreconditionError(
+                f"The graph cannot take these shapes: {node.name} reshapes to a size that is fixed.",
+                where=f"FixShapes, node {node.name!r}",
+                expected=_text(after),
+                found=_text(before),
+                hint="Choose the size that the model was exported for, or export it with a symbolic one.",
+            )
 
 
 def _merged(value: ir.Value, declared: ir.Shape | None) -> ir.Shape | None:

@@ -6,8 +6,8 @@ The ONNX version converter does the work. Around it:
   it sees as they are, since it turns some of them into attributes or the other way round.
 - Functions are inlined first, since it does not look into them.
 - Nodes that it rebuilds get their names back.
-- Upsample and the Resize of opset 10 sample at i / scale. The
-  Resize of opset 11 samples at (i + ½) / scale - ½ by default. The converter leaves it at that, so the old rule is written into the node.
+- Upsample and the Resize of opset 10 sample at i / scale. The Resize of opset 11 samples at
+  (i + 0.5) / scale - 0.5 by default. The converter leaves it at that, so the old rule is written down.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def convert_opset(model: ir.Model, version: int, *, wanted_by: str = "") -> ir.M
     sampled = {
         node.outputs[0].name for node in model.graph.all_nodes() if node.op_type in ("Upsample", "Resize")
     }
+    declared = {value.name: value.shape for value in (*model.graph.inputs, *model.graph.outputs)}
     try:
         common_passes.RemoveInitializersFromInputsPass()(model)
         model.ir_version = max(model.ir_version, 4)  # before it, every initializer had to be an input
@@ -62,6 +63,8 @@ def convert_opset(model: ir.Model, version: int, *, wanted_by: str = "") -> ir.M
         if before < 11 <= version:
             _keep_sampling(converted, sampled)
         _restore_names(converted, names)
+        for value in (*converted.graph.inputs, *converted.graph.outputs):
+            value.shape = declared[value.name]  # the converter infers, and so knows more than was declared
         check_graph(converted)
     except Exception as error:
         culprit = _operator_in(str(error), operators)
@@ -85,7 +88,7 @@ def _detach_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
             weights[name] = tensor
             del model.graph.initializers[name]
             value.const_value = None
-            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tuple(tensor.shape))
+            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.numpy().shape)
             model.graph.inputs.append(value)
     return weights
 

@@ -92,10 +92,11 @@ class ToFloat16(GraphTransform):
         half = {}
         for node in model.graph:
             inputs, outputs = convertible(node, opset)
-            if node.op_type in ("Constant", "Cast") or not (inputs or outputs):
+            if node.op_type in ("Constant", "Cast") or not _touches_float32(node):
                 continue
-            if node in kept:
-                report.skip(node, f"{node.op_type} stays in float32: {kept[node]}")
+            if node in kept or not (inputs or outputs):
+                reason = kept.get(node, f"the specification of opset {opset} has no float16 for it")
+                report.skip(node, f"{node.op_type} stays in float32: {reason}")
             else:
                 half[node] = (inputs, outputs)
         for node, (inputs, _) in half.items():
@@ -148,6 +149,10 @@ class ToFloat16(GraphTransform):
         if node.op_type in self.keep_ops:
             return f"keep_ops has {node.op_type}"
         return "keep_nodes has it" if node.name in self.keep_nodes else None
+
+
+def _touches_float32(node: ir.Node) -> bool:
+    return any(value is not None and value.dtype is _FLOAT for value in (*node.inputs, *node.outputs))
 
 
 def _keep_between(model: ir.Model, kept: dict[ir.Node, str]) -> None:

@@ -1,0 +1,115 @@
+"""`edgeinfer optimize` and `compile`: the commands that make something."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from pathlib import Path
+from typing import Any
+
+from edgeinfer.cli.console import Commands, add_json, add_options, option_values, print_json, print_table
+from edgeinfer.errors import OptionsError
+
+__all__ = ["add_commands", "parse_transform"]
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands."""
+    parser = commands.add_parser("optimize", help="apply transforms to a model, or the recipe of a target")
+    parser.add_argument("model", metavar="MODEL", help="an .onnx file")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the .onnx file to write")
+    parser.add_argument("--transform", nargs="+", action="extend", metavar="NAME",
+                        help="transforms in order, such as Simplify FuseBatchNorm 'FixShapes({\"N\": 1})'; "
+                        "without any, the recipe of the target")  # fmt: skip
+    parser.add_argument("--target", help="a device profile, or a backend such as openvino:NPU")
+    parser.add_argument("--calibration", metavar="PATH",
+                        help="representative inputs: an .npz or .npy file, or a folder of them")  # fmt: skip
+    add_json(parser)
+    parser.set_defaults(run=optimize)
+
+    parser = commands.add_parser("compile", help="compile a model for a backend")
+    parser.add_argument("model", metavar="MODEL", help="an .onnx file")
+    parser.add_argument("-b", "--backend", help="such as openvino or openvino:GPU; default: the best here")
+    parser.add_argument("--device", help="the device name within the backend")
+    parser.add_argument("-o", "--output", metavar="OUT",
+                        help="the directory to write (default: MODEL with .edge)")  # fmt: skip
+    add_options(parser)
+    add_json(parser)
+    parser.set_defaults(run=compile_model)
+
+
+def optimize(arguments: argparse.Namespace) -> None:
+    """Optimize a model and write it."""
+    import edgeinfer as ei
+    from edgeinfer.cli.feeds import read_feeds
+
+    model = ei.Model.load(arguments.model)
+    calibration = read_feeds(arguments.calibration, model.signature) if arguments.calibration else None
+    transforms = [parse_transform(text) for text in arguments.transform] if arguments.transform else None
+    result = ei.optimize(model, transforms, target=arguments.target, calibration=calibration)
+    path = result.save(arguments.output)
+    if arguments.json:
+        history = [
+            {"name": entry.name, "applied": entry.applied, "skipped": entry.skipped, "notes": entry.notes}
+            for entry in result.history
+        ]
+        print_json({"output": str(path), "digest": result.digest, "transforms": history})
+    else:
+        print_table(result.report.table(), result.table())
+        print(f"written to {path}")
+
+
+def compile_model(arguments: argparse.Namespace) -> None:
+    """Compile a model and save the artifact."""
+    import edgeinfer as ei
+
+    artifact = ei.compile(
+        arguments.model, arguments.backend, device=arguments.device, options=option_values(arguments)
+    )
+    saved = artifact.save(arguments.output or Path(arguments.model).with_suffix(".edge"))
+    if arguments.json:
+        manifest = saved.manifest
+        made = {"backend": manifest.backend, "device": manifest.device, "kind": manifest.kind}
+        print_json({"output": str(saved.path), "digest": saved.digest, "bytes": saved.disk_bytes, **made})
+    else:
+        print_table(saved.table())
+
+
+def parse_transform(text: str) -> Any:
+    """Make a transform from its name, or from a call with literal arguments as it stands in Python.
+
+    Raises:
+        OptionsError: There is no such transform, or its arguments are refused.
+    """
+    from edgeinfer import transforms
+    from edgeinfer.transforms.base import GraphTransform
+
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
+        name = call.func.id if isinstance(call.func, ast.Name) else ""
+        positional = [ast.literal_eval(argument) for argument in call.args]
+        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise OptionsError(
+            "That is not a transform.", expected="a name, or a call with literal arguments", found=text
+        ) from error
+    cls = getattr(transforms, name, None) if name in transforms.__all__ else None
+    if not (isinstance(cls, type) and issubclass(cls, GraphTransform)) or cls is GraphTransform:
+        raise OptionsError(f"There is no transform {name!r}.", expected=", ".join(_names()), found=text)
+    try:
+        return cls(*positional, **named)
+    except (TypeError, ValueError) as error:
+        raise OptionsError(f"{name} refuses its arguments: {error}", found=text) from error
+
+
+def _names() -> list[str]:
+    from edgeinfer import transforms
+    from edgeinfer.transforms.base import GraphTransform
+
+    found = {name: getattr(transforms, name) for name in transforms.__all__}
+    return [
+        name
+        for name, value in found.items()
+        if isinstance(value, type) and issubclass(value, GraphTransform) and value is not GraphTransform
+    ]

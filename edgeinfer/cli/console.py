@@ -1,0 +1,142 @@
+"""What all commands share: printing, and arguments that several of them take."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import math
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from edgeinfer.display import Table
+    from edgeinfer.measure.feeds import Shapes
+
+__all__ = [
+    "Commands",
+    "Report",
+    "add_json",
+    "add_options",
+    "add_shapes",
+    "option_values",
+    "print_json",
+    "print_report",
+    "print_table",
+    "shape_values",
+]
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+# Piped output has no width of its own; rich would take 80 columns and fold the tables.
+_PIPE_WIDTH = 140
+
+
+class Report(Protocol):
+    """What the library's functions return."""
+
+    def table(self) -> Table:
+        """Return what a person wants to see."""
+        ...
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what a program wants to see."""
+        ...
+
+
+def print_table(*tables: Table) -> None:
+    """Print tables to stdout with rich."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    for number, table in enumerate(tables):
+        if number:
+            console.print()
+        console.print(table.to_rich())
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document to stdout. Infinite and undefined numbers become null."""
+    print(json.dumps(_jsonable(value), indent=2, default=str))
+
+
+def print_report(report: Report, arguments: argparse.Namespace) -> None:
+    """Print a report as a table, or as JSON with `--json`."""
+    if arguments.json:
+        print_json(report.to_dict())
+    else:
+        print_table(report.table())
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add `--json`."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+
+
+def add_shapes(parser: argparse.ArgumentParser) -> None:
+    """Add `--shape`."""
+    parser.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        type=_shape,
+        metavar="NAME=SIZE",
+        help="the size of a symbolic dimension (N=8) or the shape of an input (input=8x3x224x224); "
+        "may be repeated",
+    )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--option`."""
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        type=_option,
+        metavar="NAME=VALUE",
+        help="an option of the backend, such as threads=1; may be repeated",
+    )
+
+
+def shape_values(arguments: argparse.Namespace) -> Shapes | None:
+    """Return what `--shape` gave."""
+    return dict(arguments.shape) or None
+
+
+def option_values(arguments: argparse.Namespace) -> dict[str, object] | None:
+    """Return what `--option` gave."""
+    return dict(arguments.option) or None
+
+
+def _shape(text: str) -> tuple[str, int | tuple[int, ...]]:
+    name, equals, value = text.rpartition("=")
+    try:
+        sizes = tuple(int(size) for size in value.replace(",", "x").split("x"))
+    except ValueError:
+        sizes = ()
+    if not equals or not name or not sizes or min(sizes) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SIZE or NAME=AxBxC")
+    return name, sizes[0] if len(sizes) == 1 else sizes
+
+
+def _option(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    words: dict[str, object] = {"true": True, "false": False, "none": None}
+    if value.lower() in words:
+        return name, words[value.lower()]
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value

@@ -1,0 +1,111 @@
+"""`edgeinfer doctor`: what this machine has, what is missing, and what to install."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+from typing import Any
+
+from edgeinfer import __version__
+from edgeinfer.cli.console import Commands, add_json, print_json, print_table
+
+__all__ = ["add_commands"]
+
+_PACKAGES = (
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "mlcommons-loadgen",
+)
+# Backends whose extra has another name, or that come with the core.
+_PIP = {"onnxruntime": "pip install onnxruntime"}
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser("doctor", help="say what this machine can run, and what is missing")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print what was found."""
+    found = examine()
+    if arguments.json:
+        print_json(found)
+        return
+    from edgeinfer.display import Table
+
+    machine = Table(
+        title=f"edgeinfer {__version__}",
+        columns=("", ""),
+        rows=[("machine", found["machine"]), *found["packages"].items()],
+    )
+    backends = Table(
+        title="Backends",
+        columns=("name", "state", "version", "from", "what to do"),
+        rows=[
+            (
+                name,
+                "available" if backend["available"] else "not available",
+                backend["version"],
+                backend["from"],
+                "" if backend["available"] else f"{backend['reason'].splitlines()[0]}\n{backend['install']}",
+            )
+            for name, backend in found["backends"].items()
+        ],
+    )
+    devices = Table(
+        title="Devices",
+        columns=("target", "description", "precisions"),
+        rows=[
+            (f"{name}:{device['name']}", device["description"], ", ".join(device["precisions"]))
+            for name, backend in found["backends"].items()
+            for device in backend["devices"]
+        ],
+    )
+    print_table(machine, backends, devices)
+
+
+def examine() -> dict[str, Any]:
+    """Return what is installed and what works, as JSON-compatible values."""
+    from edgeinfer.devices import profiles
+    from edgeinfer.measure.machine import describe_machine
+    from edgeinfer.registry import backends
+
+    found = {}
+    for name, entry in backends().items():
+        state = entry.capabilities()
+        found[name] = {
+            "available": state.available,
+            "version": state.version,
+            "reason": state.reason,
+            "install": "" if state.available else _PIP.get(name, f'pip install "edgeinfer[{name}]"'),
+            "from": ", ".join(entry.distributions),
+            "devices": [
+                {
+                    "name": device.name,
+                    "description": device.description,
+                    "precisions": sorted(device.precisions),
+                }
+                for device in state.devices
+            ],
+        }
+    return {
+        "edgeinfer": __version__,
+        "machine": describe_machine(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "backends": found,
+        "profiles": sorted(profiles()),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

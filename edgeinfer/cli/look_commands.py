@@ -1,0 +1,89 @@
+"""`edgeinfer inspect`, `compare` and `demo`: the commands that look and change nothing."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edgeinfer.cli.console import (
+    Commands,
+    add_json,
+    add_shapes,
+    print_json,
+    print_report,
+    print_table,
+    shape_values,
+)
+
+__all__ = ["add_commands"]
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands."""
+    parser = commands.add_parser("inspect", help="say what a model consists of and what it costs")
+    parser.add_argument("model", metavar="MODEL", help="an .onnx file, or the directory of an artifact")
+    parser.add_argument("--nodes", type=int, default=0, metavar="N", help="also list the N costliest nodes")
+    add_shapes(parser)
+    add_json(parser)
+    parser.set_defaults(run=inspect)
+
+    parser = commands.add_parser("compare", help="say how close two models' answers are, layer by layer")
+    parser.add_argument("a", metavar="A", help="the reference: an .onnx file or an artifact")
+    parser.add_argument("b", metavar="B", help="the candidate, likewise")
+    parser.add_argument("--feeds", metavar="PATH", help="inputs: an .npz or .npy file, or a folder of them")
+    parser.add_argument("--threshold-db", type=float, default=20.0, metavar="DB",
+                        help="the SQNR below which a layer has gone wrong (default: 20)")  # fmt: skip
+    parser.add_argument("--layers", action="store_true", help="list every layer")
+    add_shapes(parser)
+    add_json(parser)
+    parser.set_defaults(run=compare)
+
+    parser = commands.add_parser("demo", help="run the whole way on a small model that comes with edgeinfer")
+    add_json(parser)
+    parser.set_defaults(run=demo)
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Print the report on a model, or the manifest of an artifact."""
+    if Path(arguments.model).is_dir():
+        from edgeinfer.artifact import Artifact
+        from edgeinfer.manifest import encode_manifest
+
+        artifact = Artifact.open(arguments.model)
+        if arguments.json:
+            print(encode_manifest(artifact.manifest).decode())
+        else:
+            print_table(artifact.table())
+        return
+    import edgeinfer as ei
+
+    report = ei.inspect(arguments.model, shapes=shape_values(arguments))
+    print_report(report, arguments)
+    if arguments.nodes and not arguments.json:
+        print_table(report.node_table(arguments.nodes))
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Print the comparison of two models or artifacts."""
+    import edgeinfer as ei
+    from edgeinfer.artifact import Artifact
+    from edgeinfer.cli.feeds import read_feeds
+    from edgeinfer.model import Model
+
+    a, b = (Artifact.open(p) if Path(p).is_dir() else Model.load(p) for p in (arguments.a, arguments.b))
+    feeds = read_feeds(arguments.feeds, a.signature) if arguments.feeds else None
+    report = ei.compare(a, b, feeds, threshold_db=arguments.threshold_db, shapes=shape_values(arguments))
+    print_report(report, arguments)
+    if arguments.layers and report.layers and not arguments.json:
+        print_table(report.layer_table())
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """Run the demonstration."""
+    from edgeinfer.demo import run_demo
+
+    report = run_demo()
+    if arguments.json:
+        print_json(report.to_dict())
+    else:
+        print_table(report.before.table(), report.steps_table(), report.table())

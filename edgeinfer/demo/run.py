@@ -1,0 +1,192 @@
+"""The main job from end to end: inspect, optimize, compile, save, load, infer, measure."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import attrs
+
+from edgeinfer.api import compile as compile_model
+from edgeinfer.api import load, optimize
+from edgeinfer.demo.data import Digits, load_digits, model_path
+from edgeinfer.display import Table, track
+from edgeinfer.errors import EdgeInferError
+from edgeinfer.measure.benchmark import benchmark
+from edgeinfer.measure.closeness import ClosenessAccumulator
+from edgeinfer.measure.execution import execution
+from edgeinfer.measure.inspect import InspectReport, inspect
+from edgeinfer.model import Model
+from edgeinfer.registry import backends
+from edgeinfer.values import as_tuple
+
+__all__ = ["DemoReport", "DemoRow", "run_demo"]
+
+REFERENCE = "onnxruntime"
+# A model this small is fastest, and steadiest, on one thread.
+OPTIONS = {"onnxruntime": {"threads": 1}, "openvino": {"threads": 1}}
+
+
+@final
+@attrs.frozen(kw_only=True)
+class DemoRow:
+    """One version of the model on one backend.
+
+    Attributes:
+        variant: What was done to the model.
+        backend: The backend and its device.
+        accuracy: Share of held-out images classified right.
+        sqnr_db: Closeness of the logits to those of the original model.
+        p50_ms: Median latency of one image.
+        p99_ms: 99th percentile of the same.
+        disk_bytes: Size of the artifact.
+        ran: How many layers ran in which precision, by the runtime's own account.
+    """
+
+    variant: str
+    backend: str
+    accuracy: float
+    sqnr_db: float
+    p50_ms: float
+    p99_ms: float
+    disk_bytes: int
+    ran: str
+
+
+@final
+@attrs.frozen(kw_only=True)
+class DemoReport:
+    """What the demonstration found.
+
+    Attributes:
+        before: The original model.
+        after: The optimized model.
+        transforms: What was applied to it: transform, and how many places it changed.
+        rows: The measurements.
+        unavailable: Backends that could not take part, and why.
+        images: How many held-out images the accuracy is of.
+    """
+
+    before: InspectReport
+    after: InspectReport
+    transforms: tuple[tuple[str, int], ...] = attrs.field(converter=as_tuple)
+    rows: tuple[DemoRow, ...] = attrs.field(converter=as_tuple)
+    unavailable: Mapping[str, str]
+    images: int
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the figures as JSON-compatible values."""
+        return {
+            "transforms": dict(self.transforms),
+            "nodes_before": len(self.before.nodes),
+            "nodes_after": len(self.after.nodes),
+            "images": self.images,
+            "rows": [attrs.asdict(row) | {"sqnr_db": min(row.sqnr_db, 1e9)} for row in self.rows],
+            "unavailable": dict(self.unavailable),
+        }
+
+    def table(self) -> Table:
+        """Return one row for each version and backend."""
+        rows: list[tuple[object, ...]] = [
+            (
+                row.variant,
+                row.backend,
+                f"{row.accuracy:.2%}",
+                f"{row.sqnr_db:.0f} dB" if row.sqnr_db < 1e9 else "same",
+                f"{row.p50_ms * 1000:.0f} µs",
+                f"{row.p99_ms * 1000:.0f} µs",
+                f"{row.disk_bytes / 1000:.0f} kB",
+                row.ran,
+            )
+            for row in self.rows
+        ]
+        return Table(
+            title=f"Digits, {self.images} held-out images",
+            columns=("model", "runs on", "accuracy", "closeness", "p50", "p99", "size", "what ran"),
+            rows=rows,
+            footer="\n".join(f"{name} did not take part: {why}" for name, why in self.unavailable.items()),
+        )
+
+    def steps_table(self) -> Table:
+        """Return what optimizing did."""
+        rows = [(name, f"{count} places" if count else "nothing to do") for name, count in self.transforms]
+        rows.append(("nodes", f"{len(self.before.nodes)} before, {len(self.after.nodes)} after"))
+        return Table(title="Optimized", columns=("", ""), rows=rows)
+
+    def __str__(self) -> str:
+        return "\n\n".join(str(table) for table in (self.before.table(), self.steps_table(), self.table()))
+
+    def _repr_html_(self) -> str:
+        return "".join(t.to_html() for t in (self.before.table(), self.steps_table(), self.table()))
+
+
+def variants() -> dict[str, Sequence[Any]]:
+    """Return the versions of the model that are measured: name, and the transforms that make it.
+
+    A further version, such as an int8 one, is one more entry here.
+    """
+    from edgeinfer.transforms import FuseBatchNorm, Simplify
+
+    return {"optimized": (Simplify(), FuseBatchNorm())}
+
+
+def run_demo(*, runs: int = 300, progress: bool | None = None) -> DemoReport:
+    """Run the whole way on every backend that is available here.
+
+    Args:
+        runs: How many inferences each latency is of.
+        progress: Show a progress bar. None: in a terminal or a notebook only.
+    """
+    digits = load_digits()
+    original = Model.load(model_path())
+    made = {name: optimize(original, steps) for name, steps in variants().items()}
+    with load(compile_model(original, REFERENCE)) as session:
+        expected = session.infer({"images": digits.images})["logits"]
+    entries = backends()
+    jobs = [("original", original, REFERENCE)]
+    jobs += [(variant, model, name) for variant, model in made.items() for name in entries]
+    rows: list[DemoRow] = []
+    unavailable = {
+        name: entry.reason.splitlines()[0] for name, entry in entries.items() if not entry.available
+    }
+    with tempfile.TemporaryDirectory(prefix="edgeinfer-demo-") as folder:
+        for variant, model, backend in track(jobs, "Measuring", total=len(jobs), progress=progress):
+            if backend in unavailable:
+                continue
+            try:
+                path = Path(folder) / f"{variant}-{backend}.edge"
+                rows.append(_measure(variant, model, backend, path, digits, expected, runs))
+            except EdgeInferError as error:
+                unavailable[backend] = error.what
+    first = next(iter(made.values()))
+    return DemoReport(
+        before=inspect(original),
+        after=inspect(first),
+        transforms=[(step.name, len(step.applied)) for step in first.report.steps],
+        rows=rows,
+        unavailable=unavailable,
+        images=len(digits.labels),
+    )
+
+
+def _measure(
+    variant: str, model: Model, backend: str, path: Path, digits: Digits, expected: Any, runs: int
+) -> DemoRow:
+    artifact = compile_model(model, backend, options=OPTIONS.get(backend)).save(path)
+    with load(path) as session:
+        logits = session.infer({"images": digits.images})["logits"]
+        closeness = ClosenessAccumulator()
+        closeness.update(expected, logits)
+        timing = benchmark(session, {"images": digits.images[:1]}, warmup=20, runs=runs, progress=False)
+        return DemoRow(
+            variant=variant,
+            backend=f"{session.backend}:{session.device}",
+            accuracy=digits.accuracy(logits),
+            sqnr_db=closeness.result().sqnr_db,
+            p50_ms=timing.p50_ms,
+            p99_ms=timing.p99_ms,
+            disk_bytes=artifact.disk_bytes,
+            ran=execution(session).describe(),
+        )

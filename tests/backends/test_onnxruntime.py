@@ -1,0 +1,218 @@
+"""ONNX Runtime: options, providers, what really ran, dtypes that numpy does not have."""
+
+from __future__ import annotations
+
+import attrs
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime as ort
+import pytest
+
+import edgeinfer as ei
+from edgeinfer.backends import onnxruntime_
+from edgeinfer.backends.base import CompileOptions, LoadOptions
+from edgeinfer.backends.onnxruntime_options import OnnxRuntimeOptions
+from edgeinfer.errors import CompileError, DeviceError, OptionsError
+from edgeinfer.registry import get_backend
+
+HEADER = '<ir_version: 8, opset_import: ["": 17]>\n'
+ADD = HEADER + "add (float[N, 3] x) => (float[N, 3] y) { y = Add(x, x) }"
+
+
+def model(text: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model(text)
+
+
+def session(text: str, **options: object) -> ei.Session:
+    return ei.load(ei.compile(model(text), "onnxruntime", options=options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threads": 1, "inter_threads": 1, "execution_mode": "parallel"},
+        {"graph_optimization_level": "disable"},
+        {"graph_optimization_level": "layout"},
+        {"memory_arena": False, "memory_pattern": False, "allow_spinning": False},
+        {"providers": ["CPUExecutionProvider"]},
+        {"providers": [("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})]},
+        {"session_config": {"session.set_denormal_as_zero": "1"}},
+    ],
+    ids=str,
+)
+def test_options_survive_the_artifact_and_run(options, tmp_path):
+    ei.compile(model(ADD), "onnxruntime", options=options).save(tmp_path / "add.edge")
+    with ei.load(tmp_path / "add.edge") as loaded:
+        x = np.ones((2, 3), np.float32)
+        np.testing.assert_array_equal(loaded.infer(x)["y"], x + x)
+
+
+def test_options_reach_the_runtime():
+    with session(
+        ADD,
+        threads=1,
+        allow_spinning=False,
+        graph_optimization_level="basic",
+        int8_activations=True,
+        session_config={"session.set_denormal_as_zero": 1},
+    ) as loaded:
+        settings = loaded._runner._session.get_session_options()
+        assert settings.intra_op_num_threads == 1
+        assert settings.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        assert settings.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert settings.get_session_config_entry("session.qdqisint8allowed") == "1"
+        assert settings.get_session_config_entry("session.set_denormal_as_zero") == "1"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threads": -1},
+        {"threads": 1.5},
+        {"graph_optimization_level": "most"},
+        {"execution_mode": "random"},
+        {"memory_arena": "yes"},
+        {"allow_spinning": 2},
+        {"int8_activations": 1},
+        {"session_config": 3},
+        {"no_such": 1},
+        "fast",
+    ],
+)
+def test_wrong_options_are_refused(options):
+    with pytest.raises(OptionsError):
+        ei.compile(model(ADD), "onnxruntime", options=options)
+
+
+def test_a_provider_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(DeviceError, match="no execution provider") as caught:
+        ei.compile(model(ADD), "onnxruntime", device="CUDA")
+    assert "CPU" in str(caught.value.expected)
+    with pytest.raises(DeviceError, match="NoSuchProvider"):
+        ei.compile(model(ADD), "onnxruntime", options={"providers": ["NoSuchProvider"]})
+
+
+def test_a_provider_that_does_not_start_is_not_replaced_in_silence(monkeypatch):
+    real = onnxruntime_._provider_names(ort)
+    monkeypatch.setattr(onnxruntime_, "_provider_names", lambda _: [*real, "CUDAExecutionProvider"])
+    with pytest.raises(DeviceError, match="did not start") as caught:
+        ei.compile(model(ADD), "onnxruntime", device="CUDA")
+    assert caught.value.found == "CPUExecutionProvider"
+
+
+def test_the_remote_provider_is_no_device():
+    names = [device.name for device in get_backend("onnxruntime").capabilities().devices]
+    assert names[0] == "CPU"
+    assert "AZURE" not in names
+
+
+def test_a_plugin_library_that_cannot_be_loaded_is_a_device_error(tmp_path):
+    (tmp_path / "plugin.so").write_bytes(b"not a library")
+    artifact = ei.compile(model(ADD), "onnxruntime")
+    with pytest.raises(DeviceError, match="cannot be registered"):
+        ei.load(artifact, options={"plugin_libraries": {"mine": str(tmp_path / "plugin.so")}})
+
+
+def test_an_artifact_keeps_no_code_to_load():
+    options = OnnxRuntimeOptions(threads=1, plugin_libraries={"mine": "/tmp/plugin.so"})
+    assert options.portable() == {"threads": 1}
+
+
+def test_an_artifact_that_names_code_is_refused():
+    backend = get_backend("onnxruntime")
+    payload = backend.compile(ei.Model.load(model(ADD)), CompileOptions())
+    edited = attrs.evolve(payload, options={"plugin_libraries": {"mine": "/tmp/plugin.so"}})
+    with pytest.raises(OptionsError, match="plugin_libraries"):
+        backend.load(edited, LoadOptions())
+
+
+def test_a_model_that_the_runtime_refuses_is_a_compile_error():
+    text = '<ir_version: 8, opset_import: ["": 17, "com.example": 1]> bad (float[2] x) => (float[2] y)'
+    with pytest.raises(CompileError, match="NoSuchOperator") as caught:
+        ei.compile(model(text + "{ y = com.example.NoSuchOperator(x) }"), "onnxruntime")
+    assert caught.value.__cause__ is not None
+
+
+# What really ran
+
+
+@pytest.mark.parametrize("activation", [np.uint8, np.int8])
+@pytest.mark.parametrize("options", [{}, {"int8_activations": True}])
+def test_a_quantized_convolution_runs_in_int8(activation, options, conv_qdq):
+    # On x86, ONNX Runtime turns int8 activations into uint8 first, unless the option allows int8 kernels.
+    with ei.load(ei.compile(conv_qdq(activation), "onnxruntime", options=options)) as loaded:
+        layers = loaded.execution().layers
+    convolution = next(layer for layer in layers if "Conv" in layer.op_type)
+    assert convolution.op_type == "QLinearConv"
+    assert convolution.precision == "int8"
+    assert convolution.device == "CPU"
+    assert {layer.precision for layer in layers if layer.op_type.endswith("tizeLinear")} == {"float32"}
+
+
+def test_a_convolution_that_is_not_fused_with_its_quantizers_is_reported_as_float(conv_qdq):
+    # With a ReLU that the range of the quantizer behind it does not imply, ONNX Runtime fuses Conv and ReLU.
+    model = conv_qdq(np.uint8, relu=True)
+    with ei.load(ei.compile(model, "onnxruntime")) as loaded:
+        convolution = next(layer for layer in loaded.execution().layers if "Conv" in layer.op_type)
+    assert convolution.op_type == "FusedConv"
+    assert convolution.precision == "float32"
+
+
+def test_fused_operators_are_seen():
+    text = HEADER + "c (float[1, 4, 8, 8] x, float[4, 4, 3, 3] w) => (float[1, 4, 6, 6] y) "
+    text = text + "{ c = Conv(x, w) y = Relu(c) }"
+    with session(text, graph_optimization_level="extended") as loaded:
+        assert [layer.op_type for layer in loaded.execution().layers] == ["FusedConv"]
+    with session(text, graph_optimization_level="disable") as loaded:
+        assert [layer.op_type for layer in loaded.execution().layers] == ["Conv", "Relu"]
+
+
+def test_float16_and_integers_are_named():
+    text = HEADER + "c (float16[4] x, int64[4] i) => (float16[4] y, int64[4] j) { y = Sqrt(x) j = Neg(i) }"
+    with session(text, graph_optimization_level="disable") as loaded:
+        found = {layer.op_type: layer.precision for layer in loaded.execution().layers}
+    assert found["Neg"] == "int64"
+    assert "float16" in {*found.values()} or found["Sqrt"] == "float32"  # a CPU may compute it in float32
+
+
+# Dtypes
+
+
+@pytest.mark.parametrize("shape", [(3,), (0,), (40_000,)])
+@pytest.mark.parametrize("size", ["N", "static"])
+def test_bfloat16_goes_in_and_out(shape, size):
+    dim = "N" if size == "N" else str(shape[0])
+    text = (
+        HEADER
+        + f"b (bfloat16[{dim}] x) => (bfloat16[{dim}] y) {{ f = Cast<to = 1>(x) y = Cast<to = 16>(f) }}"
+    )
+    x = (np.arange(shape[0]) % 9).astype(ml_dtypes.bfloat16)
+    with session(text) as loaded:
+        found = loaded.infer(x)["y"]
+        assert found.dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(found, x)
+        bound = loaded.bind({"x": shape})
+        bound.inputs["x"][...] = x
+        bound.run()
+        np.testing.assert_array_equal(bound.outputs["y"], x)
+
+
+def test_strings():
+    text = HEADER + "s (string[N] x) => (string[N] y) { y = Identity(x) }"
+    with session(text) as loaded:
+        found = loaded.infer(np.array(["edge", "ünïcode", ""]))["y"]
+        assert found.tolist() == ["edge", "ünïcode", ""]
+        bound = loaded.bind({"x": (2,)})
+        bound.inputs["x"][...] = ["a", "bc"]
+        bound.run()
+        assert bound.outputs["y"].tolist() == ["a", "bc"]
+
+
+def test_threads_follow_the_affinity(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert onnxruntime_._allowed_threads() == 1
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    assert onnxruntime_._allowed_threads() == 0
