@@ -29,6 +29,8 @@ __all__ = ["Criterion", "Ranking", "compensated", "rank", "weight_columns"]
 Criterion: TypeAlias = Literal["second_order", "activation", "magnitude", "random"]
 
 _DAMPING = 1e-3
+# Compensation for lost channels must not rest on correlations that the few samples only seem to have.
+_DAMPING_BY_RANK = 0.1
 _BATCHES = 48
 
 
@@ -95,9 +97,7 @@ def weight_columns(group: ChannelGroup, layer: Layer) -> np.ndarray | None:
     return None
 
 
-def compensated(
-    layer: Layer, moments: MomentObserver, columns: np.ndarray, damping: float = _DAMPING
-) -> tuple[np.ndarray, np.ndarray]:
+def compensated(layer: Layer, moments: MomentObserver, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return W and the change of b that make up for the loss of some columns as well as can be.
 
     W'_T = W H_:T (H_TT + λI)⁻¹ for the columns T that stay, and b takes the change of the mean.
@@ -107,10 +107,15 @@ def compensated(
     stay = np.setdiff1d(np.arange(weight.shape[2]), columns)
     result = np.zeros_like(weight)
     for g in range(weight.shape[0]):
-        h = cov[g] + damping * np.trace(cov[g]) / len(cov[g]) * np.eye(len(cov[g]))
+        h = cov[g] + _damping(moments, len(cov[g])) * np.trace(cov[g]) / len(cov[g]) * np.eye(len(cov[g]))
         result[g][:, stay] = np.linalg.solve(h[np.ix_(stay, stay)], h[stay] @ weight[g].T).T
     shift = np.einsum("grk,gk->gr", weight - result, mean)
     return result, shift
+
+
+def _damping(moments: MomentObserver, size: int) -> float:
+    """Return what is added to the diagonal, relative to its mean."""
+    return _DAMPING + _DAMPING_BY_RANK * size / moments.count
 
 
 def _second_order(
@@ -155,7 +160,7 @@ class _State:
         weight = layer.matrix(read_weight(layer.weight))
         cov = moments.covariance
         energy = float(np.einsum("grk,gkl,grl->", weight, cov, weight, optimize=True))
-        damp = _DAMPING * np.trace(cov, axis1=1, axis2=2) / cov.shape[1] + 1e-12
+        damp = _damping(moments, cov.shape[1]) * np.trace(cov, axis1=1, axis2=2) / cov.shape[1] + 1e-12
         inverse = np.linalg.inv(cov + damp[:, None, None] * np.eye(cov.shape[1]))
         return cls(inverse, weight.copy(), columns, max(energy, 1e-30))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, final
+from typing import final
 
 import attrs
 import numpy as np
@@ -12,154 +12,18 @@ import onnx_ir as ir
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
 from edgeinfer.model import Model
-from edgeinfer.pruning.allocate import allocate
-from edgeinfer.pruning.cost import CostModel, Metric
-from edgeinfer.pruning.criteria import Criterion, rank
-from edgeinfer.pruning.feeds import Feeds
-from edgeinfer.pruning.frontier import run, tap
 from edgeinfer.pruning.groups import Dependencies, analyze
-from edgeinfer.pruning.latency import interleaved_ms, latency_cost
+from edgeinfer.pruning.latency import interleaved_ms
 from edgeinfer.pruning.layers import find_layers
+from edgeinfer.pruning.plan import Budget, Settings, few, plan
 from edgeinfer.pruning.prepare import prepare
 from edgeinfer.pruning.refit import Refitter, refusal
-from edgeinfer.pruning.sensitivity import measured_errors
-from edgeinfer.pruning.statistics import columns_of_each_feed, input_moments
+from edgeinfer.pruning.sensitivity import compensate
+from edgeinfer.pruning.statistics import columns_of_each_feed
 from edgeinfer.pruning.surgery import remove_channels
-from edgeinfer.quantization.moments import MomentObserver
 from edgeinfer.transforms.base import ReportBuilder
 
-__all__ = ["Budget", "Plan", "Refit", "Settings", "plan", "prune_structured", "refit_all"]
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Budget:
-    """A limit: the part of a cost to keep."""
-
-    metric: Metric
-    keep: float
-
-
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class Settings:
-    """How to prune; see `PruneChannels` for what each means."""
-
-    kind: Literal["channel", "head"]
-    budget: Budget
-    feeds: Feeds | None = None
-    criterion: Criterion = "second_order"
-    multiple: int = 8
-    rounds: int = 1
-    measure: int = 48
-    max_columns: int = 24_000
-    ridge: float = 1e-3
-    seed: int = 0
-    progress: bool | None = None
-    target: Target | None = None
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Plan:
-    """What is to be removed.
-
-    Attributes:
-        removed: Channel indices by group name.
-        before: The cost before.
-        after: The cost after.
-    """
-
-    removed: Mapping[str, tuple[int, ...]]
-    before: float
-    after: float
-
-
-def observed_shapes(model: ir.Model, feeds: Feeds) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the activations that matter for cost, from a run of one sample, or as inferred."""
-    nodes = [node for node in model.graph if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
-    values = {
-        v.name: v for node in nodes for v in (node.inputs[0], node.outputs[0]) if v is not None and v.name
-    }
-    values = {name: v for name, v in values.items() if v.const_value is None}
-    first = next(iter(feeds), None)
-    if first is None:
-        return {
-            name: tuple(d if isinstance(d, int) else 1 for d in v.shape)
-            for name, v in values.items()
-            if v.shape is not None
-        }
-    with tap(model, list(values)) as session:
-        outputs = next(run(session, [{k: v[:1] for k, v in first.items()}]))
-    return {name: array.shape for name, array in outputs.items()}
-
-
-def plan(
-    model: ir.Model,
-    dependencies: Dependencies,
-    settings: Settings,
-    columns: int,
-    budget: float | None = None,
-) -> Plan:
-    """Choose the channels to remove.
-
-    Args:
-        model: The graph that was analyzed.
-        dependencies: What `analyze` found on it, only the groups that may be pruned among its groups.
-        settings: How.
-        columns: How many output positions to take of each feed.
-        budget: The cost to reach; None: the settings' part of the present cost.
-    """
-    groups, feeds = dependencies.groups, settings.feeds
-    layers = {layer.name: layer for layer in dependencies.layers}
-    needed = list(dict.fromkeys(name for group in groups for name in group.consumers))
-    criterion: Criterion = settings.criterion
-    moments: Mapping[str, MomentObserver] = {}
-    if feeds is None:
-        criterion = criterion if criterion in ("magnitude", "random") else "magnitude"
-    else:
-        moments = input_moments(model, [layers[n] for n in needed], feeds, columns)
-    rankings = {
-        group.name: rank(group, layers, moments, criterion, settings.seed)
-        for group in track(groups, "ranking channels", progress=settings.progress)
-    }
-    errors: Mapping[str, Sequence[float]] = {name: ranking.errors for name, ranking in rankings.items()}
-    if feeds is not None and settings.measure:
-        some = few(feeds, settings.measure)
-        errors = measured_errors(model, groups, rankings, moments, some, progress=settings.progress)
-    cost = CostModel.of(
-        model.graph, dependencies, settings.budget.metric, observed_shapes(model, feeds or ())
-    )
-    before = cost.cost({})
-    limit = before * settings.budget.keep if budget is None else budget
-    counts = allocate(groups, errors, cost, limit, multiple=settings.multiple)
-    return Plan(
-        removed={name: rankings[name].order[:count] for name, count in counts.items()},
-        before=before,
-        after=cost.cost(counts),
-    )
-
-
-def _cost(model: ir.Model, dependencies: Dependencies, settings: Settings) -> CostModel:
-    shapes, metric = observed_shapes(model, settings.feeds or ()), settings.budget.metric
-    if metric != "latency":
-        return CostModel.of(model.graph, dependencies, metric, shapes)
-    parameters = CostModel.of(model.graph, dependencies, "parameters", shapes)
-    target = settings.target or Target.parse("onnxruntime")
-    return latency_cost(parameters, dependencies.layers, shapes, target, progress=settings.progress)
-
-
-def few(feeds: Feeds, samples: int) -> list[Mapping[str, np.ndarray]]:
-    """Return the first feeds that hold at least so many samples, the last one cut to fit."""
-    chosen: list[Mapping[str, np.ndarray]] = []
-    left = samples
-    for feed in feeds:
-        if left <= 0:
-            break
-        size = next(iter(feed.values())).shape[0]
-        chosen.append(feed if size <= left else {k: v[:left] for k, v in feed.items()})
-        left -= size
-    return chosen
+__all__ = ["Refit", "downstream", "prune_structured", "refit_all"]
 
 
 @final
@@ -261,6 +125,7 @@ def prune_structured(model: ir.Model, report: ReportBuilder, settings: Settings)
             first, now = kept.get(group.name, (group.size, group.size))
             kept[group.name] = first, now - len(chosen.removed.get(group.name, ()))
         classes = [dependencies.members[g][c] for g, channels in chosen.removed.items() for c in channels]
+        compensate(work, dependencies.groups, chosen.removed, chosen.moments)
         fresh = remove_channels(work, dependencies, classes)
         masks = _compose(masks, {v.name or "": axes for v, axes in fresh.items()})
         if settings.feeds is not None:

@@ -81,7 +81,8 @@ class Layer:
             return w.reshape(self.group, w.shape[0] // self.group, -1)
         if self.kind == "conv_transpose":  # (C, M/G, k...): every tap is an output of its own
             per = w.reshape(self.group, w.shape[0] // self.group, -1)
-            return per.transpose(0, 2, 1)
+            turned: np.ndarray = per.transpose(0, 2, 1)
+            return turned
         flat: np.ndarray = (w if self.in_axis == 1 else w.T)[None] * self.scale
         return flat
 

@@ -5,8 +5,8 @@
 - `weights.npz`: every float weight by its name in the graph;
 - `masks.npz`: for every weight of a layer, which elements may be other than zero. A training loop multiplies
   weights (or gradients) by them;
-- `groups.json`: the coupled channels, with the tensors, axes and positions of each, and what is locked, so that
-  a regularizer can act on whole groups.
+- `groups.json`: the coupled channels, with the tensors, axes and positions of each, and what is locked, so
+  that a regularizer can act on whole groups.
 
 `import_weights(model, source)` puts trained weights back; zeros of the model stay zeros.
 """

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import PreconditionError
 from edgeinfer.pruning.criteria import Criterion
-from edgeinfer.pruning.engine import Budget, Settings, prune_structured
+from edgeinfer.pruning.engine import prune_structured
+from edgeinfer.pruning.plan import Budget, Settings
 from edgeinfer.quantization.calibration import as_calibration
 from edgeinfer.signature import Signature
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
@@ -49,7 +50,7 @@ class PruneChannels(GraphTransform):
         rounds: In how many rounds the budget is reached; more than one for steep ratios.
         measure: On how many samples the error of the outputs is measured; 0 relies on local errors.
         max_columns: How many output positions of a layer its moments are taken from.
-        ridge: How strongly refitted weights are drawn to the present ones.
+        ridge: How strongly refitted weights are drawn to the present ones. None: chosen on held-out feeds.
         seed: For the random criterion.
         progress: Show progress. None: in a terminal or a notebook.
     """
@@ -73,7 +74,9 @@ class PruneChannels(GraphTransform):
     rounds: int = attrs.field(default=1, kw_only=True, validator=attrs.validators.ge(1))
     measure: int = attrs.field(default=48, kw_only=True, validator=attrs.validators.ge(0))
     max_columns: int = attrs.field(default=24_000, kw_only=True, validator=attrs.validators.ge(100))
-    ridge: float = attrs.field(default=1e-3, kw_only=True, validator=attrs.validators.ge(0))
+    ridge: float | None = attrs.field(
+        default=None, kw_only=True, validator=attrs.validators.optional(attrs.validators.ge(0))
+    )
     seed: int = attrs.field(default=0, kw_only=True)
     progress: bool | None = attrs.field(default=None, kw_only=True)
 

@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from edgeinfer.devices.profile import Target
 from edgeinfer.pruning.criteria import Criterion
-from edgeinfer.pruning.engine import Budget, Settings, prune_structured
+from edgeinfer.pruning.engine import prune_structured
+from edgeinfer.pruning.plan import Budget, Settings
 from edgeinfer.quantization.calibration import as_calibration
 from edgeinfer.signature import Signature
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
@@ -31,7 +32,7 @@ class PruneHeads(GraphTransform):
         criterion: How the heads of one layer are ranked.
         measure: On how many samples the error of the outputs is measured.
         max_columns: How many positions the moments are taken from.
-        ridge: How strongly refitted weights are drawn to the present ones.
+        ridge: How strongly refitted weights are drawn to the present ones. None: chosen on held-out feeds.
         seed: For the random criterion.
         target: Taken for the sake of `optimize`; heads have no preferred multiple.
         progress: Show progress. None: in a terminal or a notebook.
@@ -48,7 +49,9 @@ class PruneHeads(GraphTransform):
     )
     measure: int = attrs.field(default=48, kw_only=True, validator=attrs.validators.ge(0))
     max_columns: int = attrs.field(default=24_000, kw_only=True, validator=attrs.validators.ge(100))
-    ridge: float = attrs.field(default=1e-3, kw_only=True, validator=attrs.validators.ge(0))
+    ridge: float | None = attrs.field(
+        default=None, kw_only=True, validator=attrs.validators.optional(attrs.validators.ge(0))
+    )
     seed: int = attrs.field(default=0, kw_only=True)
     target: Target | str | None = attrs.field(default=None, kw_only=True)
     progress: bool | None = attrs.field(default=None, kw_only=True)

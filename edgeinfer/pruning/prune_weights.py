@@ -32,7 +32,7 @@ class PruneWeights(GraphTransform):
         calibration: A re-iterable of feeds. Without one: magnitude, and nothing is refitted.
         sweeps: How often all layers are fitted; the masks are chosen in the first.
         max_columns: How many output positions of a layer its moments are taken from.
-        ridge: How strongly refitted weights are drawn to the present ones.
+        ridge: How strongly refitted weights are drawn to the present ones. None: chosen on held-out feeds.
         target: Taken for the sake of `optimize`.
         progress: Show progress. None: in a terminal or a notebook.
     """
@@ -41,7 +41,9 @@ class PruneWeights(GraphTransform):
     calibration: Any = attrs.field(default=None, kw_only=True, eq=False)
     sweeps: int = attrs.field(default=1, kw_only=True, validator=attrs.validators.ge(1))
     max_columns: int = attrs.field(default=24_000, kw_only=True, validator=attrs.validators.ge(100))
-    ridge: float = attrs.field(default=1e-3, kw_only=True, validator=attrs.validators.ge(0))
+    ridge: float | None = attrs.field(
+        default=None, kw_only=True, validator=attrs.validators.optional(attrs.validators.ge(0))
+    )
     target: Target | str | None = attrs.field(default=None, kw_only=True)
     progress: bool | None = attrs.field(default=None, kw_only=True)
 

@@ -19,7 +19,11 @@ from edgeinfer.pruning.feeds import Feeds
 from edgeinfer.pruning.frontier import Frontier, cuts
 from edgeinfer.pruning.layers import Layer, read_weight, write_weight
 from edgeinfer.pruning.shapes import add_constant
+from edgeinfer.pruning.statistics import is_held_out
 from edgeinfer.quantization.moments import MomentObserver
+
+DEFAULT_RIDGE = 1e-2
+RIDGES = (3e-4, 3e-3, 3e-2, 3e-1, 3.0)
 
 __all__ = ["ChooseMask", "Refitter", "refusal"]
 
@@ -36,14 +40,14 @@ class Refitter:
         masks: Which positions of the reference's axes are left in the pruned model, by tensor name.
         feeds: The calibration.
         columns: How many output positions to take of each feed.
-        ridge: λ, relative to the mean diagonal of X Xᵀ.
+        ridge: λ, relative to the mean diagonal of X Xᵀ. None: the best on feeds held out, layer by layer.
     """
 
     reference: ir.Model
     masks: Mapping[str, list[np.ndarray | None]]
     feeds: Feeds
     columns: int
-    ridge: float = 1e-3
+    ridge: float | None = None
     _at: tuple[Frontier, Frontier] = attrs.field(init=False)
     _refused: set[str] = attrs.field(init=False)
 
@@ -64,39 +68,50 @@ class Refitter:
         Returns:
             The relative squared error of the layer's output before and after.
         """
-        moments = self.collect(model, layer)
+        moments, held = self.collect(model, layer)
         weight = layer.matrix(read_weight(layer.weight))
         bias = _bias(layer, weight)
         before = np.concatenate([weight, bias[..., None]], 2)
         fit_bias = layer.bias is not None or layer.kind in ("conv", "gemm")
+        fixed = None if callable(keep) else keep
+        ridge = (
+            self.ridge
+            if self.ridge is not None
+            else best_ridge(moments, held, before, fixed, fit_bias=fit_bias)
+        )
+        if held.count:
+            moments.add(held)
         if callable(keep):
-            dense = solve(moments, before, self.ridge, fit_bias=fit_bias)
+            dense = solve(moments, before, ridge, fit_bias=fit_bias)
             keep, before = keep(dense[..., :-1], moments.covariance), dense
             forced = True
         else:
             forced = False
-        after = solve(moments, before, self.ridge, keep, fit_bias=fit_bias)
+        after = solve(moments, before, ridge, keep, fit_bias=fit_bias)
         losses = _loss(moments, before), _loss(moments, after)
         if forced or losses[1] < losses[0]:
             write_weight(layer.weight, layer.unmatrix(after[..., :-1], read_weight(layer.weight).shape))
             _set_bias(model, layer, after[..., -1].reshape(-1), bias.reshape(-1))
         return losses[0], min(losses)
 
-    def collect(self, model: ir.Model, layer: Layer) -> MomentObserver:
-        """Return the moments of a layer: X of the pruned model, Y of the float model."""
+    def collect(self, model: ir.Model, layer: Layer) -> tuple[MomentObserver, MomentObserver]:
+        """Return the moments of a layer, X of the pruned model and Y of the float model.
+
+        The second ones are of feeds held out, to choose the ridge on; empty where there are few feeds.
+        """
         anchor = residual_sum(layer)
         names = list(dict.fromkeys([layer.x.name or "", layer.y.name or "", anchor.name or ""]))
-        moments = MomentObserver(layer.layout, max_columns=self.columns)
+        parts = [MomentObserver(layer.layout, max_columns=self.columns) for _ in range(2)]
         self._advance(model, layer)
         pruned = self._at[0].tap(model, names)
         pairs = zip(pruned, self._at[1].tap(self.reference, [anchor.name or ""]), strict=True)
-        for values, wanted in pairs:
+        for index, (values, wanted) in enumerate(pairs):
             x, y = values[names[0]], values[layer.y.name or ""]
             target = self._kept(anchor.name or "", wanted[anchor.name or ""])
             if anchor is not layer.y:
                 target = y + (target - values[anchor.name or ""])
-            moments.update_pair(x, target)
-        return moments
+            parts[is_held_out(index)].update_pair(x, target)
+        return parts[0], parts[1]
 
     def rewind(self) -> None:
         """Start from the model's inputs again, for another sweep."""
@@ -134,6 +149,25 @@ def residual_sum(layer: Layer) -> ir.Value:
         if len(uses) != 1 or uses[0].node.op_type != "Add" or value.is_graph_output():
             return value
         value = uses[0].node.outputs[0]
+
+
+def best_ridge(
+    moments: MomentObserver,
+    held: MomentObserver,
+    start: np.ndarray,
+    keep: np.ndarray | None = None,
+    *,
+    fit_bias: bool = True,
+) -> float:
+    """Return the ridge whose solution has the least error on data held out.
+
+    Layers late in a network have many inputs and few positions: without this they would learn the calibration
+    by heart.
+    """
+    if not held.count:
+        return DEFAULT_RIDGE
+    losses = [_loss(held, solve(moments, start, ridge, keep, fit_bias=fit_bias)) for ridge in RIDGES]
+    return RIDGES[int(np.argmin(losses))]
 
 
 def solve(

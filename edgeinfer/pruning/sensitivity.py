@@ -21,7 +21,7 @@ from edgeinfer.pruning.layers import Layer, find_layers, read_weight, write_weig
 from edgeinfer.pruning.shapes import add_constant
 from edgeinfer.quantization.moments import MomentObserver
 
-__all__ = ["measured_errors", "output_error", "scored_outputs"]
+__all__ = ["compensate", "measured_errors", "output_error", "scored_outputs"]
 
 _FRACTIONS = (0.125, 0.25, 0.5, 0.75)
 
@@ -119,16 +119,37 @@ def _without(
 ) -> ir.Model:
     """Return the graph with some channels unread, and the layers that read them compensated."""
     work = model.clone()
-    layers: dict[str, Layer] = {layer.name: layer for layer in find_layers(work.graph)}
-    for name in group.consumers:
-        layer = layers[name]
-        columns = weight_columns(group, layer)
-        if columns is None or name not in moments:
-            continue
-        matrix, shift = compensated(layer, moments[name], columns[list(channels)].ravel())
-        write_weight(layer.weight, layer.unmatrix(matrix, read_weight(layer.weight).shape))
-        shift_bias(work, layer, shift.reshape(-1))
+    compensate(work, [group], {group.name: channels}, moments)
     return work
+
+
+def compensate(
+    model: ir.Model,
+    groups: Sequence[ChannelGroup],
+    removed: Mapping[str, Sequence[int]],
+    moments: Mapping[str, MomentObserver],
+) -> None:
+    """Let the layers of a graph do without some channels, in place; shapes stay.
+
+    Args:
+        model: The graph.
+        groups: Its groups.
+        removed: Channels by group name.
+        moments: The moments of the inputs of the layers that read them, by name; layers without are left alone.
+    """
+    layers: dict[str, Layer] = {layer.name: layer for layer in find_layers(model.graph)}
+    lost: dict[str, list[np.ndarray]] = {}
+    for group in groups:
+        for name in group.consumers if removed.get(group.name) else ():
+            columns = weight_columns(group, layers[name])
+            if columns is not None and name in moments:
+                lost.setdefault(name, []).append(columns[list(removed[group.name])].ravel())
+    for name, parts in lost.items():
+        layer = layers[name]
+        matrix, shift = compensated(layer, moments[name], np.concatenate(parts))
+        write_weight(layer.weight, layer.unmatrix(matrix, read_weight(layer.weight).shape))
+        if layer.kind != "conv_transpose":
+            shift_bias(model, layer, shift.reshape(-1))
 
 
 def shift_bias(model: ir.Model, layer: Layer, shift: np.ndarray) -> None:

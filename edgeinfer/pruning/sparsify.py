@@ -54,7 +54,7 @@ class SparseSettings:
     pattern: Pattern
     feeds: Feeds | None
     max_columns: int
-    ridge: float
+    ridge: float | None
     sweeps: int
     progress: bool | None
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.pruning.feeds import Feeds
@@ -12,7 +13,20 @@ from edgeinfer.pruning.frontier import run, tap
 from edgeinfer.pruning.layers import Layer
 from edgeinfer.quantization.moments import MomentObserver
 
-__all__ = ["columns_of_each_feed", "input_moments"]
+__all__ = ["columns_of_each_feed", "input_moments", "is_held_out", "split_feeds"]
+
+
+def is_held_out(index: int) -> bool:
+    """Tell whether the feed of that index is kept out of fitting, to judge what was fitted: one in five."""
+    return index % 5 == 4
+
+
+def split_feeds(feeds: Feeds) -> tuple[list[Mapping[str, np.ndarray]], list[Mapping[str, np.ndarray]]]:
+    """Return the feeds to fit to and those held out; both are all of them where there are fewer than five."""
+    pairs = [(is_held_out(index), feed) for index, feed in enumerate(feeds)]
+    held = [feed for out, feed in pairs if out]
+    fit = [feed for out, feed in pairs if not out]
+    return fit, held or fit
 
 
 def columns_of_each_feed(feeds: Feeds, max_columns: int) -> int:

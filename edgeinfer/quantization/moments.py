@@ -69,6 +69,17 @@ class MomentObserver:
         """
         self._take(x, self.layout.output_columns(y))
 
+    def add(self, other: MomentObserver) -> None:
+        """Take in what another observer of the same node, with targets as well, has seen."""
+        self._h += other._h
+        self._sum += other._sum
+        self.count += other.count
+        if other._cross is not None and other._cross_sum is not None and other._power is not None:
+            zero = np.zeros(())
+            self._cross = (zero if self._cross is None else self._cross) + other._cross
+            self._cross_sum = (zero if self._cross_sum is None else self._cross_sum) + other._cross_sum
+            self._power = (zero if self._power is None else self._power) + other._power
+
     @property
     def hessian(self) -> np.ndarray:
         """X Xᵀ / n, float64 (groups, K, K)."""
@@ -98,7 +109,8 @@ class MomentObserver:
     def covariance(self) -> np.ndarray:
         """The covariance of X, float64 (groups, K, K)."""
         mean = self.mean[..., None]
-        return self.hessian - mean @ mean.transpose(0, 2, 1)
+        covariance: np.ndarray = self.hessian - mean @ mean.transpose(0, 2, 1)
+        return covariance
 
     def state(self) -> dict[str, np.ndarray]:
         """See `Resumable`."""

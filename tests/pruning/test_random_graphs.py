@@ -1,4 +1,4 @@
-"""Random graphs of the supported operators stay valid, keep their signature, and lose nothing that is read."""
+"""Random graphs of supported operators stay valid, keep their signature, and lose nothing that is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ graphs = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(graphs)
 
 STEPS = (
-    "conv", "relu", "depthwise", "grouped", "residual", "concat", "shuffle", "pool", "norm", "gate", "split", "pad",
+    "conv", "relu", "depthwise", "grouped", "residual", "concat",
+    "shuffle", "pool", "norm", "gate", "split", "pad",
 )  # fmt: skip
 
 

@@ -92,7 +92,9 @@ def test_latency_is_measured(network, calibration):
 
 
 def test_rounds_reach_the_same_budget(network, calibration):
-    report = PruneChannels(0.5, calibration=calibration, rounds=3, multiple=1).apply(network).report
+    report = (
+        PruneChannels(0.5, calibration=calibration, rounds=2, multiple=1, measure=0).apply(network).report
+    )
     assert report.data["macs_after"] <= 0.5 * report.data["macs_before"]
 
 
@@ -131,7 +133,7 @@ def test_heads_note_when_there_are_none(network, calibration):
 
 
 def patterns(model: Model, m: int) -> list[np.ndarray]:
-    """The count of weights other than zero of each group of m input channels, by layer that has whole groups."""
+    """Count the weights other than zero of each m input channels, by layer that has whole groups."""
     counts = []
     for layer in find_layers(model.ir.graph):
         weight = np.moveaxis(read_weight(layer.weight), layer.in_axis, -1)
@@ -200,7 +202,7 @@ def test_training_round_trip(network, calibration, tmp_path):
     assert all((count <= 2).all() for count in patterns(tuned, 4))
     assert error(sparse, tuned) > 0
     groups = json.loads(files.groups.read_text())["groups"]
-    assert {group["name"] for group in groups} == {"Conv0", "Conv2", "Conv7"} or len(groups) == 3
+    assert sorted(group["size"] for group in groups) == [8, 16, 16]
 
 
 def test_wrong_weights_are_refused(network, tmp_path):
@@ -226,7 +228,7 @@ def test_levels_leave_multiples():
 
 @pytest.mark.data
 def test_resnet20_keeps_its_answers(models, baselines):
-    """Thirty per cent fewer multiply-accumulates; the aim for accuracy on all rows is held by the benchmark."""
+    """Thirty per cent fewer multiply-accumulates; accuracy on all rows is held by the benchmark."""
     images, labels = baselines.cifar()
     pre = (images[:700].astype(np.float32) - baselines.IM_M) / baselines.IM_S
     pre = baselines.nchw(pre)
