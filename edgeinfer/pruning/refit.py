@@ -18,12 +18,10 @@ import onnx_ir as ir
 from edgeinfer.pruning.feeds import Feeds
 from edgeinfer.pruning.frontier import Frontier, cuts
 from edgeinfer.pruning.layers import Layer, read_weight, write_weight
+from edgeinfer.pruning.least_squares import Equations, best_ridge
 from edgeinfer.pruning.shapes import add_constant
 from edgeinfer.pruning.statistics import is_held_out
 from edgeinfer.quantization.moments import MomentObserver
-
-DEFAULT_RIDGE = 1e-2
-RIDGES = (3e-4, 3e-3, 3e-2, 3e-1, 3.0)
 
 __all__ = ["ChooseMask", "Refitter", "refusal"]
 
@@ -68,31 +66,40 @@ class Refitter:
         Returns:
             The relative squared error of the layer's output before and after.
         """
-        moments, held = self.collect(model, layer)
+        fit, held, total = self._equations(model, layer)
         weight = layer.matrix(read_weight(layer.weight))
         bias = _bias(layer, weight)
         before = np.concatenate([weight, bias[..., None]], 2)
         fit_bias = layer.bias is not None or layer.kind in ("conv", "gemm")
-        fixed = None if callable(keep) else keep
-        ridge = (
-            self.ridge
-            if self.ridge is not None
-            else best_ridge(moments, held, before, fixed, fit_bias=fit_bias)
-        )
-        if held.count:
-            moments.add(held)
+
+        def solved(start: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+            ridge = self.ridge
+            if ridge is None:
+                ridge = best_ridge(fit, held, start, mask, fit_bias=fit_bias)
+            return total.solve(start, ridge, mask, fit_bias=fit_bias)
+
         if callable(keep):
-            dense = solve(moments, before, ridge, fit_bias=fit_bias)
-            keep, before = keep(dense[..., :-1], moments.covariance), dense
-            forced = True
+            dense = solved(before, None)
+            covariance = total.xx[:, :-1, :-1] - total.xx[:, :-1, -1:] @ total.xx[:, -1:, :-1]
+            after = solved(dense, keep(dense[..., :-1], covariance))
         else:
-            forced = False
-        after = solve(moments, before, ridge, keep, fit_bias=fit_bias)
-        losses = _loss(moments, before), _loss(moments, after)
-        if forced or losses[1] < losses[0]:
-            write_weight(layer.weight, layer.unmatrix(after[..., :-1], read_weight(layer.weight).shape))
-            _set_bias(model, layer, after[..., -1].reshape(-1), bias.reshape(-1))
-        return losses[0], min(losses)
+            after = solved(before, keep)
+        losses = total.loss(before), total.loss(after)
+        if not callable(keep) and losses[1] >= losses[0]:
+            return losses[0], losses[0]
+        write_weight(layer.weight, layer.unmatrix(after[..., :-1], read_weight(layer.weight).shape))
+        _set_bias(model, layer, after[..., -1].reshape(-1), bias.reshape(-1))
+        return losses
+
+    def _equations(self, model: ir.Model, layer: Layer) -> tuple[Equations, Equations | None, Equations]:
+        """Return the equations of the feeds to fit to, of those held out, and of all."""
+        moments, held = self.collect(model, layer)
+        fit = Equations.of(moments)
+        if not held.count:
+            return fit, None, fit
+        judged = Equations.of(held)
+        moments.add(held)
+        return fit, judged, Equations.of(moments)
 
     def collect(self, model: ir.Model, layer: Layer) -> tuple[MomentObserver, MomentObserver]:
         """Return the moments of a layer, X of the pruned model and Y of the float model.
@@ -149,92 +156,6 @@ def residual_sum(layer: Layer) -> ir.Value:
         if len(uses) != 1 or uses[0].node.op_type != "Add" or value.is_graph_output():
             return value
         value = uses[0].node.outputs[0]
-
-
-def best_ridge(
-    moments: MomentObserver,
-    held: MomentObserver,
-    start: np.ndarray,
-    keep: np.ndarray | None = None,
-    *,
-    fit_bias: bool = True,
-) -> float:
-    """Return the ridge whose solution has the least error on data held out.
-
-    Layers late in a network have many inputs and few positions: without this they would learn the calibration
-    by heart.
-    """
-    if not held.count:
-        return DEFAULT_RIDGE
-    losses = [_loss(held, solve(moments, start, ridge, keep, fit_bias=fit_bias)) for ridge in RIDGES]
-    return RIDGES[int(np.argmin(losses))]
-
-
-def solve(
-    moments: MomentObserver,
-    start: np.ndarray,
-    ridge: float,
-    keep: np.ndarray | None = None,
-    *,
-    fit_bias: bool = True,
-) -> np.ndarray:
-    """Return the least-squares W and b as (G, R, K + 1), drawn towards `start` by the ridge.
-
-    Args:
-        moments: Of the layer.
-        start: The present W and b, (G, R, K + 1).
-        ridge: Relative to the mean diagonal of X Xᵀ; the bias is not drawn.
-        keep: A mask of W's elements that may be other than zero.
-        fit_bias: Whether b may change.
-    """
-    size = start.shape[2]
-    result: np.ndarray = start.copy()
-    wide_xx, wide_yx = _wide(moments)
-    for g in range(start.shape[0]):
-        xx, yx = wide_xx[g], wide_yx[g]
-        penalty = np.full(size, ridge * np.trace(xx[:-1, :-1]) / max(size - 1, 1) + 1e-12)
-        penalty[-1] = 0.0 if fit_bias else 1e6
-        left = xx + np.diag(penalty)
-        right = yx + start[g] * penalty
-        if keep is None:
-            result[g] = _solve(left, right)
-            continue
-        result[g] = _solve_rows(left, right, np.pad(keep[g], ((0, 0), (0, 1)), constant_values=True))
-    return result
-
-
-def _solve_rows(left: np.ndarray, right: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Solve each row for the elements that it may have; rows with the same ones share a factorization."""
-    result: np.ndarray = np.zeros_like(right)
-    patterns, which = np.unique(keep, axis=0, return_inverse=True)
-    for index, free in enumerate(patterns):
-        rows = np.flatnonzero(which.ravel() == index)
-        result[np.ix_(rows, free)] = _solve(left[np.ix_(free, free)], right[np.ix_(rows, free)])
-    return result
-
-
-def _solve(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    try:
-        solved: np.ndarray = np.linalg.solve(left, right.T).T
-    except np.linalg.LinAlgError:
-        solved = (np.linalg.pinv(left) @ right.T).T
-    return solved
-
-
-def _wide(moments: MomentObserver) -> tuple[np.ndarray, np.ndarray]:
-    """Return X Xᵀ and Y Xᵀ with a row of ones below X, divided by the number of columns."""
-    mean = moments.mean[..., None]
-    ones = np.ones((len(mean), 1, 1))
-    xx = np.block([[moments.hessian, mean], [mean.transpose(0, 2, 1), ones]])
-    return xx, np.concatenate([moments.cross, moments.target_mean[..., None]], 2)
-
-
-def _loss(moments: MomentObserver, weights: np.ndarray) -> float:
-    """Return Σ‖Y - W X‖² relative to the centred Σ‖Y‖²."""
-    xx, yx = _wide(moments)
-    power = moments.target_power.sum()
-    error = power - 2 * (weights * yx).sum() + np.einsum("grk,gkl,grl->", weights, xx, weights, optimize=True)
-    return float(max(error, 0.0) / max(power - np.square(moments.target_mean).sum(), 1e-30))
 
 
 def _bias(layer: Layer, weight: np.ndarray) -> np.ndarray:

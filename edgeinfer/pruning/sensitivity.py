@@ -135,7 +135,7 @@ def compensate(
         model: The graph.
         groups: Its groups.
         removed: Channels by group name.
-        moments: The moments of the inputs of the layers that read them, by name; layers without are left alone.
+        moments: The moments of the inputs of the layers that read them, by name; others are left.
     """
     layers: dict[str, Layer] = {layer.name: layer for layer in find_layers(model.graph)}
     lost: dict[str, list[np.ndarray]] = {}
