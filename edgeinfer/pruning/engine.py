@@ -125,7 +125,7 @@ def prune_structured(model: ir.Model, report: ReportBuilder, settings: Settings)
             first, now = kept.get(group.name, (group.size, group.size))
             kept[group.name] = first, now - len(chosen.removed.get(group.name, ()))
         classes = [dependencies.members[g][c] for g, channels in chosen.removed.items() for c in channels]
-        compensate(work, dependencies.groups, chosen.removed, chosen.moments)
+        compensate(work, dependencies.groups, chosen.removed, chosen.moments, new_biases=False)
         fresh = remove_channels(work, dependencies, classes)
         masks = _compose(masks, {v.name or "": axes for v, axes in fresh.items()})
         if settings.feeds is not None:

@@ -128,6 +128,8 @@ def compensate(
     groups: Sequence[ChannelGroup],
     removed: Mapping[str, Sequence[int]],
     moments: Mapping[str, MomentObserver],
+    *,
+    new_biases: bool = True,
 ) -> None:
     """Let the layers of a graph do without some channels, in place; shapes stay.
 
@@ -136,6 +138,7 @@ def compensate(
         groups: Its groups.
         removed: Channels by group name.
         moments: The moments of the inputs of the layers that read them, by name; others are left.
+        new_biases: Give layers that have no bias one; channels of those could not be removed afterwards.
     """
     layers: dict[str, Layer] = {layer.name: layer for layer in find_layers(model.graph)}
     lost: dict[str, list[np.ndarray]] = {}
@@ -148,7 +151,7 @@ def compensate(
         layer = layers[name]
         matrix, shift = compensated(layer, moments[name], np.concatenate(parts))
         write_weight(layer.weight, layer.unmatrix(matrix, read_weight(layer.weight).shape))
-        if layer.kind != "conv_transpose":
+        if layer.kind != "conv_transpose" and (new_biases or layer.bias is not None):
             shift_bias(model, layer, shift.reshape(-1))
 
 

@@ -126,6 +126,20 @@ def test_an_iterator_is_refused(network, calibration):
         PruneChannels(calibration=iter(calibration)).apply(network)
 
 
+def test_layers_without_biases_get_them_where_they_help(calibration):
+    """A layer that is read and pruned at once: the bias it gets must have its new size."""
+    b = graphs.Builder(seed=1)
+    y = b.input("x", ["N", 4, 8, 8])
+    for channels in (8, 8, 8):
+        y = b.op("Sigmoid", b.conv(y, 4 if channels == 8 and y == "x" else 8, channels, bias=False))
+    pooled = b.op("Flatten", b.op("GlobalAveragePool", y))
+    model = b.model(b.op("Gemm", pooled, b.weight(8, 4)))
+    result = PruneChannels(0.5, calibration=calibration, multiple=1).apply(model)
+    assert error(model, result.model) < 0.5
+    biases = [layer.bias for layer in find_layers(result.model.ir.graph)]
+    assert sum(bias is not None for bias in biases) >= 2
+
+
 def test_heads_note_when_there_are_none(network, calibration):
     report = PruneHeads(calibration=calibration).apply(network).report
     assert not report.modified
