@@ -15,7 +15,8 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-import edgeinfer.pruning.propagate_layout  # noqa: F401  (registers its rules)
+import edgeinfer.pruning.propagate_channelwise
+import edgeinfer.pruning.propagate_positions  # noqa: F401  (these modules register their rules)
 from edgeinfer.pruning.labels import Axes, Labels, Locked, Row, dims
 from edgeinfer.pruning.layers import Layer, find_layers
 from edgeinfer.pruning.propagate import RULES

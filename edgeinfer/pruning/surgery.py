@@ -13,7 +13,8 @@ from edgeinfer.pruning.groups import Dependencies
 from edgeinfer.pruning.labels import Axes, dims
 from edgeinfer.pruning.layers import read_weight, write_weight
 from edgeinfer.pruning.propagate import attribute, constant
-from edgeinfer.pruning.propagate_layout import pad_amounts, slice_rows
+from edgeinfer.pruning.propagate_layout import slice_rows
+from edgeinfer.pruning.propagate_positions import pad_amounts
 from edgeinfer.pruning.shapes import add_constant, literal_elements, with_elements
 
 __all__ = ["kept_rows", "remove_channels"]
