@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["open_regular", "write_folder"]
+__all__ = ["open_regular", "write_file", "write_folder"]
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -19,6 +19,25 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 def open_regular(path: Path) -> io.BufferedReader:
     """Open a file for reading; refuse symbolic links."""
     return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb")
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Make the file hold exactly `content`, or leave it as it was.
+
+    Raises:
+        OSError: Of the operation that failed; the draft is removed.
+    """
+    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+    _fsync_folder(path.parent)
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes | Path]) -> None:

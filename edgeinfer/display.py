@@ -17,7 +17,7 @@ from edgeinfer.values import as_tuple
 if TYPE_CHECKING:
     from rich.console import Group
 
-__all__ = ["Table", "track"]
+__all__ = ["Table", "shows_progress", "track"]
 
 T = TypeVar("T")
 
@@ -115,9 +115,7 @@ def track(
         total: How many there are, when `items` has no length.
         progress: Show it. None: in a terminal or a notebook only.
     """
-    if progress is None:
-        progress = sys.stderr.isatty() or _in_notebook()
-    if not progress:
+    if not shows_progress(progress):
         yield from items
         return
     from rich.console import Console
@@ -125,6 +123,11 @@ def track(
 
     console = Console(stderr=not _in_notebook())
     yield from rich_track(items, description, total=total, console=console, transient=True)
+
+
+def shows_progress(progress: bool | None) -> bool:
+    """Whether to show progress: as asked for, and for None in a terminal or a notebook only."""
+    return sys.stderr.isatty() or _in_notebook() if progress is None else progress
 
 
 def _html_cell(value: object, style: str) -> str:

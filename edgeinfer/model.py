@@ -193,8 +193,10 @@ class Model:
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def copy_ir(self) -> IrModel:
-        """Return a copy of the graph that may be changed. Weights are shared, not copied."""
-        return self.ir.clone()
+        """Return a copy of the graph that may be changed. Weights and `meta` values are shared."""
+        copy = self.ir.clone()
+        copy.meta.update(self.ir.meta)
+        return copy
 
     def with_metadata(self, **entries: str) -> Model:
         """Return this model with further metadata entries; underscores in names become dots."""

@@ -19,6 +19,7 @@ import entrypoints
 from edgeinfer.errors import (
     BackendUnavailableError,
     BrokenBackendError,
+    DeviceError,
     DuplicateBackendError,
     EdgeInferError,
     UnknownBackendError,
@@ -154,8 +155,16 @@ def require_available(backend: Backend) -> Capabilities:
 
     Raises:
         BackendUnavailableError: Its runtime is missing or does not work here.
+        DeviceError: Its runtime is here, but no device that it could run on.
     """
     capabilities = backend.capabilities()
+    if not capabilities.available and capabilities.version and not capabilities.devices:
+        raise DeviceError(
+            f"Backend {backend.name!r} has no device to run on here.",
+            expected="at least one device",
+            found=capabilities.reason,
+            hint="Run where there is one, or compile for another backend; `edgeinfer doctor` lists them.",
+        )
     if not capabilities.available:
         raise BackendUnavailableError(
             f"Backend {backend.name!r} is not available here.",

@@ -92,7 +92,10 @@ class Session:
         self._run = runner.run
         self._manifest = manifest
         self._device = device or manifest.device
-        self._validate = InputValidator(manifest.signature).check
+        validator = InputValidator(
+            manifest.signature, device_arrays=getattr(runner, "takes_device_arrays", False)
+        )
+        self._validate = validator.check
         self._output_names = tuple(spec.name for spec in manifest.signature.outputs)
         self._only_output = self._output_names[0] if len(self._output_names) == 1 else None
         self._latencies: deque[int] = deque(maxlen=options.latencies)

@@ -13,6 +13,7 @@ from typing import Any, final
 
 import numpy as np
 
+from edgeinfer.device_array import DeviceArray
 from edgeinfer.errors import InputError
 from edgeinfer.signature import Signature, TensorSpec
 
@@ -21,10 +22,16 @@ __all__ = ["InputValidator"]
 
 @final
 class InputValidator:
-    """Turns what a caller gave into feeds that a Runner can take."""
+    """Turns what a caller gave into feeds that a Runner can take.
 
-    def __init__(self, signature: Signature) -> None:
+    Args:
+        signature: The inputs.
+        device_arrays: The runner takes arrays in device memory: they are passed on as `DeviceArray`.
+    """
+
+    def __init__(self, signature: Signature, *, device_arrays: bool = False) -> None:
         self._signature = signature
+        self._device_arrays = device_arrays
         self._specs = {spec.name: spec for spec in signature.inputs}
         self._count = len(self._specs)
         self._static = tuple(
@@ -80,7 +87,14 @@ class InputValidator:
             )
         return {next(iter(self._specs)): inputs}
 
-    def _array(self, spec: TensorSpec, value: object, symbols: dict[str, tuple[int, str]]) -> np.ndarray:
+    def _array(self, spec: TensorSpec, value: object, symbols: dict[str, tuple[int, str]]) -> Any:
+        if self._device_arrays and type(value) is not np.ndarray:
+            on_device = DeviceArray.of(value)
+            if on_device is not None:
+                if on_device.dtype != spec.dtype:
+                    raise self._wrong_dtype(spec, on_device)
+                _check_shape(spec, on_device, symbols)
+                return on_device
         try:
             array = np.asarray(value)
         except Exception as error:
@@ -98,7 +112,7 @@ class InputValidator:
         _check_shape(spec, array, symbols)
         return np.ascontiguousarray(array).reshape(array.shape)
 
-    def _wrong_dtype(self, spec: TensorSpec, array: np.ndarray) -> InputError:
+    def _wrong_dtype(self, spec: TensorSpec, array: np.ndarray | DeviceArray) -> InputError:
         name = "str" if spec.dtype == object else str(spec.dtype)
         return InputError(
             "An input has the wrong dtype; it is not converted behind your back.",
@@ -109,7 +123,9 @@ class InputValidator:
         )
 
 
-def _check_shape(spec: TensorSpec, array: np.ndarray, symbols: dict[str, tuple[int, str]]) -> None:
+def _check_shape(
+    spec: TensorSpec, array: np.ndarray | DeviceArray, symbols: dict[str, tuple[int, str]]
+) -> None:
     if spec.shape is None:
         return
     if len(array.shape) != len(spec.shape):
@@ -130,7 +146,9 @@ def _check_shape(spec: TensorSpec, array: np.ndarray, symbols: dict[str, tuple[i
                 )
 
 
-def _wrong_shape(spec: TensorSpec, array: np.ndarray, what: str, hint: str | None) -> InputError:
+def _wrong_shape(
+    spec: TensorSpec, array: np.ndarray | DeviceArray, what: str, hint: str | None
+) -> InputError:
     return InputError(
         f"An input has the wrong shape: {what}.",
         where=f"input {spec.name!r}",
@@ -140,7 +158,7 @@ def _wrong_shape(spec: TensorSpec, array: np.ndarray, what: str, hint: str | Non
     )
 
 
-def _rank_hint(spec: TensorSpec, array: np.ndarray) -> str | None:
+def _rank_hint(spec: TensorSpec, array: np.ndarray | DeviceArray) -> str | None:
     assert spec.shape is not None
     if len(array.shape) + 1 == len(spec.shape):
         return f"Add the batch axis: {spec.name}[None]."
@@ -149,9 +167,9 @@ def _rank_hint(spec: TensorSpec, array: np.ndarray) -> str | None:
     return None
 
 
-def _layout_hint(spec: TensorSpec, array: np.ndarray) -> str | None:
+def _layout_hint(spec: TensorSpec, array: np.ndarray | DeviceArray) -> str | None:
     """Suggest the transposition that would make the array fit, if there is one."""
-    rank = array.ndim
+    rank = len(array.shape)
     if rank > 5:
         return None
     layouts: list[tuple[Any, ...]] = (

@@ -9,7 +9,7 @@ adapter only has to talk to its runtime.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
@@ -24,6 +24,7 @@ from edgeinfer.values import as_frozenset, as_tuple
 
 __all__ = [
     "API_VERSION",
+    "MOVING_OPS",
     "Backend",
     "Bindable",
     "Binding",
@@ -32,6 +33,7 @@ __all__ = [
     "DeviceInfo",
     "ExecutionReport",
     "Explains",
+    "KernelCosts",
     "LayerExecution",
     "LoadOptions",
     "Payload",
@@ -47,6 +49,73 @@ API_VERSION = 1
 T = TypeVar("T")
 
 
+# Operators that move, select or clamp values and never make new ones: input and output share one scale.
+MOVING_OPS = frozenset(
+    [
+        "MaxPool",
+        "Reshape",
+        "Transpose",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Split",
+        "Identity",
+        "DepthToSpace",
+        "SpaceToDepth",
+    ]
+)
+
+
+def _names(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(names)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class KernelCosts:
+    """What a runtime's kernels cost on one thread, to tell where integers gain nothing. Only ratios matter.
+
+    Attributes:
+        float_macs: Multiply-accumulates per microsecond of a float convolution or matrix product.
+        float_depthwise_macs: The same of a depthwise convolution.
+        float_call_us: What each float kernel costs beside that.
+        integer_macs: As `float_macs`, in integers.
+        integer_depthwise_macs: As `float_depthwise_macs`, in integers.
+        integer_ragged_macs: The same when the channels are no multiple of `lanes`.
+        integer_call_us: What each integer kernel costs beside that.
+        integer_store_us: Per output element of an integer kernel, for requantizing.
+        gather_us: Per input position that an integer convolution of under 8 input channels gathers.
+        float_weight_us: Per weight element that a float kernel reads, where that takes longest.
+        integer_weight_us: The same in integers.
+        pool_us: Per input element of a MaxPool whose output is quantized while its input is not: the runtime
+            moves the quantizer above the pool, and pools integers in the wrong layout.
+        table_us: Per element of an activation that integers look up in a table and float kernels take in.
+        quantize_us: Per element that is quantized.
+        dequantize_us: Per element that is dequantized.
+        reorder_us: Per element in and out of a float kernel among integer ones, for the change of layout.
+        lanes: Channels in one vector register.
+    """
+
+    float_macs: float
+    float_depthwise_macs: float
+    float_call_us: float
+    integer_macs: float
+    integer_depthwise_macs: float
+    integer_ragged_macs: float
+    integer_call_us: float
+    integer_store_us: float
+    gather_us: float
+    float_weight_us: float
+    integer_weight_us: float
+    pool_us: float
+    table_us: float
+    quantize_us: float
+    dequantize_us: float
+    reorder_us: float
+    lanes: int = 16
+
+
 @final
 @attrs.frozen(kw_only=True)
 class QDQDialect:
@@ -59,8 +128,16 @@ class QDQDialect:
         weight_dtype: The dtype of weights.
         quantize_bias: Biases are int32 behind DequantizeLinear; else they stay float.
         fold_relu: A ReLU may be folded into the range of the quantizer behind it.
-        residual_only: On an Add only the residual branch is quantized.
+        residual_only: On an Add only the residual branch is quantized; the kernel adds the other.
         min_opset: The opset that its graphs need.
+        integer_ops: Operators with a constant weight that have an integer kernel worth quantizing for.
+        needs_output: Those of them that run in integers only when their own output is quantized, and by
+            nothing but that quantizer: float readers then read the dequantized value.
+        epilogue: Operators that such a kernel takes in behind it. `Add` is a residual, `SiLU` is
+            `Mul(x, Sigmoid(x))`.
+        requantizing: Operators with an integer kernel of their own, each tensor with its own scale.
+        moving: Operators that run on integers as they are; input and output share one scale.
+        costs: Where given, what would gain nothing from integers stays in float.
     """
 
     name: str
@@ -71,6 +148,12 @@ class QDQDialect:
     fold_relu: bool = True
     residual_only: bool = False
     min_opset: int = 13
+    integer_ops: frozenset[str] = attrs.field(default=frozenset({"Conv", "Gemm", "MatMul"}), converter=_names)
+    needs_output: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    epilogue: frozenset[str] = attrs.field(default=frozenset({"Relu", "Clip"}), converter=_names)
+    requantizing: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    moving: frozenset[str] = attrs.field(default=MOVING_OPS, converter=_names)
+    costs: KernelCosts | None = None
 
 
 @final

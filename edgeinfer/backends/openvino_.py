@@ -25,13 +25,13 @@ from edgeinfer.backends.base import (
     CompileOptions,
     DeviceInfo,
     LoadOptions,
-    QDQDialect,
     machine_facts,
     options_from,
     payload_of_onnx,
 )
 from edgeinfer.backends.onnx_payload import onnx_source
 from edgeinfer.backends.openvino_devices import check_device
+from edgeinfer.backends.openvino_dialect import DIALECT
 from edgeinfer.backends.openvino_runner import OpenVINORunner
 from edgeinfer.errors import CompileError, OptionsError
 from edgeinfer.model import Model
@@ -40,8 +40,6 @@ __all__ = ["OpenVINOBackend", "OpenVINOOptions"]
 
 NAME = "openvino"
 BLOB_NAME = "model.blob"
-
-DIALECT = QDQDialect(name=NAME, activation_dtype="uint8", quantize_bias=False, fold_relu=True)
 
 _PRECISIONS = {"FP32": "float32", "FP16": "float16", "BF16": "bfloat16", "INT8": "int8"}
 

@@ -125,9 +125,7 @@ def plan(
     if held and settings.measure:
         some = few(held, settings.measure)
         errors = measured_errors(model, groups, rankings, moments, some, progress=settings.progress)
-    cost = CostModel.of(
-        model.graph, dependencies, settings.budget.metric, observed_shapes(model, feeds or ())
-    )
+    cost = _cost(model, dependencies, settings)
     before = cost.cost({})
     limit = before * settings.budget.keep if budget is None else budget
     counts = allocate(groups, errors, cost, limit, multiple=settings.multiple)

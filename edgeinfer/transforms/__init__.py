@@ -10,6 +10,14 @@ if TYPE_CHECKING:
     from edgeinfer.pruning.prune_heads import PruneHeads
     from edgeinfer.pruning.prune_nm import PruneNM
     from edgeinfer.pruning.prune_weights import PruneWeights
+    from edgeinfer.quantization.correct_bias import CorrectBias
+    from edgeinfer.quantization.equalize_weights import EqualizeWeights
+    from edgeinfer.quantization.quantize_dynamic import QuantizeDynamic
+    from edgeinfer.quantization.quantize_static import QuantizeStatic
+    from edgeinfer.quantization.quantize_weights import QuantizeWeights
+    from edgeinfer.quantization.retarget_qdq import RetargetQDQ
+    from edgeinfer.quantization.round_weights import RoundWeights
+    from edgeinfer.quantization.smooth_quant import SmoothQuant
     from edgeinfer.transforms.base import (
         Applied,
         GraphTransform,
@@ -43,19 +51,29 @@ _HOME = {
         "edgeinfer.transforms.base",
     ),
     "ConvertOpset": "edgeinfer.transforms.convert_opset",
+    "CorrectBias": "edgeinfer.quantization.correct_bias",
+    "EqualizeWeights": "edgeinfer.quantization.equalize_weights",
     "FixShapes": "edgeinfer.transforms.fix_shapes",
     "FuseBatchNorm": "edgeinfer.transforms.fuse_batchnorm",
     "PruneChannels": "edgeinfer.pruning.prune_channels",
     "PruneHeads": "edgeinfer.pruning.prune_heads",
     "PruneNM": "edgeinfer.pruning.prune_nm",
     "PruneWeights": "edgeinfer.pruning.prune_weights",
+    "QuantizeDynamic": "edgeinfer.quantization.quantize_dynamic",
+    "QuantizeStatic": "edgeinfer.quantization.quantize_static",
+    "QuantizeWeights": "edgeinfer.quantization.quantize_weights",
+    "RetargetQDQ": "edgeinfer.quantization.retarget_qdq",
+    "RoundWeights": "edgeinfer.quantization.round_weights",
     "Simplify": "edgeinfer.transforms.simplify",
+    "SmoothQuant": "edgeinfer.quantization.smooth_quant",
     "ToFloat16": "edgeinfer.transforms.to_float16",
 }
 
 __all__ = [
     "Applied",
     "ConvertOpset",
+    "CorrectBias",
+    "EqualizeWeights",
     "FixShapes",
     "FuseBatchNorm",
     "GraphTransform",
@@ -64,9 +82,15 @@ __all__ = [
     "PruneHeads",
     "PruneNM",
     "PruneWeights",
+    "QuantizeDynamic",
+    "QuantizeStatic",
+    "QuantizeWeights",
     "ReportBuilder",
+    "RetargetQDQ",
+    "RoundWeights",
     "Simplify",
     "Skipped",
+    "SmoothQuant",
     "ToFloat16",
     "Transform",
     "TransformReport",

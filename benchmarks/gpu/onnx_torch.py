@@ -1,0 +1,192 @@
+"""Run an ONNX classifier in PyTorch with the same graph and weights: a fair PyTorch side for latency.
+
+    python onnx_torch.py --models DIR --names a,b --shapes '{"a": {"input": [1, 3, 224, 224]}}' --seconds 60
+
+Prints one JSON object a line. It runs in the interpreter that has PyTorch, which need not be edgeinfer's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F  # noqa: N812
+from onnx import numpy_helper
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, object]:
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def conv(x, w, b=None, *, a):
+    pads = a.get("pads", [0, 0, 0, 0])
+    if pads[:2] != pads[2:]:
+        x, pads = F.pad(x, (pads[1], pads[3], pads[0], pads[2])), [0, 0]
+    return F.conv2d(x, w, b, a.get("strides", 1), pads[:2], a.get("dilations", 1), a.get("group", 1))
+
+
+def pool(function: Callable, fill: float):
+    def run(x, *, a):
+        pads = a.get("pads", [0, 0, 0, 0])
+        if any(pads):
+            x = F.pad(x, (pads[1], pads[3], pads[0], pads[2]), value=fill)
+        return function(x, a["kernel_shape"], a.get("strides", 1), ceil_mode=bool(a.get("ceil_mode", 0)))
+
+    return run
+
+
+def gemm(x, w, c=None, *, a):
+    y = (x.T if a.get("transA") else x) @ (w.T if a.get("transB") else w) * a.get("alpha", 1.0)
+    return y if c is None else y + c * a.get("beta", 1.0)
+
+
+def reshape(x, shape, *, a):
+    sizes = [x.shape[i] if size == 0 else size for i, size in enumerate(shape.tolist())]
+    return x.reshape(sizes)
+
+
+def depth_to_space(x, *, a):
+    size = a["blocksize"]
+    if a.get("mode", b"DCR") == b"CRD":
+        return F.pixel_shuffle(x, size)
+    n, c, h, w = x.shape
+    y = x.reshape(n, size, size, c // size**2, h, w).permute(0, 3, 4, 1, 5, 2)
+    return y.reshape(n, c // size**2, h * size, w * size)
+
+
+OPS: dict[str, Callable] = {
+    "Conv": conv,
+    "Relu": lambda x, *, a: F.relu(x),
+    "Tanh": lambda x, *, a: torch.tanh(x),
+    "Clip": lambda x, low=None, high=None, *, a: torch.clamp(
+        x, a.get("min") if low is None else low, a.get("max") if high is None else high
+    ),
+    "Add": lambda x, y, *, a: x + y,
+    "Mul": lambda x, y, *, a: x * y,
+    "MatMul": lambda x, y, *, a: x @ y,
+    "Gemm": gemm,
+    "GlobalAveragePool": lambda x, *, a: x.mean((2, 3), keepdim=True),
+    "ReduceMean": lambda x, axes=None, *, a: x.mean(
+        tuple(a["axes"] if axes is None else axes.tolist()), keepdim=bool(a.get("keepdims", 1))
+    ),
+    "MaxPool": pool(F.max_pool2d, float("-inf")),
+    "AveragePool": pool(F.avg_pool2d, 0.0),
+    "Reshape": reshape,
+    "Flatten": lambda x, *, a: x.flatten(a.get("axis", 1)),
+    "Softmax": lambda x, *, a: F.softmax(x, a.get("axis", -1)),
+    "Concat": lambda *xs, a: torch.cat(xs, a["axis"]),
+    "Transpose": lambda x, *, a: x.permute(a["perm"]),
+    "DepthToSpace": depth_to_space,
+    "Dropout": lambda x, *_, a: x,
+    "Identity": lambda x, *, a: x,
+}
+
+
+class OnnxModule(torch.nn.Module):
+    def __init__(self, model: onnx.ModelProto, dtype: torch.dtype) -> None:
+        super().__init__()
+        unknown = {node.op_type for node in model.graph.node} - set(OPS) - {"Constant"}
+        if unknown:
+            raise NotImplementedError(f"no PyTorch form here of {', '.join(sorted(unknown))}")
+        weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        for node in model.graph.node:
+            if node.op_type == "Constant":
+                weights[node.output[0]] = numpy_helper.to_array(attributes(node)["value"])
+        # Shapes and axes stay on the host, as they would in PyTorch code.
+        self.values = {
+            name: torch.from_numpy(np.array(array)).to("cuda", dtype)
+            if array.dtype.kind == "f"
+            else torch.from_numpy(np.array(array))
+            for name, array in weights.items()
+        }
+        nodes = [node for node in model.graph.node if node.op_type != "Constant"]
+        self.steps = [(OPS[n.op_type], list(n.input), n.output[0], attributes(n)) for n in nodes]
+        self.names = [value.name for value in model.graph.input if value.name not in weights]
+        self.results = [value.name for value in model.graph.output]
+
+    def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        values = {**self.values, **dict(zip(self.names, inputs, strict=True)), "": None}
+        for function, names, output, a in self.steps:
+            values[output] = function(*(values[name] for name in names), a=a)
+        return [values[name] for name in self.results]
+
+
+def median_ms(run: Callable[[], object], seconds: float) -> tuple[float, float, int]:
+    for _ in range(10):
+        run()
+    torch.cuda.synchronize()
+    times, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 30:
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) * 1e3)
+    return float(np.median(times)), float(np.percentile(times, 99)), len(times)
+
+
+def captured(module: torch.nn.Module, inputs: list[torch.Tensor]) -> Callable[[], object]:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            module(*inputs)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        module(*inputs)
+    return graph.replay
+
+
+def round_trip(step: Callable[[], object], inputs: list[torch.Tensor]) -> Callable[[], object]:
+    """The host copies that edgeinfer's latency includes, too: pinned in, pinned out."""
+    hosts = [torch.zeros(t.shape, dtype=t.dtype).pin_memory() for t in inputs]
+
+    def run() -> None:
+        for host, tensor in zip(hosts, inputs, strict=True):
+            tensor.copy_(host, non_blocking=True)
+        step()
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--shapes", type=json.loads, required=True)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--compile", action="store_true", help="torch.compile, too (slow)")
+    given = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    end = time.monotonic() + given.seconds
+    for name, shapes in given.shapes.items():
+        for precision, dtype in (("float32", torch.float32), ("float16", torch.float16)):
+            for mode in ("eager", "CUDA graph", *(["torch.compile"] if given.compile else [])):
+                row = {"step": "torch", "model": name, "precision": precision, "mode": mode}
+                try:
+                    if time.monotonic() > end:
+                        raise TimeoutError("out of time")  # noqa: TRY301
+                    with torch.inference_mode():
+                        module = OnnxModule(onnx.load(given.models / f"{name}.onnx"), dtype).eval()
+                        inputs = [torch.zeros(shapes[i], device="cuda", dtype=dtype) for i in module.names]
+                        step: Callable[[], object] = lambda m=module, x=inputs: m(*x)  # noqa: E731
+                        if mode == "CUDA graph":
+                            step = captured(module, inputs)
+                        elif mode == "torch.compile":
+                            made = torch.compile(module, mode="reduce-overhead")
+                            step = lambda m=made, x=inputs: m(*x)  # noqa: E731
+                        p50, p99, runs = median_ms(round_trip(step, inputs), 1.0)
+                    row |= {"p50_ms": p50, "p99_ms": p99, "runs": runs, "torch": torch.__version__}
+                except Exception as error:
+                    row["error"] = f"{type(error).__name__}: {error}"[:500]
+                print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

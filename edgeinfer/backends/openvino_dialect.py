@@ -1,0 +1,18 @@
+"""The Q/DQ dialect of OpenVINO."""
+
+from __future__ import annotations
+
+from edgeinfer.backends.base import QDQDialect
+
+__all__ = ["DIALECT"]
+
+# A convolution takes a residual and any activation in, so that nothing is quantized between it and them.
+DIALECT = QDQDialect(
+    name="openvino",
+    activation_dtype="uint8",
+    quantize_bias=False,
+    residual_only=True,
+    integer_ops={"Conv", "ConvTranspose", "Gemm", "MatMul"},
+    epilogue={"Add", "Clip", "Elu", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "SiLU", "Tanh"},
+    requantizing={"AveragePool", "Concat", "GlobalAveragePool"},
+)

@@ -1,0 +1,103 @@
+"""Which of two models is faster, measured in turns on the same session of the same machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import final
+
+import attrs
+import numpy as np
+
+from edgeinfer.api import compile as compile_model
+from edgeinfer.api import load
+from edgeinfer.devices.profile import Target
+from edgeinfer.errors import EdgeInferError
+from edgeinfer.model import Model
+from edgeinfer.registry import get_backend
+from edgeinfer.session import Session
+
+__all__ = ["Speedup", "measure_speedup"]
+
+# Runs of one model in a row before it is the other's turn; the fastest of them counts, because a shared
+# machine can only make a run slower.
+_BURST = 5
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Speedup:
+    """How much faster a candidate is than its reference.
+
+    Attributes:
+        ratio: The reference's latency through the candidate's; above 1 the candidate is faster.
+        reference_ms: The reference's median latency.
+        candidate_ms: The candidate's median latency.
+        where: The backend and device of the measurement.
+    """
+
+    ratio: float
+    reference_ms: float
+    candidate_ms: float
+    where: str
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"{self.ratio:.2f}x on {self.where} ({self.reference_ms:.3f} -> {self.candidate_ms:.3f} ms)"
+
+
+def measure_speedup(
+    reference: Model,
+    candidate: Model,
+    feed: Mapping[str, np.ndarray],
+    *,
+    target: Target | str | None = None,
+    threads: int = 1,
+    seconds: float = 1.0,
+) -> Speedup | None:
+    """Time two models in turns on a target's backend.
+
+    Args:
+        reference: The model to compare with.
+        candidate: The model that should be faster.
+        feed: Inputs of both.
+        target: The target; None for ONNX Runtime.
+        threads: Threads within an operator, for backends with such an option.
+        seconds: How long to measure, about.
+
+    Returns:
+        The speed-up, or None when the target cannot be measured on this machine.
+    """
+    parsed = Target.parse(target or "onnxruntime")
+    if not get_backend(parsed.backend).capabilities().available:
+        return None
+    try:
+        with _session(reference, parsed, threads) as slow, _session(candidate, parsed, threads) as fast:
+            before, after = _medians_ms((slow, fast), feed, seconds)
+            where = f"{slow.backend}:{slow.device}"
+    except EdgeInferError:
+        return None  # the device is not here, or it takes one of the two only: there is nothing to compare
+    return Speedup(ratio=before / after, reference_ms=before, candidate_ms=after, where=where)
+
+
+def _session(model: Model, target: Target, threads: int) -> Session:
+    options = {"threads": threads} if target.backend in ("onnxruntime", "openvino") else None
+    return load(compile_model(model, target.backend, device=target.device or None, options=options))
+
+
+def _medians_ms(sessions: tuple[Session, ...], feed: Mapping[str, np.ndarray], seconds: float) -> list[float]:
+    feeds = dict(feed)
+    for session in sessions:
+        for _ in range(_BURST):
+            session.infer(feeds)
+    times: list[list[float]] = [[] for _ in sessions]
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[0]) < 5:
+        for session, taken in zip(sessions, times, strict=True):
+            burst = []
+            for _ in range(_BURST):
+                started = time.perf_counter()
+                session.infer(feeds)
+                burst.append(time.perf_counter() - started)
+            taken.append(min(burst))
+    return [1e3 * float(np.median(taken)) for taken in times]

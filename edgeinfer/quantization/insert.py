@@ -1,0 +1,132 @@
+"""Turning a float graph and a placement into a Q/DQ graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+
+import attrs
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from edgeinfer.backends.base import QDQDialect
+from edgeinfer.quantization.constants import constant_value
+from edgeinfer.quantization.emit import Emitter
+from edgeinfer.quantization.placement import Placement
+from edgeinfer.quantization.qparams import QParams, activation_qparams
+from edgeinfer.quantization.regions import BIAS, DATA, WEIGHT, Region
+from edgeinfer.quantization.state import DIALECT_KEY, NOTES_KEY
+from edgeinfer.transforms.base import ReportBuilder
+
+__all__ = ["Range", "insert_qdq", "prepare"]
+
+Range = tuple[float, float]
+
+# An int32 bias must leave room for the accumulator beside it.
+_MAX_BIAS = 2.0**30
+
+
+def prepare(model: ir.Model) -> None:
+    """Name every value of the main graph, and infer dtypes and shapes; the signature stays as it is."""
+    for node in model.graph:
+        for index, value in enumerate(node.outputs):
+            if value.name is None:
+                value.name = f"{node.name}_output_{index}"
+    declared = [(value, value.shape) for value in (*model.graph.inputs, *model.graph.outputs)]
+    common_passes.ShapeInferencePass()(model)
+    for value, shape in declared:
+        value.shape = shape
+
+
+def insert_qdq(
+    model: ir.Model,
+    placement: Placement,
+    ranges: Mapping[str, Range],
+    weights: Callable[[Region], QParams],
+    dialect: QDQDialect,
+    report: ReportBuilder,
+    *,
+    activation_dtype: str | None = None,
+    keep_float: Collection[str] = (),
+) -> None:
+    """Write the quantizers of a placement into the graph, and note in its metadata what RetargetQDQ needs.
+
+    Args:
+        model: The float graph; it is changed.
+        placement: Where quantizers go.
+        ranges: The lowest and highest value of every tensor that any dialect quantizes.
+        weights: Returns the scales of a region's weight.
+        dialect: What the runtime wants.
+        report: Told of every region.
+        activation_dtype: The dtype of activations; None for the dialect's own.
+        keep_float: What was asked to stay in float, to be remembered.
+    """
+    dtype = activation_dtype or dialect.activation_dtype
+    qparams: dict[str, QParams] = {}
+    for group in placement.groups:
+        low, high = min(ranges[name][0] for name in group), max(ranges[name][1] for name in group)
+        shared = activation_qparams(low, high, dtype, dialect.activation_symmetric)
+        qparams |= dict.fromkeys(group, shared)
+    emitter = Emitter(model.graph)
+    written: dict[str, ir.Value] = {}
+    for region in placement.regions:  # before the activations, which reroute the inputs
+        data = region.node.inputs[DATA]
+        assert data is not None
+        _write_weight(emitter, region, qparams[str(data.name)], weights(region), dialect, written)
+        report.apply(region.node, f"{region.node.op_type} in integers")
+    for value, uses in placement.tensors.items():
+        emitter.activation(value, qparams[str(value.name)], uses)
+    common_passes.RemoveUnusedNodesPass()(model)
+    model.metadata_props[DIALECT_KEY] = dialect.name
+    notes = {"ranges": {name: list(ends) for name, ends in ranges.items()}, "keep_float": sorted(keep_float)}
+    model.metadata_props[NOTES_KEY] = json.dumps(notes)
+
+
+def _write_weight(
+    emitter: Emitter,
+    region: Region,
+    data: QParams,
+    weight: QParams,
+    dialect: QDQDialect,
+    written: dict[str, ir.Value],
+) -> None:
+    source = region.node.inputs[WEIGHT]
+    assert source is not None
+    bias = _bias(region) if dialect.quantize_bias else None
+    if bias is not None:
+        # A channel of tiny weights and a large bias would overflow int32: its weights take a larger scale.
+        least = np.abs(bias) / (_MAX_BIAS * np.asarray(data.scale, np.float64))
+        least = least if np.ndim(weight.scale) else least.max()
+        weight = attrs.evolve(weight, scale=np.maximum(weight.scale, least).astype(np.float32))
+    name = str(source.name)
+    if name in written and bias is not None:
+        name = f"{name}_{region.node.name}"  # a shared weight whose scales may differ by node
+    if name not in written:
+        stored = weight.quantize(region.weight)
+        written[name] = emitter.constant(name, stored, weight.scale, weight.zero_point, weight.axis)
+    region.node.replace_input_with(WEIGHT, written[name])
+    if bias is None:
+        return
+    scale = (np.asarray(data.scale, np.float32) * weight.scale).astype(np.float32)
+    integers = np.rint(bias.astype(np.float64) / scale).astype(np.int32)
+    old = region.node.inputs[BIAS]
+    assert old is not None
+    name = f"{old.name}_{region.node.name}"
+    zero = np.zeros(scale.shape, np.int32)
+    region.node.replace_input_with(
+        BIAS, emitter.constant(name, integers, scale, zero, 0 if scale.ndim else None)
+    )
+
+
+def _bias(region: Region) -> np.ndarray | None:
+    """Return the bias of a region's operator when it is one constant for each output channel."""
+    node = region.node
+    if node.op_type == "MatMul" or len(node.inputs) <= BIAS:
+        return None
+    bias = constant_value(node.inputs[BIAS])
+    groups = node.attributes.get("group")
+    channels = region.weight.shape[region.axis]
+    if node.op_type == "ConvTranspose" and groups is not None:
+        channels *= groups.as_int()
+    return bias if bias is not None and bias.shape == (channels,) else None

@@ -1,0 +1,448 @@
+"""A FAKE of the TensorRT Python module, for testing the adapter's running path where there is no GPU.
+
+It is not TensorRT: an "engine" is the ONNX model with a header, and running it is ONNX Runtime on the CPU
+over the memory of `fake_cuda`. What it stands in for is the protocol: which calls there are in which version,
+in which order they come, who owns what, which shapes fit. What a version lacks raises AttributeError.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import importlib.machinery
+import json
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from tests.backends.fake_cuda import FakeCuda
+
+MAGIC = b"FAKE"
+Shape = tuple[int, ...]
+
+
+class DataType(enum.Enum):
+    FLOAT, HALF, INT32, INT64, BOOL, INT8, UINT8 = range(7)
+
+
+_TYPES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "int32": "INT32",
+    "int64": "INT64",
+    "bool": "BOOL",
+    "uint8": "UINT8",
+}
+_NUMPY = {DataType[name]: np.dtype(numpy) for numpy, name in _TYPES.items()}
+
+
+def install(
+    monkeypatch: pytest.MonkeyPatch,
+    version: str = "11.4.0.1",
+    *,
+    module: str = "tensorrt",
+    gpus: tuple[tuple[str, str], ...] = (("Fake GPU", "8.6"),),
+) -> SimpleNamespace:
+    """Put the fakes in place of the real modules; returns `trt`, `cuda` and `builds` (one record a build)."""
+    cuda = FakeCuda(*gpus)
+    trt = make_module(module, version, cuda)
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, module, trt)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, package=None: (
+            (trt.__spec__ if name == module else None)
+            if name in ("tensorrt", "tensorrt_rtx")
+            else real(name, package)
+        ),
+    )
+    return SimpleNamespace(trt=trt, cuda=cuda, builds=trt.builds)
+
+
+def make_module(name: str, version: str, cuda: FakeCuda) -> Any:
+    numbers = tuple(int(part) for part in version.split(".")[:2])
+    rtx = name == "tensorrt_rtx"
+    weak = not rtx and numbers < (10, 0)
+    trt: Any = ModuleType(name)
+    trt.__version__ = version
+    trt.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    trt.builds = []
+    trt.cuda, trt.weak, trt.rtx, trt.numbers = cuda, weak, rtx, numbers
+
+    class ILogger:
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+    trt.ILogger = ILogger
+    trt.IOutputAllocator = type("IOutputAllocator", (), {})
+    if not weak:
+        trt.IProgressMonitor = type("IProgressMonitor", (), {})
+    flags = ["TF32", "GPU_FALLBACK", "SPARSE_WEIGHTS", "REFIT"]
+    flags += ["FP16", "INT8"] if weak else ["STRIP_PLAN", "WEIGHT_STREAMING"]
+    flags += ["VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"] if numbers >= (8, 6) else []
+    trt.BuilderFlag = enum.Enum("BuilderFlag", flags)
+    creation = ["EXPLICIT_BATCH"] if weak else ["STRONGLY_TYPED"]
+    trt.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", creation, start=0)
+    trt.MemoryPoolType = enum.Enum("MemoryPoolType", ["WORKSPACE", "DLA_MANAGED_SRAM"])
+    trt.HardwareCompatibilityLevel = enum.Enum(
+        "HardwareCompatibilityLevel", ["NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"]
+    )
+    trt.ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["DETAILED"])
+    trt.TacticSource = enum.IntEnum(
+        "TacticSource",
+        ["CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"],
+        start=0,
+    )
+    trt.DeviceType = enum.Enum("DeviceType", ["GPU", "DLA"])
+    trt.DataType = DataType
+    trt.LayerInformationFormat = enum.Enum("LayerInformationFormat", ["JSON"])
+    if rtx:
+        trt.ComputeCapability = enum.Enum("ComputeCapability", ["SM86", "SM89"])
+        trt.EngineValidity = enum.Enum("EngineValidity", ["VALID", "INVALID"])
+
+        class EngineInvalidityDiagnostics:
+            VERSION_MISMATCH, UNSUPPORTED_CC, OLD_CUDA_DRIVER = 1, 2, 4
+
+        trt.EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
+    trt.Builder = lambda logger: Builder(trt, logger)
+    trt.OnnxParser = lambda network, logger: Parser(trt, network)
+    trt.Runtime = lambda logger: Runtime(trt, logger)
+    return trt
+
+
+class Tensor:
+    def __init__(self, value: onnx.ValueInfoProto) -> None:
+        self.name = value.name
+        self.shape = tuple(dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim)
+        self.dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        self.is_shape_tensor = False
+
+
+class Network:
+    def __init__(self, flags: int) -> None:
+        self.flags = flags
+        self.model: Any = None
+        self.inputs: list[Tensor] = []
+
+    num_inputs = property(lambda self: len(self.inputs))
+    num_layers = property(lambda self: len(self.model.graph.node))
+
+    def get_input(self, index: int) -> Tensor:
+        return self.inputs[index]
+
+    def get_layer(self, index: int) -> Any:
+        return self.model.graph.node[index]
+
+
+class ParserError:
+    def __init__(self, index: int, name: str, text: str) -> None:
+        self._index, self._name, self._text = index, name, text
+
+    def node(self) -> int:
+        return self._index
+
+    def desc(self) -> str:
+        return self._text
+
+
+class Parser:
+    def __init__(self, trt: Any, network: Network) -> None:
+        self._trt, self._network = trt, network
+        self._errors: list[ParserError] = []
+
+    num_errors = property(lambda self: len(self._errors))
+
+    def get_error(self, index: int) -> ParserError:
+        return self._errors[index]
+
+    def parse(self, data: bytes) -> bool:
+        if self._trt.weak and not self._network.flags & 1:
+            self._errors.append(ParserError(-1, "", "This version needs EXPLICIT_BATCH"))
+            return False
+        model = self._network.model = onnx.load_model_from_string(data)
+        weights = {tensor.name for tensor in model.graph.initializer}
+        self._network.inputs = [Tensor(value) for value in model.graph.input if value.name not in weights]
+        for index, node in enumerate(model.graph.node):
+            if node.op_type == "Det":
+                self._errors.append(ParserError(index, node.name, "Unsupported operator Det"))
+        return not self._errors
+
+
+class Config:
+    """Takes only the attributes that its version has."""
+
+    def __init__(self, trt: Any) -> None:
+        allowed = {"profiling_verbosity", "default_device_type", "DLA_core"}
+        if trt.numbers >= (8, 6) and not trt.rtx:
+            allowed |= {"builder_optimization_level", "max_aux_streams", "hardware_compatibility_level"}
+        allowed |= set() if trt.weak else {"progress_monitor"}
+        allowed |= {"num_compute_capabilities"} if trt.rtx else set()
+        self.__dict__.update(
+            _trt=trt,
+            _allowed=allowed,
+            set={},
+            flags=set(),
+            pools={},
+            profiles=[],
+            cache=None,
+            capabilities={},
+        )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in self._allowed:
+            raise AttributeError(f"IBuilderConfig {self._trt.__version__} has no {name}")
+        self.set[name] = value
+
+    def set_flag(self, flag: Any) -> None:
+        self.flags.add(flag.name)
+
+    def clear_flag(self, flag: Any) -> None:
+        self.flags.add(f"not {flag.name}")
+
+    def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+        self.pools[pool.name] = size
+
+    def set_tactic_sources(self, mask: int) -> None:
+        self.__dict__["sources"] = mask
+
+    def set_compute_capability(self, capability: Any, index: int) -> None:
+        self.capabilities[index] = capability.name
+
+    def add_optimization_profile(self, profile: Profile) -> int:
+        self.profiles.append(profile.shapes)
+        return len(self.profiles) - 1
+
+    def create_timing_cache(self, data: bytes) -> Any:
+        return SimpleNamespace(data=data, serialize=lambda: data + b"t")
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        if cache.data and set(cache.data) != {ord("t")}:
+            return False
+        self.__dict__["cache"] = cache
+        return True
+
+    def get_timing_cache(self) -> Any:
+        return self.cache
+
+    def can_run_on_DLA(self, layer: Any) -> bool:
+        return layer.op_type == "Relu"
+
+
+class Profile:
+    def __init__(self) -> None:
+        self.shapes: dict[str, Any] = {}
+
+    def set_shape(self, name: str, low: Shape, opt: Shape, high: Shape) -> None:
+        self.shapes[name] = [list(low), list(opt), list(high)]
+
+
+class Builder:
+    def __init__(self, trt: Any, logger: Any) -> None:
+        self._trt, self._logger = trt, logger
+        self.num_DLA_cores = 2 if trt.cuda.gpus and trt.cuda.gpus[0][1] == "8.7" else 0
+
+    def create_network(self, flags: int) -> Network:
+        return Network(flags)
+
+    def create_builder_config(self) -> Config:
+        return Config(self._trt)
+
+    def create_optimization_profile(self) -> Profile:
+        return Profile()
+
+    def build_serialized_network(self, network: Network, config: Config) -> Any:
+        self._trt.builds.append(SimpleNamespace(network=network, config=config))
+        types = {node.op_type for node in network.model.graph.node}
+        if self._trt.weak and types & {"QuantizeLinear"} and "INT8" not in config.flags:
+            self._logger.log(1, "Q/DQ layers need the INT8 flag")
+            return None
+        if "Einsum" in types:
+            name = next(node.name for node in network.model.graph.node if node.op_type == "Einsum")
+            self._logger.log(1, f"Internal Error ({name} + relu has no runners that implement it)")
+            return None
+        monitor = config.set.get("progress_monitor")
+        if monitor is not None:
+            monitor.phase_start("Building engine", None, 2)
+            for step in range(2):
+                if not monitor.step_complete("Building engine", step):
+                    self._logger.log(1, "BuildCanceled")
+                    return None
+            monitor.phase_finish("Building engine")
+        head = json.dumps({"version": self._trt.__version__, "profiles": config.profiles}).encode()
+        model = network.model.SerializeToString()
+        return memoryview(MAGIC + len(head).to_bytes(4, "little") + head + model)
+
+
+class Runtime:
+    engine_header_size = 4
+
+    def __init__(self, trt: Any, logger: Any) -> None:
+        self._trt, self._logger = trt, logger
+        self.engine_host_code_allowed = False
+        self.deserialized = 0
+
+    def get_engine_validity(self, header: bytes) -> tuple[Any, int]:
+        assert self._trt.rtx
+        assert len(header) == 4
+        valid = header == MAGIC
+        return (
+            self._trt.EngineValidity.VALID if valid else self._trt.EngineValidity.INVALID
+        ), 0 if valid else 2
+
+    def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+        self._trt.cuda.events.append(("deserialize_cuda_engine",))
+        if data[:4] != MAGIC:
+            self._logger.log(1, "Magic tag does not match")
+            return None
+        size = int.from_bytes(data[4:8], "little")
+        return Engine(self._trt, json.loads(data[8 : 8 + size]), data[8 + size :])
+
+
+class Engine:
+    device_memory_size = 1000
+
+    def __init__(self, trt: Any, head: dict[str, Any], model: bytes) -> None:
+        self.trt = trt
+        self.profiles = head["profiles"]
+        self.session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+        graph = self.graph = onnx.load_model_from_string(model).graph
+        weights = {tensor.name for tensor in graph.initializer}
+        self.inputs = {v.name: Tensor(v) for v in graph.input if v.name not in weights}
+        self.outputs = {v.name: Tensor(v) for v in graph.output}
+        self.data_dependent = any(node.op_type == "NonZero" for node in graph.node)
+        self.contexts = 0
+
+    num_io_tensors = property(lambda self: len(self.inputs) + len(self.outputs))
+    num_optimization_profiles = property(lambda self: max(1, len(self.profiles)))
+
+    def get_tensor_name(self, index: int) -> str:
+        return [*self.inputs, *self.outputs][index]
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        name = (self.inputs | self.outputs)[name].dtype.name
+        if self.trt.weak and name == "int64":
+            name = "int32"  # TensorRT before 10 has no int64
+        return DataType[_TYPES[name]]
+
+    def is_shape_inference_io(self, name: str) -> bool:
+        return False
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[Shape]:
+        fixed = [self.inputs[name].shape] * 3
+        return [tuple(s) for s in self.profiles[profile].get(name, fixed)] if self.profiles else fixed
+
+    def create_execution_context(self) -> Context:
+        self.contexts += 1
+        return Context(self)
+
+    def create_engine_inspector(self) -> Any:
+        layers = [
+            {
+                "Name": node.name,
+                "LayerType": "gemm" if node.op_type in ("Gemm", "MatMul") else node.op_type,
+                "Inputs": [{"Name": "x", "Format/Datatype": "Row major linear FP32"}],
+                "Outputs": [{"Name": "y", "Format/Datatype": "Row major linear FP32"}],
+                "TacticName": "fake_kernel",
+                "Metadata": f"[ONNX Layer: {node.name}]",
+            }
+            for node in self.graph.node
+        ]
+        return SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": layers}))
+
+
+class Context:
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._cuda = engine, engine.trt.cuda
+        self._shapes: dict[str, Shape] = {}
+        self._out_shapes: dict[str, Shape] = {}
+        self._addresses: dict[str, int] = {}
+        self._allocators: dict[str, Any] = {}
+        self.profile = 0
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self._cuda.events.append(("set_optimization_profile_async", index))
+        self.profile, self._shapes = index, {}
+        return True
+
+    def set_input_shape(self, name: str, shape: Shape) -> bool:
+        self._cuda.events.append(("set_input_shape", name, tuple(shape)))
+        low, _, high = self._engine.get_tensor_profile_shape(name, self.profile)
+        self._shapes[name] = tuple(shape)
+        return all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
+
+    def infer_shapes(self) -> list[str]:
+        missing = [name for name in self._engine.inputs if name not in self._shapes]
+        if not missing:
+            feeds = {n: np.zeros(s, self._engine.inputs[n].dtype) for n, s in self._shapes.items()}
+            found = self._engine.session.run(None, feeds)
+            for (name, tensor), array in zip(self._engine.outputs.items(), found, strict=True):
+                self._out_shapes[name] = tensor.shape if self._engine.data_dependent else array.shape
+        return missing
+
+    def get_tensor_shape(self, name: str) -> Shape:
+        return self._shapes[name] if name in self._shapes else self._out_shapes[name]
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._cuda.events.append(("set_tensor_address", name))
+        self._addresses[name] = address
+        return address != 0
+
+    def set_output_allocator(self, name: str, allocator: Any) -> bool:
+        self._allocators[name] = allocator
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        self._cuda.events.append(("execute_async_v3", stream))
+        # The addresses count at the time of the call, as they do in a captured graph.
+        addresses, shapes = dict(self._addresses), dict(self._shapes)
+        assert set(shapes) == set(self._engine.inputs), "input shapes are missing"
+        self._cuda.stream_of(stream).enqueue(lambda: self._compute(addresses, shapes))
+        return True
+
+    def _compute(self, addresses: dict[str, int], shapes: dict[str, Shape]) -> None:
+        feeds = {}
+        for name, shape in shapes.items():
+            dtype = _NUMPY[self._engine.get_tensor_dtype(name)]
+            size = int(np.prod(shape)) * dtype.itemsize
+            block = self._cuda.bytes_at(addresses[name], size, "device")
+            array = np.frombuffer(block, dtype, int(np.prod(shape))).reshape(shape)
+            feeds[name] = array.astype(self._engine.inputs[name].dtype)
+        for name, array in zip(self._engine.outputs, self._engine.session.run(None, feeds), strict=True):
+            written = array.astype(_NUMPY[self._engine.get_tensor_dtype(name)])
+            address = addresses.get(name, 0)
+            if name in self._allocators:
+                address = self._allocators[name].reallocate_output(name, address, written.nbytes, 256)
+                self._allocators[name].notify_shape(name, written.shape)
+            self._cuda.bytes_at(address, written.nbytes, "device")
+            ctypes.memmove(address, written.ctypes.data, written.nbytes)
+
+
+class DeviceTensor:
+    """An array of the fake device memory with `__cuda_array_interface__`, as PyTorch or CuPy have."""
+
+    def __init__(self, cuda: FakeCuda, array: np.ndarray, *, stream: int | None = None) -> None:
+        self._cuda = cuda
+        self.pointer = cuda.cudaMalloc(max(1, array.nbytes))[1]
+        ctypes.memmove(self.pointer, np.ascontiguousarray(array).ctypes.data, array.nbytes)
+        self.__cuda_array_interface__ = {
+            "data": (self.pointer, False),
+            "shape": array.shape,
+            "typestr": array.dtype.str,
+            "strides": None,
+            "version": 3,
+            "stream": stream,
+        }
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise TypeError("can't convert a device tensor to numpy: the adapter must not try")
+
+    def free(self) -> None:
+        self._cuda.cudaFree(self.pointer)

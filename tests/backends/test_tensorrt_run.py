@@ -1,0 +1,378 @@
+"""The running path, over the FAKES of `fake_tensorrt` and `fake_cuda`: order of calls, ownership, shapes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+
+import edgeinfer as ei
+from edgeinfer.errors import (
+    ArtifactIntegrityError,
+    ArtifactMismatchError,
+    DeviceError,
+    InferenceError,
+    InputError,
+    OptionsError,
+)
+from edgeinfer.testing import conformance
+from tests.backends import fake_tensorrt
+
+HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
+STATIC = HEAD + "g (float[2,3] x) => (float[2,3] y) <float[3] w = {1, 2, 3}> { s = Mul(x, w)\n y = Relu(s) }"
+DYNAMIC = HEAD + "g (float[N,3] x) => (float[N,3] y) <float[3] w = {1, 2, 3}> { s = Mul(x, w)\n y = Relu(s) }"
+INTEGERS = HEAD + "g (int64[4] x) => (int64[4] y) { y = Add(x, x) }"
+NONZERO = HEAD + "g (float[4] x) => (int64[1,K] y) { y = NonZero(x) }"
+X = np.array([[1, -2, 3], [4, 5, -6]], np.float32)
+Y = np.array([[1, 0, 9], [4, 10, 0]], np.float32)
+
+
+def model(text: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model(text)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    made = fake_tensorrt.install(monkeypatch)
+    yield made
+    made.cuda.assert_nothing_left()
+
+
+def session(text: str, options: object = None, **load: object) -> ei.Session:
+    return ei.load(ei.compile(model(text), "tensorrt", options=options), options=load or None)
+
+
+def after(names: list[str], mark: int) -> list[str]:
+    wanted = ("cudaMemcpyAsync", "execute_async_v3", "cudaStreamSynchronize", "cudaGraphLaunch")
+    return [name for name in names[mark:] if name in wanted]
+
+
+def test_the_first_run_copies_in_executes_copies_out_and_waits(fake: SimpleNamespace) -> None:
+    with session(STATIC) as loaded:
+        mark = len(fake.cuda.events)
+        np.testing.assert_array_equal(loaded.infer({"x": X})["y"], Y)
+        assert after(fake.cuda.names(), mark) == [
+            "cudaMemcpyAsync",
+            "execute_async_v3",
+            "cudaMemcpyAsync",
+            "cudaStreamSynchronize",
+        ]
+
+
+def test_buffers_are_allocated_once_for_a_fixed_shape(fake: SimpleNamespace) -> None:
+    with session(STATIC) as loaded:
+        loaded.infer({"x": X})
+        allocated = fake.cuda.calls("cudaMalloc", "cudaMallocHost")
+        assert sorted(allocated) == [("cudaMalloc", 24)] * 2 + [("cudaMallocHost", 24)] * 2
+        for _ in range(5):
+            loaded.infer({"x": X})
+        assert fake.cuda.calls("cudaMalloc", "cudaMallocHost") == allocated
+
+
+def test_a_repeated_shape_is_captured_once_and_then_launched_as_a_graph(fake: SimpleNamespace) -> None:
+    with session(STATIC) as loaded:
+        for run in range(4):
+            np.testing.assert_array_equal(loaded.infer({"x": X * (run + 1)})["y"], Y * (run + 1))
+        assert len(fake.cuda.calls("cudaStreamBeginCapture")) == 1
+        assert len(fake.cuda.calls("cudaGraphLaunch")) == 3
+        # One plain run and one that was recorded.
+        assert len(fake.cuda.calls("execute_async_v3")) == 2
+
+
+def test_cuda_graphs_can_be_switched_off(fake: SimpleNamespace) -> None:
+    with session(STATIC, cuda_graphs=False) as loaded:
+        for _ in range(3):
+            loaded.infer({"x": X})
+        assert not fake.cuda.calls("cudaStreamBeginCapture")
+        assert any("switched off" in note for note in loaded.execution().notes)
+
+
+def test_a_failing_capture_falls_back_and_is_said(fake: SimpleNamespace) -> None:
+    fake.cuda.fail_capture = True
+    with session(STATIC) as loaded:
+        for _ in range(3):
+            np.testing.assert_array_equal(loaded.infer({"x": X})["y"], Y)
+        assert len(fake.cuda.calls("cudaStreamBeginCapture")) == 1
+        assert any("capture into a CUDA graph failed" in note for note in loaded.execution().notes)
+
+
+def test_outputs_belong_to_the_caller(fake: SimpleNamespace) -> None:
+    with session(STATIC) as loaded:
+        first = loaded.infer({"x": X})["y"]
+        loaded.infer({"x": -X})
+        loaded.infer({"x": -X})
+    np.testing.assert_array_equal(first, Y)
+
+
+def test_new_shapes_are_set_and_the_graph_of_the_old_shape_is_dropped(fake: SimpleNamespace) -> None:
+    with session(DYNAMIC, {"dims": {"N": (1, 2, 4)}}) as loaded:
+        for count in (2, 2, 2, 4, 4, 1):
+            x = np.arange(count * 3, dtype=np.float32).reshape(count, 3)
+            np.testing.assert_array_equal(loaded.infer({"x": x})["y"], x * np.float32([1, 2, 3]))
+        assert fake.cuda.calls("set_input_shape") == [
+            ("set_input_shape", "x", (2, 3)),
+            ("set_input_shape", "x", (4, 3)),
+            ("set_input_shape", "x", (1, 3)),
+        ]
+        assert len(fake.cuda.calls("cudaStreamBeginCapture")) == 2
+
+
+def test_a_shape_outside_of_the_profile_is_refused_with_the_range(fake: SimpleNamespace) -> None:
+    with session(DYNAMIC, {"dims": {"N": (1, 2, 4)}}) as loaded:
+        with pytest.raises(InputError) as caught:
+            loaded.infer({"x": np.zeros((5, 3), np.float32)})
+        assert "x (1, 3) to (4, 3)" in str(caught.value)
+        assert "dims" in str(caught.value)
+        np.testing.assert_array_equal(loaded.infer({"x": X})["y"], Y)
+
+
+def test_the_profile_that_has_the_shape_is_chosen(fake: SimpleNamespace) -> None:
+    profiles = [{"x": ((1, 3), (1, 3), (1, 3))}, {"x": ((2, 3), (8, 3), (16, 3))}]
+    with session(DYNAMIC, {"profiles": profiles}) as loaded:
+        np.testing.assert_array_equal(loaded.infer({"x": X})["y"], Y)
+        loaded.infer({"x": X[:1]})
+    chosen = [index for _, index in fake.cuda.calls("set_optimization_profile_async")]
+    assert chosen == [1, 0]
+
+
+def test_data_dependent_outputs_go_through_the_allocator(fake: SimpleNamespace) -> None:
+    with session(NONZERO) as loaded:
+        for values, expected in (([0, 1, 0, 1], [[1, 3]]), ([1, 1, 1, 1], [[0, 1, 2, 3]]), ([0] * 4, [[]])):
+            found = loaded.infer({"x": np.array(values, np.float32)})["y"]
+            np.testing.assert_array_equal(found, np.array(expected, np.int64).reshape(1, -1))
+        assert not fake.cuda.calls("cudaStreamBeginCapture")
+        with pytest.raises(InferenceError, match="depend on data"):
+            loaded.bind()
+
+
+def test_the_bound_mode_runs_over_pinned_memory(fake: SimpleNamespace) -> None:
+    with session(STATIC) as loaded, loaded.bind() as bound:
+        bound.inputs["x"][...] = X
+        mark = len(fake.cuda.events)
+        for _ in range(3):
+            bound.run()
+        np.testing.assert_array_equal(bound.outputs["y"], Y)
+        assert not [event for event in fake.cuda.events[mark:] if event[0].startswith("cudaMalloc")]
+        bound.inputs["x"][...] = 2 * X
+        bound.run()
+        np.testing.assert_array_equal(bound.outputs["y"], 2 * Y)
+
+
+def test_closing_the_session_frees_bound_buffers_too(fake: SimpleNamespace) -> None:
+    loaded = session(STATIC)
+    loaded.bind()
+    loaded.close()
+    fake.cuda.assert_nothing_left()
+
+
+def test_streaming_uses_several_streams_and_keeps_the_order(fake: SimpleNamespace) -> None:
+    with session(STATIC, max_in_flight=3) as loaded:
+        feeds = [{"x": X * scale} for scale in range(1, 20)]
+        for scale, outputs in enumerate(loaded.stream(feeds, in_flight=3), 1):
+            np.testing.assert_array_equal(outputs["y"], Y * scale)
+        assert 1 <= len(fake.cuda.streams) <= 3
+
+
+def test_many_threads_share_few_slots(fake: SimpleNamespace) -> None:
+    wrong: list[int] = []
+    with session(STATIC, max_in_flight=2) as loaded:
+
+        def work(scale: int) -> None:
+            for _ in range(10):
+                if not np.array_equal(loaded.infer({"x": X * scale})["y"], Y * scale):
+                    wrong.append(scale)
+
+        threads = [threading.Thread(target=work, args=(scale,)) for scale in range(1, 7)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(fake.cuda.streams) <= 2
+    assert not wrong
+
+
+def test_device_arrays_are_read_where_they_lie(fake: SimpleNamespace) -> None:
+    with session(STATIC) as loaded:
+        loaded.infer({"x": X})
+        given = fake_tensorrt.DeviceTensor(fake.cuda, 3 * X, stream=7)
+        mark = len(fake.cuda.events)
+        np.testing.assert_array_equal(loaded.infer({"x": given})["y"], 3 * Y)
+        events = fake.cuda.events[mark:]
+        # Its producer's stream is waited for, and nothing is copied to the device.
+        assert events[0] == ("cudaStreamSynchronize", 7)
+        assert not [event for event in events if event[:2] == ("cudaMemcpyAsync", "to device")]
+        given.free()
+        for _ in range(3):  # and back to our own buffers
+            np.testing.assert_array_equal(loaded.infer({"x": X})["y"], Y)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": (3, 2)}, "wrong shape"),
+        ({"typestr": "<f8"}, "wrong dtype"),
+        ({"strides": (4, 8)}, "contiguous"),
+    ],
+)
+def test_device_arrays_are_checked(fake: SimpleNamespace, change: dict[str, object], message: str) -> None:
+    with session(STATIC) as loaded:
+        given = fake_tensorrt.DeviceTensor(fake.cuda, X)
+        given.__cuda_array_interface__ |= change
+        with pytest.raises(InputError, match=message):
+            loaded.infer({"x": given})
+        given.free()
+
+
+def test_device_memory_is_reported(fake: SimpleNamespace) -> None:
+    with session(STATIC) as loaded:
+        loaded.infer({"x": X})
+        assert any("contexts 0.00 MB, buffers 0.00 MB" in note for note in loaded.execution().notes)
+        assert loaded._runner.device_memory_bytes == {"contexts": 1000, "buffers": 48}
+
+
+def test_running_out_of_device_memory_is_an_inference_error(fake: SimpleNamespace) -> None:
+    fake.cuda.device_limit = 10
+    with session(STATIC) as loaded, pytest.raises(InferenceError, match="cudaErrorMemoryAllocation"):
+        loaded.infer({"x": X})
+
+
+def test_tensorrt_8_computes_int64_in_int32(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = fake_tensorrt.install(monkeypatch, "8.6.1")
+    with session(INTEGERS) as loaded:
+        found = loaded.infer({"x": np.arange(4)})["y"]
+        assert found.dtype == np.int64
+        np.testing.assert_array_equal(found, [0, 2, 4, 6])
+        with pytest.raises(InputError, match="does not fit"):
+            loaded.infer({"x": np.array([0, 1, 2, 1 << 40])})
+        with loaded.bind() as bound:
+            bound.inputs["x"][...] = 5
+            bound.run()
+            assert bound.outputs["y"].tolist() == [10] * 4
+    fake.cuda.assert_nothing_left()
+
+
+def test_tensorrt_8_runs_one_request_for_each_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = fake_tensorrt.install(monkeypatch, "8.5.3")
+    with session(DYNAMIC, max_in_flight=4) as loaded:
+        outputs = list(loaded.stream([{"x": X}] * 6, in_flight=4))
+        assert len(outputs) == 6
+        assert len(fake.cuda.streams) == 1
+        assert any("one for each optimization profile" in note for note in loaded.execution().notes)
+
+
+def test_what_ran_names_nodes_kernels_and_precisions(fake: SimpleNamespace) -> None:
+    with session(STATIC) as loaded:
+        report = loaded.execution()
+    assert [layer.op_type for layer in report.layers] == ["Mul", "Relu"]
+    assert {layer.precision for layer in report.layers} == {"float32"}
+    assert report.layers[0].kernel == "fake_kernel"
+
+
+def test_a_half_that_ran_in_float_is_said(fake: SimpleNamespace) -> None:
+    text = (
+        HEAD + "g (float16[1,2] x) => (float16[1,2] y) <float16[2,2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }"
+    )
+    with session(text) as loaded:
+        notes = loaded.execution().notes
+    assert any("float16 was asked for and not reached by 1 nodes: " in note for note in notes), notes
+
+
+@pytest.mark.parametrize(
+    ("version", "gpus", "fact"),
+    [
+        ("11.4.0.1", (("Fake Orin", "8.7"),), "compute_capability"),
+        ("11.5.0.1", (("Fake GPU", "8.6"),), "tensorrt"),
+        ("10.3.0.1", (("Fake GPU", "8.6"),), "tensorrt"),
+    ],
+)
+def test_an_engine_of_another_machine_is_refused_before_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, version: str, gpus: tuple[tuple[str, str], ...], fact: str
+) -> None:
+    fake_tensorrt.install(monkeypatch)
+    artifact = ei.compile(model(STATIC), "tensorrt")
+    here = fake_tensorrt.install(monkeypatch, version, gpus=gpus)
+    with pytest.raises(ArtifactMismatchError) as caught:
+        ei.load(artifact)
+    assert caught.value.facts["mismatches"][0][0] == fact
+    assert not here.cuda.calls("deserialize_cuda_engine", "cudaMalloc")
+
+
+def test_an_engine_of_the_other_flavour_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tensorrt.install(monkeypatch, "1.7.1", module="tensorrt_rtx")
+    artifact = ei.compile(model(STATIC), "tensorrt")
+    fake_tensorrt.install(monkeypatch)
+    with pytest.raises(ArtifactMismatchError, match="another tensorrt-rtx") as caught:
+        ei.load(artifact)
+    assert "not installed" in str(caught.value)
+
+
+def test_an_engine_that_was_tampered_with_never_reaches_tensorrt(fake: SimpleNamespace, tmp_path) -> None:
+    ei.compile(model(STATIC), "tensorrt").save(tmp_path / "m.edge")
+    engine = tmp_path / "m.edge" / "model.engine"
+    engine.write_bytes(engine.read_bytes()[:-1] + b"!")
+    with pytest.raises(ArtifactIntegrityError):
+        ei.load(tmp_path / "m.edge")
+    assert not fake.cuda.calls("deserialize_cuda_engine")
+
+
+def test_host_code_needs_an_explicit_decision(fake: SimpleNamespace) -> None:
+    artifact = ei.compile(model(STATIC), "tensorrt", options={"version_compatible": True})
+    with pytest.raises(OptionsError, match="host code"):
+        ei.load(artifact)
+    assert not fake.cuda.calls("deserialize_cuda_engine")
+    with ei.load(artifact, options={"engine_host_code_allowed": True}) as loaded:
+        assert loaded._runner._runtime.engine_host_code_allowed is True
+        np.testing.assert_array_equal(loaded.infer({"x": X})["y"], Y)
+
+
+def test_an_artifact_cannot_allow_its_own_host_code(fake: SimpleNamespace) -> None:
+    options = {"version_compatible": True, "engine_host_code_allowed": True}
+    artifact = ei.compile(model(STATIC), "tensorrt", options=options)
+    assert "engine_host_code_allowed" not in artifact.manifest.options
+    with pytest.raises(OptionsError, match="host code"):
+        ei.load(artifact)
+
+
+def test_a_version_compatible_engine_runs_on_later_versions_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tensorrt.install(monkeypatch, "10.8.0")
+    options = {"version_compatible": True, "exclude_lean_runtime": True}
+    artifact = ei.compile(model(STATIC), "tensorrt", options=options)
+    fake_tensorrt.install(monkeypatch, "10.13.0")
+    ei.load(artifact).close()
+    fake_tensorrt.install(monkeypatch, "10.3.0")
+    with pytest.raises(ArtifactMismatchError, match="newer"):
+        ei.load(artifact)
+    fake_tensorrt.install(monkeypatch, "11.0.0")
+    with pytest.raises(ArtifactMismatchError, match="another tensorrt"):
+        ei.load(artifact)
+
+
+def test_tensorrt_rtx_is_asked_whether_the_engine_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = fake_tensorrt.install(monkeypatch, "1.7.1", module="tensorrt_rtx")
+    artifact = ei.compile(model(STATIC), "tensorrt")
+    monkeypatch.setattr(fake_tensorrt, "MAGIC", b"NEWS")
+    with pytest.raises(ArtifactMismatchError, match="cannot run here") as caught:
+        ei.load(artifact)
+    assert "unsupported cc" in str(caught.value)
+    assert not fake.cuda.calls("deserialize_cuda_engine")
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "11.4.0.1"])
+@pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: check.__name__)
+def test_conformance_over_the_fake(monkeypatch: pytest.MonkeyPatch, check, version: str) -> None:
+    fake = fake_tensorrt.install(monkeypatch, version)
+    check("tensorrt")
+    fake.cuda.assert_nothing_left()
+
+
+def test_without_a_gpu_loading_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tensorrt.install(monkeypatch)
+    artifact = ei.compile(model(STATIC), "tensorrt")
+    fake_tensorrt.install(monkeypatch, gpus=())
+    with pytest.raises(DeviceError, match="no device to run on") as caught:
+        ei.load(artifact)
+    assert "no NVIDIA GPU" in str(caught.value)
