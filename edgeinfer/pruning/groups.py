@@ -12,12 +12,11 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, final
 
 import attrs
-import numpy as np
 import onnx_ir as ir
 
 import edgeinfer.pruning.propagate_channelwise
 import edgeinfer.pruning.propagate_positions  # noqa: F401  (these modules register their rules)
-from edgeinfer.pruning.labels import Axes, Labels, Locked, Row, dims
+from edgeinfer.pruning.labels import Axes, Labels, Locked, dims
 from edgeinfer.pruning.layers import Layer, find_layers
 from edgeinfer.pruning.propagate import RULES
 
@@ -243,13 +242,3 @@ def _is_head_axis(value: ir.Value, axis: int) -> bool:
     return axis < len(dims(value)) - 2 and all(
         v is not None and v.const_value is None for v in producer.inputs
     )
-
-
-def _row_of(rows: Mapping[ir.Value, Axes], value: ir.Value, axis: int) -> Row | None:
-    axes = rows.get(value)
-    return None if axes is None else axes[axis]
-
-
-def class_mask(row: Row, removed: np.ndarray) -> np.ndarray:
-    """Return which positions of a row stay, given the removed classes."""
-    return ~np.isin(row, removed)
