@@ -17,16 +17,19 @@ _HALF_DEVICES = ("GPU", "NPU", "CUDA", "DLA")
 
 def recipe(target: Target | None, calibration: Any) -> tuple[Transform, ...]:
     """Return simplify, fuse, and the best precision that the target executes and that can be reached."""
-    from edgeinfer.transforms import FuseBatchNorm, Simplify, ToFloat16
+    from edgeinfer.transforms import FuseBatchNorm, QuantizeInt8, Simplify, ToFloat16
 
-    steps: tuple[Transform, ...] = (Simplify(), FuseBatchNorm())
-    if calibration is not None:
-        from edgeinfer.quantization.quantize_static import QuantizeStatic
-
-        return (*steps, QuantizeStatic(calibration=calibration, target=target))
+    if calibration is not None and _runs_int8(target):
+        # Weights that are stored as float16 are computed with in float32, and that is what is quantized.
+        simplify = Simplify(widen_weights=True)
+        return (simplify, FuseBatchNorm(), QuantizeInt8(calibration=calibration, target=target))
     if target is not None and _runs_float16(target):
-        return (*steps, ToFloat16())
-    return steps
+        return (Simplify(), FuseBatchNorm(), ToFloat16())
+    return (Simplify(), FuseBatchNorm())
+
+
+def _runs_int8(target: Target | None) -> bool:
+    return target is None or target.profile is None or "int8" in target.profile.precisions
 
 
 def _runs_float16(target: Target) -> bool:

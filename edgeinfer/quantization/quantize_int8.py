@@ -1,11 +1,10 @@
-"""Quantization under control: few layers back in float for a tolerance, and never slower than float.
+"""Quantization under control: close to float, within a tolerance, and never slower than float.
 
 The search. Let N be the noise power at the output (signal power over SQNR). Quantization noise of different
 layers nearly adds up, so giving the layers of a set S back to float leaves about N - sum of N_i over S, with
-N_i from the sensitivity table. The time that giving layer i back costs is about what it takes in float, as
-measured or, where the runtime does not tell, in proportion to its multiply-accumulates. Greedy by noise per
-time gives one order of the layers; bisection on real, measured candidates finds the shortest prefix of it
-that meets the tolerance.
+N_i from the sensitivity table. The time that giving layer i back costs grows with its multiply-accumulates.
+Greedy by noise per time gives one order of the layers; bisection on real candidates finds the shortest
+prefix of it that meets the tolerance.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from edgeinfer.errors import CalibrationError, TransformError
 from edgeinfer.measure.speedup import measure_speedup
 from edgeinfer.model import Model
 from edgeinfer.quantization.calibration import Calibration, as_calibration
-from edgeinfer.quantization.int8_recipe import preparation, quantizers
+from edgeinfer.quantization.int8_recipe import Attempt, Recipe, best_recipe
 from edgeinfer.quantization.sensitivity import (
     LayerSensitivity,
     Outputs,
@@ -30,7 +29,8 @@ from edgeinfer.quantization.sensitivity import (
     sensitivity,
 )
 from edgeinfer.quantization.state import quantized_for, ranges_of
-from edgeinfer.transforms.base import Pipeline, Skipped, TransformReport, TransformResult
+from edgeinfer.transforms.base import Skipped, TransformReport, TransformResult
+from edgeinfer.values import as_tuple
 
 __all__ = ["QuantizeInt8"]
 
@@ -40,21 +40,21 @@ __all__ = ["QuantizeInt8"]
 class QuantizeInt8:
     """Make a float model int8 with everything that helps, under a tolerance, and only if it gains time.
 
-    A Transform. It equalizes and smooths where that is exact, quantizes statically, re-rounds weights and
-    corrects biases. Then, when a tolerance is given and not met, it gives the layers back to float that buy
-    the most accuracy for the least time. At the end it measures: a model that is not faster than float on
-    the target's backend stays float, and the report says so.
+    A Transform. It quantizes statically; equalizes, smooths, re-rounds weights and corrects biases where that
+    brings the outputs closer to float; and when a tolerance is given and not met, gives those layers back to
+    float that buy the most accuracy for the least time. At the end it measures: a model that is not faster
+    than float on the target's backend stays float, and the report says so.
 
     Args:
         calibration: Representative feeds; see `edgeinfer.quantization.calibration`.
         target: Where the model will run; None for ONNX Runtime.
         evaluate: From a Model to a metric of which more is better.
         max_drop: How much of that metric may be lost.
-        min_sqnr_db: The SQNR in dB that the model's worst output must keep, on `samples` of the feeds.
+        min_sqnr_db: The SQNR in dB that the model's worst output must keep on the judged feeds.
         keep_float: Names of nodes that stay in float in any case.
-        method: How ranges are found; see `QuantizeStatic`.
-        samples: How many feeds outputs are compared on.
-        measure: Measure the speed; where the target's backend is not on this machine it is not measured, and
+        method: How ranges are found; see `QuantizeStatic`. None tries the usual ones.
+        samples: How many feeds, spread over the calibration, the outputs are judged on.
+        measure: Measure the speed. Where the target's backend is not on this machine it is not measured, and
             the report says so.
     """
 
@@ -63,8 +63,8 @@ class QuantizeInt8:
     evaluate: Callable[[Model], float] | None = attrs.field(default=None, kw_only=True, eq=False)
     max_drop: float | None = attrs.field(default=None, kw_only=True)
     min_sqnr_db: float | None = attrs.field(default=None, kw_only=True)
-    keep_float: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=tuple)
-    method: str = attrs.field(default="mse", kw_only=True)
+    keep_float: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=as_tuple)
+    method: str | None = attrs.field(default=None, kw_only=True)
     samples: int = attrs.field(default=16, kw_only=True, validator=attrs.validators.ge(1))
     measure: bool = attrs.field(default=True, kw_only=True)
 
@@ -83,6 +83,10 @@ class QuantizeInt8:
             CalibrationError: There is no calibration, or it does not fit.
             PreconditionError: The model is quantized already by somebody else.
         """
+        started = time.perf_counter()
+        if quantized_for(model.ir) is not None:
+            reason = "the model is quantized already; RetargetQDQ rewrites it for another runtime"
+            return self._report(model, model, started, skipped=[Skipped("", reason)])
         if self.calibration is None:
             raise CalibrationError(
                 "QuantizeInt8 needs calibration data.",
@@ -90,24 +94,7 @@ class QuantizeInt8:
                 found="calibration=None",
                 hint="Pass QuantizeInt8(calibration=[{...}, ...]), or optimize(..., calibration=...).",
             )
-        started = time.perf_counter()
-        feeds = as_calibration(self.calibration, model.signature)
-        run = _Run(self, model, feeds)
-        result, notes, skipped = run.result()
-        steps = [*run.steps]
-        report = TransformReport(
-            name=type(self).__name__,
-            config=self.config(),
-            applied=[entry for step in steps for entry in step.applied] if result is not model else (),
-            skipped=[*(entry for step in steps for entry in step.skipped), *skipped],
-            notes=[*(note for step in steps for note in step.notes), *notes],
-            data=run.data,
-            modified=result.digest != model.digest,
-            digest_before=model.digest,
-            digest_after=result.digest,
-            seconds=time.perf_counter() - started,
-        )
-        return TransformResult(result, report)
+        return _Run(self, model, started).result()
 
     def config(self) -> dict[str, object]:
         """Return what is not at its default, as JSON-compatible values."""
@@ -120,99 +107,136 @@ class QuantizeInt8:
         }
         return {name: value for name, value in plain.items() if value}
 
+    def _report(
+        self,
+        before: Model,
+        after: Model,
+        started: float,
+        *,
+        steps: tuple[TransformReport, ...] = (),
+        skipped: list[Skipped] | None = None,
+        notes: list[str] | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> TransformResult:
+        modified = after.digest != before.digest
+        report = TransformReport(
+            name=type(self).__name__,
+            config=self.config(),
+            applied=[entry for step in steps for entry in step.applied] if modified else (),
+            skipped=[*(entry for step in steps for entry in step.skipped), *(skipped or ())],
+            notes=[*(note for step in steps for note in step.notes), *(notes or ())],
+            data=data or {},
+            modified=modified,
+            digest_before=before.digest,
+            digest_after=after.digest,
+            seconds=time.perf_counter() - started,
+        )
+        return TransformResult(after, report)
+
 
 class _Run:
     """One application, with what it found on the way."""
 
-    def __init__(self, options: QuantizeInt8, model: Model, feeds: Calibration) -> None:
+    def __init__(self, options: QuantizeInt8, model: Model, started: float) -> None:
         self.options = options
-        self.original = model
-        self.feeds = feeds
-        self.judged = list(feeds.take(options.samples))
-        self.steps: tuple[TransformReport, ...] = ()
+        self.model = model
+        self.started = started
+        self.feeds = as_calibration(options.calibration, model.signature)
+        self.judged = _spread(self.feeds, options.samples)
         self.data: dict[str, Any] = {}
         self._reference: Outputs | None = None
         self._float_metric: float | None = None
 
-    def result(self) -> tuple[Model, list[str], list[Skipped]]:
-        """Return the model to give back, notes, and what was left in float beyond what the steps say."""
-        options = self.options
-        ready = Pipeline(preparation(self.feeds)).apply(self.original)
-        whole = self.quantize(ready.model, options.keep_float)
-        if quantized_for(whole.model.ir) is None:
-            self.steps = whole.report.steps
-            return self.original, ["nothing in the model gains from int8; it stays in float"], []
-        chosen, given_back = whole, ()
-        if not self.meets(whole.model):
-            chosen, given_back = self.search(ready.model, whole)
-        self.steps = (*ready.report.steps, *chosen.report.steps)
-        skipped = [Skipped(name, "given back to float to meet the tolerance") for name in given_back]
-        if quantized_for(chosen.model.ir) is None:
-            return self.original, ["the tolerance leaves no layer in int8; the model stays in float"], skipped
-        self.data["sqnr_db"] = self.sqnr_db(chosen.model)
-        notes = [f"output SQNR {self.data['sqnr_db']:.1f} dB on {len(self.judged)} samples"]
-        if not options.measure:
-            return chosen.model, notes, skipped
-        speed = measure_speedup(self.original, chosen.model, self.judged[0], target=options.target)
-        if speed is None:
-            notes.append("the speed was not measured: the target's backend or device is not on this machine")
-            return chosen.model, notes, skipped
-        self.data["speedup"] = speed.ratio
-        if speed.ratio <= 1.0:
-            reason = f"int8 is not faster than float here: {speed.describe()}"
-            return self.original, [reason], [*skipped, Skipped("", reason)]
-        return chosen.model, [*notes, f"faster than float: {speed.describe()}"], skipped
-
-    def quantize(
-        self, model: Model, keep_float: tuple[str, ...], ranges: dict[str, tuple[float, float]] | None = None
-    ) -> TransformResult:
-        """Quantize all but some layers."""
-        options = self.options
-        steps = quantizers(
-            self.feeds, options.target, method=options.method, keep_float=keep_float, ranges=ranges
+    def result(self) -> TransformResult:
+        """Return the model to give back and what there is to say of it."""
+        options, model = self.options, self.model
+        recipe, best = best_recipe(
+            model,
+            self.feeds,
+            options.target,
+            self.sqnr_db,
+            keep_float=options.keep_float,
+            method=options.method,
         )
-        return Pipeline(steps).apply(model)
+        if quantized_for(best.model.ir) is None:
+            notes = ["nothing in the model gains from int8; it stays in float"]
+            return options._report(model, model, self.started, steps=best.steps, notes=notes)
+        given_back: tuple[str, ...] = ()
+        if not self.meets(best):
+            best, given_back = self.search(recipe, best)
+        skipped = [Skipped(name, "given back to float to meet the tolerance") for name in given_back]
+        if quantized_for(best.model.ir) is None:
+            notes = ["the tolerance leaves no layer in int8; the model stays in float"]
+            return options._report(model, model, self.started, steps=best.steps, skipped=skipped, notes=notes)
+        self.data["sqnr_db"] = best.sqnr_db
+        notes = [f"output SQNR {best.sqnr_db:.1f} dB on {len(self.judged)} feeds"]
+        after = best.model
+        if options.measure:
+            speed = measure_speedup(model, after, self.judged[0], target=options.target)
+            if speed is None:
+                notes.append("the speed was not measured: the target's backend or device is not here")
+            elif speed.ratio > 1.0:
+                self.data["speedup"] = speed.ratio
+                notes.append(f"faster than float: {speed.describe()}")
+            else:
+                self.data["speedup"] = speed.ratio
+                skipped.append(Skipped("", f"int8 is not faster than float here: {speed.describe()}"))
+                after = model
+        return options._report(
+            model, after, self.started, steps=best.steps, skipped=skipped, notes=notes, data=self.data
+        )
 
-    def search(self, model: Model, whole: TransformResult) -> tuple[TransformResult, tuple[str, ...]]:
-        """Return the candidate with the fewest layers in float, in greedy order, that meets the tolerance."""
+    def search(self, recipe: Recipe, whole: Attempt) -> tuple[Attempt, tuple[str, ...]]:
+        """Return the attempt with the fewest layers in float, in greedy order, that meets the tolerance."""
+        ranges = ranges_of(whole.model.ir)
         table = sensitivity(
-            model, self.feeds, target=self.options.target, samples=self.options.samples, progress=None
+            self.model,
+            self.feeds,
+            target=self.options.target,
+            samples=self.options.samples,
+            method=recipe.quantize.method,
+            ranges=None if recipe.before else ranges,
         )
         self.data["sensitivity"] = table
+        known = attrs.evolve(recipe, quantize=attrs.evolve(recipe.quantize, ranges=ranges))
         order = [layer.node for layer in sorted(table.layers, key=_noise_per_time, reverse=True)]
-        ranges = ranges_of(whole.model.ir)
-        tried: dict[int, TransformResult] = {}
-        low, high = 0, len(order)  # all of the first `high` in float meets it; the first `low` does not
+        low, high = 0, len(order)  # with the first `high` in float it is met, with the first `low` it is not
+        found = known.apply(self.model, self.sqnr_db, keep_float=order)
         while high - low > 1:
+            # Few layers usually do, so the first steps are small: 1, 2, 4, …
             middle = (low + high) // 2 if high < len(order) else min(high - 1, max(1, 2 * low))
-            keep = (*self.options.keep_float, *order[:middle])
-            tried[middle] = self.quantize(model, keep, ranges)
-            if self.meets(tried[middle].model):
-                high = middle
+            attempt = known.apply(self.model, self.sqnr_db, keep_float=order[:middle])
+            if self.meets(attempt):
+                high, found = middle, attempt
             else:
                 low = middle
-        if high not in tried:
-            tried[high] = self.quantize(model, (*self.options.keep_float, *order[:high]), ranges)
-        return tried[high], tuple(order[:high])
+        return found, tuple(order[:high])
 
-    def meets(self, candidate: Model) -> bool:
-        """Whether a candidate keeps every tolerance that was given."""
+    def meets(self, attempt: Attempt) -> bool:
+        """Whether an attempt keeps every tolerance that was given."""
         options = self.options
-        if options.min_sqnr_db is not None and self.sqnr_db(candidate) < options.min_sqnr_db:
+        if options.min_sqnr_db is not None and attempt.sqnr_db < options.min_sqnr_db:
             return False
         if options.evaluate is None or options.max_drop is None:
             return True
         if self._float_metric is None:
-            self._float_metric = options.evaluate(self.original)
+            self._float_metric = options.evaluate(self.model)
             self.data["metric_float"] = self._float_metric
-        self.data["metric"] = options.evaluate(candidate)
+        self.data["metric"] = options.evaluate(attempt.model)
         return bool(self.data["metric"] >= self._float_metric - options.max_drop)
 
     def sqnr_db(self, candidate: Model) -> float:
         """Return the SQNR in dB of a candidate's worst output."""
         if self._reference is None:
-            self._reference = run_outputs(self.original, self.judged)
+            self._reference = run_outputs(self.model, self.judged)
         return output_sqnr_db(self._reference, run_outputs(candidate, self.judged))
+
+
+def _spread(feeds: Calibration, count: int) -> list[dict[str, Any]]:
+    """Return at most `count` feeds, evenly spread over all of them."""
+    total = sum(1 for _ in feeds)
+    step = max(1, total // count)
+    return [feed for index, feed in enumerate(feeds) if index % step == 0][:count]
 
 
 def _noise_per_time(layer: LayerSensitivity) -> float:

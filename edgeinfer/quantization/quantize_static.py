@@ -23,6 +23,7 @@ from edgeinfer.quantization.qparams import QParams, weight_qparams
 from edgeinfer.quantization.regions import Region
 from edgeinfer.quantization.state import REFERENCE_KEY, quantized_for, refuse_half, refuse_quantized
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
+from edgeinfer.values import as_frozenset
 
 __all__ = ["QuantizeStatic"]
 
@@ -59,7 +60,7 @@ class QuantizeStatic(GraphTransform):
     calibration: Any = attrs.field(default=None, eq=False)
     target: Target | str | QDQDialect | None = attrs.field(default=None, kw_only=True)
     method: str = attrs.field(default="mse", kw_only=True)
-    keep_float: Collection[str] = attrs.field(default=(), kw_only=True, converter=frozenset)
+    keep_float: Collection[str] = attrs.field(default=(), kw_only=True, converter=as_frozenset)
     activation_dtype: str | None = attrs.field(default=None, kw_only=True)
     weight_bits: int = attrs.field(
         default=8, kw_only=True, validator=[attrs.validators.ge(2), attrs.validators.le(8)]

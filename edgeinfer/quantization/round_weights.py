@@ -32,7 +32,7 @@ SCALE_KEY = "edgeinfer.scale"
 
 
 # Columns of X taken from each feed: 100 feeds then give ten times as many as the widest layers have inputs.
-_MAX_COLUMNS = 2048
+_MAX_COLUMNS = 256  # of each feed: with 100 feeds, many times the rows of any moment
 _MAX_BYTES = 1 << 30  # of moments held at a time; more layers take more passes
 
 

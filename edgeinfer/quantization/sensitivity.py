@@ -115,6 +115,7 @@ def sensitivity(
     evaluate: Evaluate | None = None,
     samples: int = 16,
     method: str = "mse",
+    ranges: Mapping[str, tuple[float, float]] | None = None,
     progress: bool | None = None,
 ) -> Sensitivity:
     """Quantize one layer at a time and measure what that does to the outputs.
@@ -126,6 +127,7 @@ def sensitivity(
         evaluate: From a Model to a metric of which more is better; it is called once a layer.
         samples: How many of the feeds the outputs are compared on.
         method: How ranges are found; see `QuantizeStatic`.
+        ranges: Ranges that are known already; see `QuantizeStatic`.
         progress: Show it; None in a terminal or notebook only.
 
     Raises:
@@ -135,7 +137,7 @@ def sensitivity(
     loaded = Model.load(model)
     feeds = as_calibration(calibration, loaded.signature)
     dialect = attrs.evolve(dialect_of(target), costs=None)  # also layers that gain no time
-    quantize = QuantizeStatic(calibration=feeds, target=dialect, method=method)
+    quantize = QuantizeStatic(calibration=feeds, target=dialect, method=method, ranges=ranges)
     whole = quantize.apply(loaded).model
     layers = quantizable_layers(loaded, dialect)
     judged = list(feeds.take(samples))
@@ -144,8 +146,8 @@ def sensitivity(
     known = ranges_of(whole.ir)
     found = []
     for node in track(layers, "sensitivity", progress=progress):
-        others = [other.name for other in layers if other.name != node.name]
-        single = attrs.evolve(quantize, ranges=known, keep_float=[str(name) for name in others])
+        others = [str(other.name) for other in layers if other.name != node.name]
+        single = attrs.evolve(quantize, ranges=known, keep_float=others)
         candidate = single.apply(loaded).model
         found.append(
             LayerSensitivity(

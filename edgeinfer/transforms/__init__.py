@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgeinfer.quantization.correct_bias import CorrectBias
     from edgeinfer.quantization.equalize_weights import EqualizeWeights
     from edgeinfer.quantization.quantize_dynamic import QuantizeDynamic
+    from edgeinfer.quantization.quantize_int8 import QuantizeInt8
     from edgeinfer.quantization.quantize_static import QuantizeStatic
     from edgeinfer.quantization.quantize_weights import QuantizeWeights
     from edgeinfer.quantization.retarget_qdq import RetargetQDQ
@@ -60,6 +61,7 @@ _HOME = {
     "PruneNM": "edgeinfer.pruning.prune_nm",
     "PruneWeights": "edgeinfer.pruning.prune_weights",
     "QuantizeDynamic": "edgeinfer.quantization.quantize_dynamic",
+    "QuantizeInt8": "edgeinfer.quantization.quantize_int8",
     "QuantizeStatic": "edgeinfer.quantization.quantize_static",
     "QuantizeWeights": "edgeinfer.quantization.quantize_weights",
     "RetargetQDQ": "edgeinfer.quantization.retarget_qdq",
@@ -83,6 +85,7 @@ __all__ = [
     "PruneNM",
     "PruneWeights",
     "QuantizeDynamic",
+    "QuantizeInt8",
     "QuantizeStatic",
     "QuantizeWeights",
     "ReportBuilder",
