@@ -120,21 +120,27 @@ class Layout:
         return [(self.pads[i], self.pads[rank + i]) for i in range(rank)]
 
 
-def layout_of_node(node: ir.Node) -> Layout:
+def layout_of_node(node: ir.Node, shape: tuple[int, ...] | None = None) -> Layout:
     """Return how a Conv, Gemm or MatMul reads its input.
+
+    Args:
+        node: The node.
+        shape: The weight's shape, when the weight is not a constant itself (stored in half precision behind
+            a Cast).
 
     Raises:
         PreconditionError: It is another operator, or its weight is not a constant of known shape.
     """
     weight = node.inputs[1] if node.op_type in _OPS and len(node.inputs) > 1 else None
-    if weight is None or weight.const_value is None or node.domain not in ("", "ai.onnx"):
+    if shape is None and weight is not None and weight.const_value is not None:
+        shape = weight.const_value.numpy().shape
+    if weight is None or shape is None or node.domain not in ("", "ai.onnx"):
         raise PreconditionError(
             "The node has no constant weight to reconstruct.",
             where=f"node {node.name!r}",
             expected="Conv, Gemm or MatMul with a constant second input",
             found=node.op_type,
         )
-    shape = weight.const_value.numpy().shape
     if node.op_type == "Conv":
         return _conv_layout(node, shape)
     if len(shape) != 2:

@@ -6,6 +6,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgeinfer.pruning.prune_channels import PruneChannels
+    from edgeinfer.pruning.prune_heads import PruneHeads
+    from edgeinfer.pruning.prune_nm import PruneNM
+    from edgeinfer.pruning.prune_weights import PruneWeights
     from edgeinfer.quantization.correct_bias import CorrectBias
     from edgeinfer.quantization.equalize_weights import EqualizeWeights
     from edgeinfer.quantization.quantize_dynamic import QuantizeDynamic
@@ -52,6 +56,10 @@ _HOME = {
     "EqualizeWeights": "edgeinfer.quantization.equalize_weights",
     "FixShapes": "edgeinfer.transforms.fix_shapes",
     "FuseBatchNorm": "edgeinfer.transforms.fuse_batchnorm",
+    "PruneChannels": "edgeinfer.pruning.prune_channels",
+    "PruneHeads": "edgeinfer.pruning.prune_heads",
+    "PruneNM": "edgeinfer.pruning.prune_nm",
+    "PruneWeights": "edgeinfer.pruning.prune_weights",
     "QuantizeDynamic": "edgeinfer.quantization.quantize_dynamic",
     "QuantizeInt8": "edgeinfer.quantization.quantize_int8",
     "QuantizeStatic": "edgeinfer.quantization.quantize_static",
@@ -72,6 +80,10 @@ __all__ = [
     "FuseBatchNorm",
     "GraphTransform",
     "Pipeline",
+    "PruneChannels",
+    "PruneHeads",
+    "PruneNM",
+    "PruneWeights",
     "QuantizeDynamic",
     "QuantizeInt8",
     "QuantizeStatic",

@@ -1,0 +1,168 @@
+"""A cost model of measured latency: each layer is timed on the target's backend at a few channel counts.
+
+Counting multiply-accumulates misses what a runtime makes of them: blocked kernels round channels up, and thin
+layers are bound by memory. So every layer is run alone at a grid of input and output channels, and the time
+of any other count is interpolated. What is reported in the end is the whole model's latency, measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import attrs
+import numpy as np
+import onnx_ir as ir
+
+from edgeinfer.api import compile as compile_model
+from edgeinfer.api import load
+from edgeinfer.devices.profile import Target
+from edgeinfer.display import track
+from edgeinfer.model import Model
+from edgeinfer.pruning.cost import Axis, CostModel
+from edgeinfer.pruning.labels import dims
+from edgeinfer.pruning.layers import Layer
+from edgeinfer.session import Session
+
+__all__ = ["interleaved_ms", "latency_cost"]
+
+_FRACTIONS = (0.25, 0.5, 0.75, 1.0)
+_RUNS = 12
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class _LatencyTerm:
+    """The time of one layer, interpolated on a grid of output and input channels."""
+
+    node: str
+    out_axis: Axis
+    in_axis: Axis
+    outs: tuple[int, ...]
+    ins: tuple[int, ...]
+    times_ms: np.ndarray
+
+    def value(self, removed: Mapping[str, int]) -> float:
+        along = [
+            np.interp(self.in_axis.size(removed), self.ins, row) if len(self.ins) > 1 else row[0]
+            for row in self.times_ms
+        ]
+        return float(np.interp(self.out_axis.size(removed), self.outs, along) if len(along) > 1 else along[0])
+
+
+def latency_cost(
+    parameters: CostModel,
+    layers: Sequence[Layer],
+    shapes: Mapping[str, tuple[int, ...]],
+    target: Target,
+    *,
+    progress: bool | None = None,
+) -> CostModel:
+    """Return a cost model whose terms are milliseconds.
+
+    Args:
+        parameters: The model of parameters, which knows how channel counts follow from groups.
+        layers: The layers of the graph.
+        shapes: The shapes of activations as seen in a run, by name.
+        target: The backend and device to measure on.
+        progress: Show it.
+    """
+    sizes = {term.node: term.axes for term in parameters.terms}
+    known: dict[object, np.ndarray] = {}
+    terms: list[_LatencyTerm] = []
+    for layer in track(layers, "timing layers", progress=progress):
+        axes = sizes[layer.name]
+        out_axis, in_axis = axes[layer.out_axis], axes[layer.in_axis]
+        outs, ins = _grid(out_axis), _grid(in_axis)
+        key = (layer.kind, layer.group, outs, ins, shapes.get(layer.x.name or ""), str(layer.node.attributes))
+        if key not in known:
+            known[key] = np.array([[_time(layer, shapes, o, i, target) for i in ins] for o in outs])
+        terms.append(
+            _LatencyTerm(
+                node=layer.name, out_axis=out_axis, in_axis=in_axis, outs=outs, ins=ins, times_ms=known[key]
+            )
+        )
+    return attrs.evolve(parameters, terms=tuple(terms))
+
+
+def _grid(axis: Axis) -> tuple[int, ...]:
+    full = axis.size({})
+    if not axis.per_channel:
+        return (full,)
+    return tuple(sorted({max(1, round(full * fraction)) for fraction in _FRACTIONS}))
+
+
+def _time(layer: Layer, shapes: Mapping[str, tuple[int, ...]], outs: int, ins: int, target: Target) -> float:
+    with _session(_alone(layer, shapes, outs, ins), target) as session:
+        feed = {
+            spec.name: np.zeros([d if isinstance(d, int) else 1 for d in spec.shape or ()], spec.dtype)
+            for spec in session.signature.inputs
+        }
+        for _ in range(_RUNS):
+            session.infer(feed)
+        # Other work on the machine can only add to a time, so the least is the truest.
+        return float(session.latencies_ms[2:].min())
+
+
+def _session(model: Model, target: Target) -> Session:
+    return load(compile_model(model, target.backend, device=target.device or None))
+
+
+def _alone(layer: Layer, shapes: Mapping[str, tuple[int, ...]], outs: int, ins: int) -> Model:
+    """Return a model of one layer with so many channels, its weights random."""
+    weight_shape = [int(d) for d in dims(layer.weight)]  # type: ignore[arg-type]
+    weight_shape[layer.out_axis], weight_shape[layer.in_axis] = outs, ins
+    x_shape = [1, *(shapes.get(layer.x.name or "") or (1,))[1:]]
+    channels = ins if layer.kind != "conv" else ins * layer.group
+    attributes = dict(layer.node.attributes.items())
+    if layer.group > 1 and layer.kind == "conv" and dims(layer.weight)[1] == 1:
+        channels = outs
+        attributes["group"] = ir.AttrInt64("group", outs)
+    x_shape[1 if layer.kind.startswith("conv") else -1] = channels
+    if layer.kind == "gemm":
+        attributes.pop("transA", None)
+    rng = np.random.default_rng(0)
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(x_shape))
+    array = (rng.standard_normal(weight_shape) / np.sqrt(np.prod(weight_shape[1:]) + 1)).astype(np.float32)
+    weight = ir.Value(
+        name="w",
+        const_value=ir.tensor(array),
+        type=ir.TensorType(ir.DataType.FLOAT),
+        shape=ir.Shape(array.shape),
+    )
+    node = ir.Node("", layer.node.op_type, [x, weight], attributes=list(attributes.values()))
+    node.outputs[0].name = "y"
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    node.outputs[0].shape = ir.Shape([None] * len(dims(layer.node.outputs[0])))
+    opset = layer.node.graph.opset_imports if layer.node.graph is not None else {"": 13}
+    graph = ir.Graph(
+        [x],
+        [node.outputs[0]],
+        nodes=[node],
+        initializers=[weight],
+        opset_imports={"": opset.get("", 13)},
+        name="one",
+    )
+    return Model(ir.Model(graph, ir_version=8))
+
+
+def interleaved_ms(
+    models: Sequence[Model], feeds: Mapping[str, np.ndarray], target: Target, rounds: int = 30
+) -> list[float]:
+    """Return the median latency of each model, runs interleaved so that other work hits all alike.
+
+    Args:
+        models: Models of one signature.
+        feeds: One feed.
+        target: The backend and device.
+        rounds: How many runs of each.
+    """
+    sessions = [_session(model, target) for model in models]
+    try:
+        for _ in range(rounds + 2):
+            for session in sessions:
+                session.infer(feeds)
+        return [float(np.median(session.latencies_ms[2:])) for session in sessions]
+    finally:
+        for session in sessions:
+            session.close()

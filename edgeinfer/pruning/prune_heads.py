@@ -1,0 +1,78 @@
+"""`PruneHeads`: fewer attention heads."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, final
+
+import attrs
+import onnx_ir as ir
+
+from edgeinfer.devices.profile import Target
+from edgeinfer.pruning.criteria import Criterion
+from edgeinfer.pruning.engine import prune_structured
+from edgeinfer.pruning.plan import Budget, Settings
+from edgeinfer.quantization.calibration import as_calibration
+from edgeinfer.signature import Signature
+from edgeinfer.transforms.base import GraphTransform, ReportBuilder
+
+__all__ = ["PruneHeads"]
+
+
+@final
+@attrs.frozen
+class PruneHeads(GraphTransform):
+    """Remove the attention heads that the outputs miss least, and refit the projections behind them.
+
+    A head is a batch position of the products of attention, as exporters write it (Reshape, Transpose,
+    MatMul, Softmax, MatMul); it goes with its rows of the query, key, value and output projections.
+
+    Attributes:
+        keep: The part of all heads to keep; layers that need fewer heads give up more.
+        calibration: A re-iterable of feeds. Without one: magnitude, and nothing is refitted.
+        criterion: How the heads of one layer are ranked.
+        measure: On how many samples the error of the outputs is measured.
+        max_columns: How many positions the moments are taken from.
+        ridge: How strongly refitted weights are drawn to the present ones. None: chosen on held-out feeds.
+        seed: For the random criterion.
+        target: Taken for the sake of `optimize`; heads have no preferred multiple.
+        progress: Show progress. None: in a terminal or a notebook.
+    """
+
+    idempotent: ClassVar[bool] = False
+
+    keep: float = attrs.field(default=0.75, validator=[attrs.validators.gt(0), attrs.validators.le(1)])
+    calibration: Any = attrs.field(default=None, kw_only=True, eq=False)
+    criterion: Criterion = attrs.field(
+        default="second_order",
+        kw_only=True,
+        validator=attrs.validators.in_(("second_order", "activation", "magnitude", "random")),
+    )
+    measure: int = attrs.field(default=48, kw_only=True, validator=attrs.validators.ge(0))
+    max_columns: int = attrs.field(default=24_000, kw_only=True, validator=attrs.validators.ge(100))
+    ridge: float | None = attrs.field(
+        default=None, kw_only=True, validator=attrs.validators.optional(attrs.validators.ge(0))
+    )
+    seed: int = attrs.field(default=0, kw_only=True)
+    target: Target | str | None = attrs.field(default=None, kw_only=True)
+    progress: bool | None = attrs.field(default=None, kw_only=True)
+
+    def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
+        """Prune the head groups."""
+        prune_structured(
+            model,
+            report,
+            Settings(
+                kind="head",
+                budget=Budget(metric="channels", keep=self.keep),
+                feeds=None
+                if self.calibration is None
+                else as_calibration(self.calibration, Signature.of_graph(model.graph)),
+                criterion=self.criterion,
+                multiple=1,
+                measure=self.measure,
+                max_columns=self.max_columns,
+                ridge=self.ridge,
+                seed=self.seed,
+                progress=self.progress,
+            ),
+        )

@@ -1,0 +1,107 @@
+"""Which single weights to drop: SparseGPT's sweep, with the choice within a group of M made jointly.
+
+With U the upper Cholesky factor of H⁻¹ (H⁻¹ = Uᵀ U), dropping column j costs w_j² / U_jj² and is made up for
+by W[:, j+1:] -= w_j / U_jj · U[j, j+1:] (Frantar and Alistarh 2023). For N:M the M weights of a group are
+weighed together: the inverse Hessian of what is left is U_gᵀ U_g on the group, so that each choice S of M - N
+weights costs w_Sᵀ [(U_gᵀ U_g)_SS]⁻¹ w_S, and the cheapest is taken.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from edgeinfer.pruning.layers import Layer
+
+__all__ = ["group_order", "magnitude_nm_mask", "nm_mask", "sparse_mask"]
+
+_DAMPING = 1e-2
+_BLOCK = 64
+
+
+def group_order(layer: Layer, m: int) -> np.ndarray:
+    """Return W's columns in an order in which each M input channels at one kernel tap lie side by side.
+
+    That is where sparse tensor cores look for their pattern: along the input channels.
+    """
+    taps = layer.taps
+    columns = layer.layout.rows
+    grid = np.arange(columns).reshape(-1, m, taps)
+    order: np.ndarray = grid.transpose(0, 2, 1).reshape(-1)
+    return order
+
+
+def _upper(cov: np.ndarray, order: np.ndarray) -> np.ndarray:
+    h = cov[np.ix_(order, order)]
+    dead = np.diag(h) <= 0
+    h = h + np.diag(np.where(dead, 1.0, 0.0))
+    h[np.diag_indices_from(h)] += _DAMPING * np.trace(h) / len(h)
+    upper: np.ndarray = np.linalg.cholesky(np.linalg.inv(h)).T
+    return upper
+
+
+def nm_mask(weight: np.ndarray, cov: np.ndarray, order: np.ndarray, n: int, m: int) -> np.ndarray:
+    """Return the mask of the weights that stay, (R, K): n of every m.
+
+    Args:
+        weight: W, (R, K).
+        cov: The covariance of X, (K, K).
+        order: Columns in groups of m, see `group_order`.
+        n: How many of a group stay.
+        m: The size of a group.
+    """
+    upper = _upper(cov, order)
+    work = weight[:, order].copy()
+    keep = np.ones(work.shape, bool)
+    choices = np.array(list(itertools.combinations(range(m), m - n)))
+    rows = np.arange(len(work))
+    for start in range(0, work.shape[1], m):
+        factor = upper[start : start + m, start : start + m]
+        inverse = factor.T @ factor
+        group = work[:, start : start + m]
+        costs = np.empty((len(choices), len(work)))
+        for index, choice in enumerate(choices):
+            part = group[:, choice]
+            costs[index] = (part * np.linalg.solve(inverse[np.ix_(choice, choice)], part.T).T).sum(1)
+        picked = choices[costs.argmin(0)]
+        dropped = np.zeros(group.shape, bool)
+        dropped[rows[:, None], picked] = True
+        keep[:, start : start + m] = ~dropped
+        _sweep(work, upper, dropped, start)
+    result = np.empty_like(keep)
+    result[:, order] = keep
+    return result
+
+
+def sparse_mask(weight: np.ndarray, cov: np.ndarray, sparsity: float) -> np.ndarray:
+    """Return the mask of the weights that stay, (R, K), so many of every block of columns dropped."""
+    upper = _upper(cov, np.arange(weight.shape[1]))
+    work = weight.copy()
+    keep = np.ones(work.shape, bool)
+    for start in range(0, work.shape[1], _BLOCK):
+        block = work[:, start : start + _BLOCK]
+        scores = np.square(block / np.diag(upper)[start : start + _BLOCK])
+        count = round(sparsity * block.size)
+        dropped = np.zeros(block.size, bool)
+        if count:
+            dropped[np.argpartition(scores.ravel(), count - 1)[:count]] = True
+        keep[:, start : start + _BLOCK] = ~dropped.reshape(block.shape)
+        _sweep(work, upper, dropped.reshape(block.shape), start)
+    return keep
+
+
+def _sweep(work: np.ndarray, upper: np.ndarray, dropped: np.ndarray, start: int) -> None:
+    for offset in range(dropped.shape[1]):
+        j = start + offset
+        error = np.where(dropped[:, offset], work[:, j], 0.0) / upper[j, j]
+        work[:, j:] -= error[:, None] * upper[j, j:]
+
+
+def magnitude_nm_mask(weight: np.ndarray, order: np.ndarray, n: int, m: int) -> np.ndarray:
+    """Return the mask of the n largest weights of every m, (R, K)."""
+    groups = np.abs(weight[:, order]).reshape(len(weight), -1, m)
+    ranks = np.argsort(np.argsort(-groups, axis=2, kind="stable"), axis=2, kind="stable")
+    result = np.empty(weight.shape, bool)
+    result[:, order] = (ranks < n).reshape(len(weight), -1)
+    return result

@@ -1,0 +1,95 @@
+"""Graphs for the pruning tests, and the arithmetic that they share."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.helper as oh
+import onnx.numpy_helper as nh
+import onnx_ir as ir
+
+from edgeinfer.executor import probe
+from edgeinfer.model import Model
+from edgeinfer.pruning.groups import Dependencies, analyze
+from edgeinfer.pruning.layers import read_weight, write_weight
+from edgeinfer.pruning.prepare import prepare
+from edgeinfer.pruning.surgery import remove_channels
+
+
+class Builder:
+    """Writes a graph node by node; every helper returns the name of its output."""
+
+    def __init__(self, seed: int = 0, opset: int = 17) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.opset = opset
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, shape: list[int | str]) -> str:
+        self.inputs.append(oh.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+        return name
+
+    def weight(self, *shape: int) -> str:
+        return self.constant(self.rng.standard_normal(shape).astype(np.float32) * 0.3)
+
+    def constant(self, array: np.ndarray) -> str:
+        name = f"w{len(self.weights)}"
+        self.weights.append(nh.from_array(np.asarray(array), name))
+        return name
+
+    def ints(self, *values: int) -> str:
+        return self.constant(np.array(values, np.int64))
+
+    def op(self, op_type: str, *inputs: str, outputs: int = 1, **attributes: object) -> str:
+        names = [f"{op_type.lower()}{len(self.nodes)}_{i}" for i in range(outputs)]
+        name = f"{op_type}{len(self.nodes)}"
+        self.nodes.append(oh.make_node(op_type, list(inputs), names, name=name, **attributes))
+        return names[0] if outputs == 1 else ",".join(names)
+
+    def conv(self, x: str, cin: int, cout: int, k: int = 3, *, group: int = 1, bias: bool = True) -> str:
+        inputs = [x, self.weight(cout, cin // group, k, k), *([self.weight(cout)] if bias else [])]
+        return self.op("Conv", *inputs, kernel_shape=[k, k], pads=[k // 2] * 4, group=group)
+
+    def model(self, *outputs: str) -> Model:
+        infos = [oh.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs]
+        graph = oh.make_graph(self.nodes, "test", self.inputs, infos, self.weights)
+        proto = oh.make_model(graph, opset_imports=[oh.make_opsetid("", self.opset)], ir_version=8)
+        proto = onnx.shape_inference.infer_shapes(proto)
+        return Model.load(proto)
+
+
+def prepared(model: Model) -> tuple[ir.Model, Dependencies]:
+    work = model.copy_ir()
+    prepare(work)
+    return work, analyze(work.graph)
+
+
+def run(model: Model | ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    handle = model if isinstance(model, Model) else Model.from_ir(model.clone())
+    with probe(handle, [value.name or "" for value in handle.ir.graph.outputs], threads=1) as session:
+        return list(session.infer(feeds).values())
+
+
+def unread(work: ir.Model, dependencies: Dependencies, classes: list[int]) -> None:
+    """Set the weights to zero with which the layers read some classes of channels."""
+    for layer in dependencies.layers:
+        rows = dependencies.rows.get(layer.node.inputs[1])
+        row = None if rows is None else rows[layer.in_axis]
+        if (row is not None and layer.kind != "conv_transpose") or (row is not None and layer.group == 1):
+            array = read_weight(layer.weight).copy()
+            np.moveaxis(array, layer.in_axis, 0)[np.isin(row, classes)] = 0
+            write_weight(layer.weight, array)
+
+
+def remove(model: Model, picks: dict[str, list[int]], feeds: dict[str, np.ndarray]) -> tuple[ir.Model, float]:
+    """Remove channels that nothing reads any more; return the graph and the largest change of an output."""
+    work, dependencies = prepared(model)
+    classes = [
+        dependencies.members[name][channel] for name, channels in picks.items() for channel in channels
+    ]
+    unread(work, dependencies, classes)
+    before = run(work, feeds)
+    remove_channels(work, dependencies, classes)
+    after = run(work, feeds)
+    return work, max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))
