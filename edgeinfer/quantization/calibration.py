@@ -184,12 +184,12 @@ def observe(
     observers have seen it.
 
     Exact observers (min-max, those per channel, moments) see the tensor's value for every feed. Observers
-    that estimate a distribution (percentile, entropy, MSE; see `Estimating`) see it for the first 32 samples;
-    after that the tensors take turns, and every 4th value counts four times: exposing all of a network's
-    tensors costs half as much as the network itself. So every sample weighs the same, and every feed is
-    run, but the extremes that such an observer knows are those of what it saw. (Fewer turns when four times
-    the weights exceed `max_bytes`.) A tensor between known bounds, such as those of ReLU6, whose min-max
-    observer has seen both is not looked at any more.
+    that estimate a distribution (percentile, entropy, MSE, moving average; see `Estimating`) see it for the
+    first 32 samples. After that the tensors take turns: each feed is run as far as a quarter of them needs,
+    and what a tensor has at every 4th feed counts four times, so that every sample weighs the same. The
+    extremes that such an observer knows are those of what it saw. There are fewer turns when four times the
+    weights exceed `max_bytes`. A tensor between known bounds, such as those of ReLU6, whose min-max observer
+    has seen both is not looked at any more: its extremes cannot change.
 
     Args:
         model: The model; it is run by ONNX Runtime.

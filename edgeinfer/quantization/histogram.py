@@ -94,8 +94,9 @@ class StreamingHistogram:
                 expected="finite numbers",
                 found=f"least {low}, greatest {high}",
             )
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self._cover()
+        if low < self.low or high > self.high:
+            self.low, self.high = min(self.low, low), max(self.high, high)
+            self._cover()
         self._count(taken, weight)
 
     def merge(self, other: StreamingHistogram) -> None:

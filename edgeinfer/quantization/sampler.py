@@ -2,8 +2,8 @@
 
 Most of what calibration costs is not the observers but the exposing: a tensor that is an output is copied
 into the plain layout and leaves the cache. On MobileNetV2 all inputs of convolutions together cost as much
-as half a forward pass, a quarter of them a twentieth. So tensors whose observers only estimate a
-distribution take turns.
+as half a forward pass. So tensors whose observers only estimate a distribution take turns, and at each turn
+the model is run only as far as they need.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class TensorSampler:
         self._model = model
         inputs = {spec.name for spec in model.signature.inputs}
         self._inputs = [name for name in names if name in inputs]
-        self._names = [name for name in dict.fromkeys(names) if name not in inputs]
+        place = {v.name: i for i, node in enumerate(model.ir.graph) for v in node.outputs}
+        self._names = sorted(set(names) - inputs, key=lambda name: place.get(name, 0))
         self._estimated = frozenset(estimated)
         self._dropped: frozenset[str] = frozenset()
         self._max_bytes = max_bytes
@@ -158,15 +159,19 @@ class TensorSampler:
             )
 
     def _take_apart(self, sizes: Mapping[str, int]) -> list[dict[str, int]]:
-        """Return what is shown at each turn: turns of about equal size."""
+        """Return what is shown at each turn: stretches of the graph with about equal sizes.
+
+        For an early stretch the runtime computes only the beginning of the model.
+        """
         sizes = {name: size for name, size in sizes.items() if name not in self._dropped}
         estimated = [name for name in sizes if name in self._estimated]
         count = self._turn_count() if self._taking_turns and estimated else 1
+        total = sum(sizes[name] for name in estimated)
         turn_of = {}
-        loads = [0] * count
-        for name in sorted(estimated, key=lambda name: -sizes[name]):
-            turn_of[name] = loads.index(min(loads))
-            loads[turn_of[name]] += sizes[name]
+        before = 0
+        for name in estimated:
+            turn_of[name] = before * count // max(total, 1)
+            before += sizes[name]
         return [
             {name: size for name, size in sizes.items() if turn_of.get(name, turn) == turn}
             for turn in range(count)
