@@ -156,7 +156,7 @@ class CalibrationSummary:
         rows: How many rows along the first axis of the first input, that is images or sentences.
         tensors: How many tensors were observed.
         runs: How often (a part of) the model was run.
-        turns: After the first 32 samples, an observer that estimates saw every so-manieth feed.
+        turns: Over how many feeds the tensors with observers that estimate took turns; see `observe`.
         notes: What looks wrong with the data, in sentences.
     """
 
@@ -185,9 +185,9 @@ def observe(
 
     Exact observers (min-max, those per channel, moments) see the tensor's value for every feed. Observers
     that estimate a distribution (percentile, entropy, MSE, moving average; see `Estimating`) see it for the
-    first 32 samples. After that the tensors take turns: each feed is run as far as a quarter of them needs,
-    and what a tensor has at every 4th feed counts four times, so that every sample weighs the same. The
-    extremes that such an observer knows are those of what it saw. There are fewer turns when four times the
+    first 32 samples. After that the tensors take turns: each feed is run as far as a third of them needs,
+    and what a tensor has at every third feed counts three times, so that every sample weighs the same. The
+    extremes that such an observer knows are those of what it saw. There are fewer turns when three times the
     weights exceed `max_bytes`. A tensor between known bounds, such as those of ReLU6, whose min-max observer
     has seen both is not looked at any more: its extremes cannot change.
 
@@ -217,17 +217,18 @@ def observe(
     with TensorSampler(
         model, tuple(watching), estimated=estimated, max_bytes=max_bytes, threads=threads
     ) as sampler:
-        seen, turning = 0, False
+        seen = turn = 0
         for index, feed in enumerate(track(calibration, "calibrating", progress=progress)):
             notes.update(index, feed)
+            late = seen >= _WHOLE_SAMPLES
             if index >= done:
-                if seen >= _WHOLE_SAMPLES and not turning:
+                if late and not sampler.taking_turns:
                     sampler.take_turns(_settled(model, watching))
-                    turning = True
-                for name, array, weight in sampler.tensors(feed, index):
+                for name, array, weight in sampler.tensors(feed, turn):
                     _show(index, name, array, weight, watching[name])
             samples += 1
             seen += sampler.batch(feed)
+            turn += late
             if checkpoint is not None and index >= done:
                 checkpoint.saw(feed)
             rows += next((array.shape[0] for array in feed.values() if array.ndim), 1)

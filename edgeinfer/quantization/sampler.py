@@ -22,8 +22,10 @@ from edgeinfer.session import Session
 __all__ = ["DEFAULT_MAX_BYTES", "TensorSampler"]
 
 DEFAULT_MAX_BYTES = 256 << 20
-# A session for each turn holds the weights once more, so there are fewer for models with many weights.
-_MAX_TURNS = 4
+# The error on held-out data of ranges by MSE, against that of ranges from all values (geometric mean over the
+# tensors of MobileNetV2 and of SqueezeNet, 160 samples): 1.00 and 0.96 with two turns, 1.00 and 1.03 with three,
+# 1.00 and 1.04 with four.
+_MAX_TURNS = 3
 
 _Group: TypeAlias = tuple[str, ...]
 
@@ -72,7 +74,7 @@ class TensorSampler:
         self.notes: list[str] = []
 
     def take_turns(self, dropped: Collection[str] = ()) -> None:
-        """From the next feed on, show each estimated tensor at every k-th feed only, k up to 4.
+        """From the next feed on, show each estimated tensor at every k-th feed only, k up to 3.
 
         Args:
             dropped: Tensors that are not to be shown any more.
@@ -80,6 +82,11 @@ class TensorSampler:
         self._taking_turns = True
         self._dropped = frozenset(dropped)
         self._planned_for = -1
+
+    @property
+    def taking_turns(self) -> bool:
+        """Whether `take_turns` was called."""
+        return self._taking_turns
 
     @property
     def turns(self) -> int:
@@ -97,7 +104,7 @@ class TensorSampler:
 
         Args:
             feed: The inputs.
-            index: The number of the feed. It decides whose turn it is.
+            index: The number of the feed since `take_turns`. It decides whose turn it is.
 
         Yields:
             The weight is for how many feeds the value stands: k for an estimated tensor at its turn, else 1.
@@ -179,6 +186,7 @@ class TensorSampler:
 
     def _turn_count(self) -> int:
         weights = [value.const_value for value in self._model.ir.graph.initializers.values()]
+        # Each turn has a session with weights of its own.
         size = sum(weight.nbytes for weight in weights if weight is not None)
         return max(1, min(_MAX_TURNS, self._max_bytes // max(size, 1)))
 
