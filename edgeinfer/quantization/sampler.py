@@ -23,8 +23,8 @@ __all__ = ["DEFAULT_MAX_BYTES", "TensorSampler"]
 
 DEFAULT_MAX_BYTES = 256 << 20
 # The error on held-out data of ranges by MSE, against that of ranges from all values (geometric mean over the
-# tensors of MobileNetV2 and of SqueezeNet, 160 samples): 1.00 and 0.96 with two turns, 1.00 and 1.03 with three,
-# 1.00 and 1.04 with four.
+# tensors of MobileNetV2 and of SqueezeNet, 160 samples): 1.00 and 0.96 with two turns, 1.00 and 1.03 with
+# three, 1.00 and 1.04 with four.
 _MAX_TURNS = 3
 
 _Group: TypeAlias = tuple[str, ...]
