@@ -177,7 +177,7 @@ class TensorSampler:
         turn_of = {}
         before = 0
         for name in estimated:
-            turn_of[name] = before * count // max(total, 1)
+            turn_of[name] = min(before * count // max(total, 1), count - 1)  # the last may be empty
             before += sizes[name]
         return [
             {name: size for name, size in sizes.items() if turn_of.get(name, turn) == turn}
