@@ -11,7 +11,7 @@ turns, and a ratio is that to the plain forward passes of the same repetition. I
 reading the samples is, for all alike. CPU time is compared, because others may load the machine.
 
 Ours is counted twice: `observe` with the choice of the ranges (what "calibration" is), and all of
-`QuantizeStatic` where there is one. The peers cannot be asked for less than the whole of their call; NNCF's
+`QuantizeStatic`, with ranges by MSE. The peers cannot be asked for less than the whole of their call; NNCF's
 bias correction can be left out. ONNX Runtime's entropy calibrator keeps all activations, so it is run with
 few samples, and its time for all is extrapolated.
 """
@@ -82,11 +82,11 @@ def ours(method: str) -> Callable[[Path, list[Path]], Callable[[], object]]:
 
 
 def ours_whole(model: Path, paths: list[Path]) -> Callable[[], object]:
-    import edgeinfer.transforms as transforms
     from edgeinfer.model import Model
+    from edgeinfer.transforms import QuantizeStatic
 
     loaded = Model.load(model)
-    return lambda: transforms.QuantizeStatic(calibration=lambda: samples(paths)).apply(loaded)
+    return lambda: QuantizeStatic(calibration=lambda: samples(paths)).apply(loaded)
 
 
 def one_thread() -> None:
@@ -242,14 +242,6 @@ def peer_environment(folder: Path) -> str:
     return python
 
 
-def contenders() -> list[str]:
-    import edgeinfer.transforms as transforms
-
-    return [
-        name for name in CONTENDERS if name != "ours, QuantizeStatic" or hasattr(transforms, "QuantizeStatic")
-    ]
-
-
 def compare(options: argparse.Namespace) -> None:
     model = options.data / "models" / "mobilenet_v2_1.0_224.onnx"
     total = options.samples
@@ -258,7 +250,7 @@ def compare(options: argparse.Namespace) -> None:
         folder.mkdir()
         write_samples(options.data / "data" / "imagenet_samples_256", folder, total)
         peer = options.peer_python or peer_environment(Path(temporary) / "venv")
-        names = contenders()
+        names = list(CONTENDERS)
         counts = {name: options.entropy_samples if name == "ORT Entropy" else total for name in names}
 
         def one(name: str, count: int) -> dict[str, float]:
