@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from edgeinfer.api import compile as compile_model
-from edgeinfer.api import load
+from edgeinfer.artifact import Artifact
+from edgeinfer.backends.base import LoadOptions, payload_of_onnx
 from edgeinfer.errors import TransformError
 from edgeinfer.model import Model
+from edgeinfer.registry import get_backend
 from edgeinfer.session import Session
 
 __all__ = ["expose", "probe", "probe_sizes"]
@@ -79,7 +80,11 @@ def probe_sizes(model: Model, names: Sequence[str], *, threads: int = 0) -> Sess
 
 
 def _session(model: Model, threads: int) -> Session:
-    return load(compile_model(model, "onnxruntime", options={"threads": threads}))
+    # Not by way of `compile`, which would create each session twice: calibration makes several.
+    backend = get_backend("onnxruntime")
+    payload = payload_of_onnx(model, device="CPU", options={"threads": threads})
+    artifact = Artifact.of_payload(payload, model=model, backend=backend.name, backend_version="")
+    return Session(backend.load(payload, LoadOptions(device="CPU")), artifact.manifest)
 
 
 def _named_values(model: Model, names: Sequence[str]) -> tuple[ir.Model, list[ir.Value]]:

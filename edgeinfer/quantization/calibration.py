@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias, cast, final
 
 import attrs
 import numpy as np
@@ -12,15 +12,19 @@ import numpy as np
 from edgeinfer.display import track
 from edgeinfer.errors import CalibrationError, EdgeInferError, InputError
 from edgeinfer.model import Model
+from edgeinfer.quantization.bounds import reachable_bounds
 from edgeinfer.quantization.cache import CalibrationCache, Checkpoint, update_digest
 from edgeinfer.quantization.notes import InputNotes, tensor_notes
-from edgeinfer.quantization.observers import Observer
+from edgeinfer.quantization.observers import Estimating, Observer, Settling
 from edgeinfer.quantization.sampler import DEFAULT_MAX_BYTES, TensorSampler
 from edgeinfer.quantization.sources import ItemSource, item_source, named_arrays
 from edgeinfer.signature import Signature
 from edgeinfer.validation import InputValidator
 
 __all__ = ["Calibration", "CalibrationSummary", "Observers", "as_calibration", "observe"]
+
+# So many samples are shown to all observers: from few samples nothing is left out.
+_WHOLE_SAMPLES = 32
 
 Feed: TypeAlias = "Mapping[str, np.ndarray]"
 Observers: TypeAlias = "Mapping[str, Observer | Sequence[Observer]]"
@@ -152,6 +156,7 @@ class CalibrationSummary:
         rows: How many rows along the first axis of the first input, that is images or sentences.
         tensors: How many tensors were observed.
         runs: How often (a part of) the model was run.
+        turns: Over how many feeds the tensors with observers that estimate took turns; see `observe`.
         notes: What looks wrong with the data, in sentences.
     """
 
@@ -159,6 +164,7 @@ class CalibrationSummary:
     rows: int
     tensors: int
     runs: int
+    turns: int = 1
     notes: tuple[str, ...] = attrs.field(default=(), converter=_texts)
 
 
@@ -176,6 +182,14 @@ def observe(
 
     Memory does not grow with the number of samples: the value of a tensor is dropped as soon as its
     observers have seen it.
+
+    Exact observers (min-max, those per channel, moments) see the tensor's value for every feed. Observers
+    that estimate a distribution (percentile, entropy, MSE, moving average; see `Estimating`) see it for the
+    first 32 samples. After that the tensors take turns: each feed is run as far as a third of them needs,
+    and what a tensor has at every third feed counts three times, so that every sample weighs the same. The
+    extremes that such an observer knows are those of what it saw. There are fewer turns when three times the
+    weights exceed `max_bytes`. A tensor between known bounds, such as those of ReLU6, whose min-max observer
+    has seen both is not looked at any more: its extremes cannot change.
 
     Args:
         model: The model; it is run by ONNX Runtime.
@@ -199,13 +213,22 @@ def observe(
     samples = rows = 0
     checkpoint = Checkpoint(cache, model, watching, calibration) if cache is not None else None
     done = checkpoint.resume() if checkpoint is not None else 0
-    with TensorSampler(model, tuple(watching), max_bytes=max_bytes, threads=threads) as sampler:
+    estimated = {name for name, watch in watching.items() if all(isinstance(o, Estimating) for o in watch)}
+    with TensorSampler(
+        model, tuple(watching), estimated=estimated, max_bytes=max_bytes, threads=threads
+    ) as sampler:
+        seen = turn = 0
         for index, feed in enumerate(track(calibration, "calibrating", progress=progress)):
             notes.update(index, feed)
+            late = seen >= _WHOLE_SAMPLES
             if index >= done:
-                for name, array in sampler.tensors(feed):
-                    _show(index, name, array, watching[name])
+                if late and not sampler.taking_turns:
+                    sampler.take_turns(_settled(model, watching))
+                for name, array, weight in sampler.tensors(feed, turn):
+                    _show(index, name, array, weight, watching[name])
             samples += 1
+            seen += sampler.batch(feed)
+            turn += late
             if checkpoint is not None and index >= done:
                 checkpoint.saw(feed)
             rows += next((array.shape[0] for array in feed.values() if array.ndim), 1)
@@ -223,14 +246,27 @@ def observe(
         rows=rows,
         tensors=len(watching),
         runs=sampler.runs,
+        turns=sampler.turns,
         notes=[*notes.sentences(rows), *tensor_notes(watching), *sampler.notes, *stored_notes],
     )
 
 
-def _show(index: int, name: str, array: np.ndarray, watching: Sequence[Observer]) -> None:
+def _settled(model: Model, watching: Mapping[str, Sequence[Observer]]) -> list[str]:
+    """Return the tensors of which no observer needs to see more."""
+    return [
+        name
+        for name, bounds in reachable_bounds(model).items()
+        if all(isinstance(o, Settling) and o.settled(*bounds) for o in watching.get(name, (None,)))
+    ]
+
+
+def _show(index: int, name: str, array: np.ndarray, weight: int, watching: Sequence[Observer]) -> None:
     for observer in watching:
         try:
-            observer.update(array)
+            if weight == 1:
+                observer.update(array)
+            else:  # only tensors whose observers all estimate are weighted
+                cast("Estimating", observer).update_weighted(array, weight)
         except CalibrationError as error:
             raise CalibrationError(
                 error.what,

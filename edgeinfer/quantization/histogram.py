@@ -73,8 +73,8 @@ class StreamingHistogram:
         """Whether no value was seen."""
         return self.low > self.high
 
-    def update(self, array: np.ndarray) -> None:
-        """Count the values of a float array of any shape.
+    def update(self, array: np.ndarray, *, weight: int = 1) -> None:
+        """Count the values of a float array of any shape, each `weight` times.
 
         Raises:
             CalibrationError: A value is NaN or infinite.
@@ -94,9 +94,10 @@ class StreamingHistogram:
                 expected="finite numbers",
                 found=f"least {low}, greatest {high}",
             )
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self._cover()
-        self._count(taken)
+        if low < self.low or high > self.high:
+            self.low, self.high = min(self.low, low), max(self.high, high)
+            self._cover()
+        self._count(taken, weight)
 
     def merge(self, other: StreamingHistogram) -> None:
         """Add what another histogram with as many bins has counted.
@@ -174,7 +175,7 @@ class StreamingHistogram:
         first, last = _index(self.low, exponent), _index(self.high, exponent)
         return last - first < self._bins and max(-first, last) < 1 << _INDEX_BITS
 
-    def _count(self, values: np.ndarray) -> None:
+    def _count(self, values: np.ndarray, weight: int) -> None:
         zeros = values.size - int(np.count_nonzero(values))
         scaled = values * np.float32(math.ldexp(1.0, -self._exponent))  # exact: a power of two
         np.floor(scaled, out=scaled)
@@ -183,8 +184,8 @@ class StreamingHistogram:
         counts = np.bincount(index, minlength=self._bins)
         if zeros:
             counts[-self._first] -= zeros
-            self.zeros += zeros
-        self._counts += counts
+            self.zeros += zeros * weight
+        self._counts += counts * weight if weight != 1 else counts
 
 
 def _index(value: float, exponent: int) -> int:

@@ -18,12 +18,14 @@ from edgeinfer.quantization.ranges import entropy_range, mse_range, percentile_r
 
 __all__ = [
     "METHODS",
+    "Estimating",
     "HistogramObserver",
     "MinMaxObserver",
     "MovingAverageObserver",
     "Observer",
     "RangeObserver",
     "Resumable",
+    "Settling",
     "make_observer",
 ]
 
@@ -47,6 +49,27 @@ class RangeObserver(Observer, Protocol):
         Raises:
             CalibrationError: Nothing was seen.
         """
+        ...
+
+
+@runtime_checkable
+class Estimating(Protocol):
+    """An observer that estimates a distribution, so that it need not see the tensor's value for every feed.
+
+    An observer without this is shown every value.
+    """
+
+    def update_weighted(self, array: np.ndarray, weight: int, /) -> None:
+        """Take in a value that stands for those of `weight` feeds."""
+        ...
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """An observer that may come to need no more data."""
+
+    def settled(self, low: float, high: float) -> bool:
+        """Return whether nothing can change any more for a tensor that has no values beyond these."""
         ...
 
 
@@ -91,6 +114,10 @@ class MinMaxObserver:
             low, high = finite_extremes(array)
             self._low, self._high = min(self._low, low), max(self._high, high)
 
+    def settled(self, low: float, high: float) -> bool:
+        """See `Settling`."""
+        return self._low <= low and self._high >= high
+
     def range(self) -> tuple[float, float]:
         """Return the extremes; see `RangeObserver`."""
         return _seen(self._low, self._high)
@@ -133,6 +160,10 @@ class MovingAverageObserver:
 
     def update(self, array: np.ndarray) -> None:
         """Take in an array of any shape."""
+        self.update_weighted(array, 1)
+
+    def update_weighted(self, array: np.ndarray, weight: int) -> None:
+        """See `Estimating`. The same as `weight` updates."""
         if not array.size:
             return
         low, high = finite_extremes(array)
@@ -140,7 +171,7 @@ class MovingAverageObserver:
         if self._average is None:
             self._average = low, high
         else:
-            m = self._momentum
+            m = self._momentum**weight
             self._average = m * self._average[0] + (1 - m) * low, m * self._average[1] + (1 - m) * high
 
     def range(self) -> tuple[float, float]:
@@ -204,6 +235,10 @@ class HistogramObserver:
     def update(self, array: np.ndarray) -> None:
         """Take in an array of any shape."""
         self.histogram.update(array)
+
+    def update_weighted(self, array: np.ndarray, weight: int) -> None:
+        """See `Estimating`."""
+        self.histogram.update(array, weight=weight)
 
     def range(self) -> tuple[float, float]:
         """Return the range that the method chooses; see `RangeObserver`."""

@@ -62,38 +62,38 @@ def mse_range(histogram: StreamingHistogram, dtype: str, symmetric: bool) -> tup
     if not counts.size or low == high:
         return histogram.low, histogram.high
     ratios = np.arange(1, _CANDIDATES + 1) / _CANDIDATES
-    if symmetric or dtype.startswith("float"):
-        highs = ratios * max(-low, high)
-        lows = -highs
-    else:
-        pairs = np.stack(np.meshgrid(low * ratios, high * ratios), axis=-1).reshape(-1, 2)
-        lows, highs = np.unique(pairs, axis=0).T if low * high == 0 else pairs.T
-    error = _clipping_error(centres, counts, lows, highs)
+    tied = symmetric or dtype.startswith("float")
+    if tied:
+        low, high = -max(-low, high), max(-low, high)
+    below, above = _clipping_errors(centres, counts, ratios, low, high)
+    every = np.arange(_CANDIDATES)
+    # The ends move together, or in all combinations; an end at 0 stays there.
+    i = every if tied else np.repeat(every if low else every[-1:], _CANDIDATES if high else 1)
+    j = every if tied else np.tile(every if high else every[-1:], _CANDIDATES if low else 1)
+    lows, highs, error = low * ratios[i], high * ratios[j], below[i] + above[j]
     _, least, greatest = DTYPES[dtype]
     error += ((highs - lows) / (greatest - least)) ** 2 / 12 * counts.sum()
     best = np.argsort(error, kind="stable")[:_FINALISTS]
     finalists = [(low, high), *((float(lows[i]), float(highs[i])) for i in best)]
-    if symmetric:
-        finalists[0] = (-max(-low, high), max(-low, high))
     return min(finalists, key=lambda ends: _rounding_error(histogram, ends, dtype, symmetric))
 
 
-def _clipping_error(
-    centres: np.ndarray, counts: np.ndarray, lows: np.ndarray, highs: np.ndarray
-) -> np.ndarray:
-    """Return the sum of squared distances of the values outside to the ends, for each candidate."""
+def _clipping_errors(
+    centres: np.ndarray, counts: np.ndarray, ratios: np.ndarray, low: float, high: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sums of squared distances to `ratios * low` of the values below, and likewise above."""
     weight = counts.astype(np.float64)
     sums = [np.concatenate(([0.0], np.cumsum(weight * centres**k))) for k in range(3)]
 
     def beyond(start: np.ndarray, stop: np.ndarray, end: np.ndarray) -> np.ndarray:
         zeroth, first, second = (s[stop] - s[start] for s in sums)
-        return np.asarray(second - 2 * end * first + end**2 * zeroth)
+        # Rounding may leave a little less than 0.
+        return np.asarray(np.maximum(second - 2 * end * first + end**2 * zeroth, 0.0))
 
-    above = np.searchsorted(centres, highs)
-    below = np.searchsorted(centres, lows)
+    lows, highs = ratios * low, ratios * high
+    below, above = np.searchsorted(centres, lows), np.searchsorted(centres, highs)
     last = np.full_like(above, len(centres))
-    total = beyond(above, last, highs) + beyond(np.zeros_like(below), below, lows)
-    return np.asarray(np.maximum(total, 0.0))  # rounding may leave a little less than 0
+    return beyond(np.zeros_like(below), below, lows), beyond(above, last, highs)
 
 
 def _rounding_error(
