@@ -32,7 +32,9 @@ SCALE_KEY = "edgeinfer.scale"
 
 
 # Columns of X taken from each feed: 100 feeds then give ten times as many as the widest layers have inputs.
-_MAX_COLUMNS = 256  # of each feed: with 100 feeds, many times the rows of any moment
+# A moment of K rows is estimated well from so many times K columns, whatever number of feeds they come from.
+_COLUMNS_PER_ROW = 24
+_MIN_COLUMNS = 16384
 _MAX_BYTES = 1 << 30  # of moments held at a time; more layers take more passes
 
 
@@ -108,9 +110,10 @@ class RoundWeights(GraphTransform):
         """Yield each layer with `X Xᵀ / n` of its inputs, in as few passes as memory allows."""
         frozen = Model(model.clone())
         calibration = as_calibration(self.calibration, frozen.signature)
+        feeds = max(1, sum(1 for _ in calibration))
         for chunk in _chunks(layers):
             observers: dict[str, list[MomentObserver]] = {}
-            pairs = [(linear, _observer(layers[linear])) for linear in chunk]
+            pairs = [(linear, _observer(layers[linear], feeds)) for linear in chunk]
             for linear, observer in pairs:
                 observers.setdefault(linear.input.name or "", []).append(observer)
             observe(frozen, calibration, observers, progress=False)
@@ -149,8 +152,10 @@ class RoundWeights(GraphTransform):
         tensor.metadata_props[SCALE_KEY] = json.dumps(facts)
 
 
-def _observer(node: ir.Node) -> MomentObserver:
-    return MomentObserver(layout_of_node(node), max_columns=_MAX_COLUMNS)
+def _observer(node: ir.Node, feeds: int) -> MomentObserver:
+    layout = layout_of_node(node)
+    columns = max(_COLUMNS_PER_ROW * layout.rows, _MIN_COLUMNS)
+    return MomentObserver(layout, max_columns=-(-columns // feeds))
 
 
 def _chunks(layers: Iterable[Linear]) -> Iterator[list[Linear]]:
