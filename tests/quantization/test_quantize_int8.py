@@ -1,0 +1,175 @@
+"""QuantizeInt8 and the sensitivity table, on a net small enough to search."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import edgeinfer as ei
+from edgeinfer.errors import CalibrationError, PreconditionError, TransformError
+from edgeinfer.measure.speedup import measure_speedup
+from edgeinfer.model import Model
+from edgeinfer.quantization.quantize_int8 import QuantizeInt8
+from edgeinfer.quantization.sensitivity import output_sqnr_db, run_outputs, sensitivity
+from edgeinfer.quantization.state import quantized_for
+from edgeinfer.testing.models import classifier_model
+from edgeinfer.transforms import FuseBatchNorm, Pipeline, QuantizeStatic, Simplify
+
+CLOSE_DB = 15.0  # what eight bits of a net of two layers reach at the least
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    from edgeinfer.demo import model_path
+
+    return ei.optimize(model_path(), [Simplify(), FuseBatchNorm()])
+
+
+@pytest.fixture(scope="module")
+def feeds(model) -> list[dict[str, np.ndarray]]:
+    from edgeinfer.demo import load_digits
+
+    images = load_digits().images[:48]
+    (name,) = (spec.name for spec in model.signature.inputs)
+    return [{name: images[i : i + 4]} for i in range(0, 48, 4)]
+
+
+def _sqnr(model: Model, other: Model, feeds) -> float:
+    return output_sqnr_db(run_outputs(model, feeds), run_outputs(other, feeds))
+
+
+def test_the_sensitivity_table_names_every_layer_and_its_noise_adds_up(model, feeds):
+    table = sensitivity(model, feeds, target="openvino", samples=6)
+    nodes = {node.name for node in model.ir.graph}
+    assert len(table.layers) >= 2
+    assert {layer.node for layer in table.layers} <= nodes
+    assert [layer.sqnr_db for layer in table.layers] == sorted(layer.sqnr_db for layer in table.layers)
+    # one layer in int8 is closer to float than all of them
+    assert table.sqnr_db <= table.layers[0].sqnr_db + 0.5
+    total = -10 * np.log10(sum(10 ** (-layer.sqnr_db / 10) for layer in table.layers))
+    assert abs(total - table.sqnr_db) < 6.0
+    assert "dB" in str(table)
+    assert table.layers[0].node in table._repr_html_()
+
+
+def test_the_sensitivity_table_takes_a_metric(model, feeds):
+    calls = []
+
+    def evaluate(candidate: Model) -> float:
+        calls.append(candidate)
+        return 1.0
+
+    table = sensitivity(model, feeds, target="openvino", evaluate=evaluate, samples=2)
+    assert len(calls) == len(table.layers) + 2
+    assert table.metric == table.metric_float == 1.0
+
+
+def test_every_step_that_is_kept_brings_it_closer(model, feeds):
+    result = QuantizeInt8(calibration=feeds, target="openvino", measure=False, spend=0).apply(model)
+    assert quantized_for(result.model.ir) == "openvino"
+    plain = Pipeline([QuantizeStatic(calibration=feeds, target="openvino")]).apply(model).model
+    assert _sqnr(model, result.model, feeds) >= _sqnr(model, plain, feeds) - 0.01
+    assert result.report.data["sqnr_db"] > CLOSE_DB
+    assert result.report.modified
+    assert any("SQNR" in note for note in result.report.notes)
+
+
+def test_a_tolerance_gives_layers_back_to_float_and_says_which(model, feeds):
+    whole = QuantizeInt8(calibration=feeds, target="openvino", measure=False, spend=0).apply(model)
+    wanted = whole.report.data["sqnr_db"] + 2
+    result = QuantizeInt8(calibration=feeds, target="openvino", measure=False, min_sqnr_db=wanted).apply(
+        model
+    )
+    given_back = [node for node, reason in result.report.skipped if "given back" in reason]
+    assert given_back
+    if result.report.modified:
+        assert _sqnr(model, result.model, feeds) >= wanted - 0.01
+        assert result.report.data["sqnr_db"] >= wanted
+
+
+def test_a_tolerance_that_nothing_meets_leaves_the_model_in_float(model, feeds):
+    result = QuantizeInt8(calibration=feeds, target="openvino", measure=False, min_sqnr_db=1e6).apply(model)
+    assert result.model is model
+    assert not result.report.modified
+    assert any("stays in float" in note for note in result.report.notes)
+
+
+def test_a_metric_of_the_users_own_is_kept(model, feeds):
+    def accept_only_float(candidate: Model) -> float:
+        return 1.0 if quantized_for(candidate.ir) is None else 0.0
+
+    options = {"calibration": feeds, "target": "openvino", "measure": False}
+    refused = QuantizeInt8(evaluate=accept_only_float, max_drop=0.5, **options).apply(model)
+    assert not refused.report.modified
+    accepted = QuantizeInt8(evaluate=lambda candidate: 1.0, max_drop=0.0, **options).apply(model)
+    assert accepted.report.modified
+
+
+def test_what_is_slower_stays_in_float_and_what_is_measured_is_said(model, feeds):
+    result = QuantizeInt8(calibration=feeds, target="onnxruntime").apply(model)
+    speedup = result.report.data.get("speedup")
+    if result.report.modified:
+        assert speedup > 1.0
+    else:
+        reasons = [*result.report.notes, *(reason for _, reason in result.report.skipped)]
+        assert any("float" in reason for reason in reasons)
+
+
+def test_keep_float_is_kept(model, feeds):
+    first = next(node.name for node in model.ir.graph if node.op_type == "Conv")
+    result = QuantizeInt8(
+        calibration=feeds, target="openvino", measure=False, spend=0, keep_float=(first,)
+    ).apply(model)
+    assert first not in {node for node, what in result.report.applied if "integers" in what}
+
+
+def test_without_calibration_it_says_what_to_pass(model):
+    with pytest.raises(CalibrationError, match="calibration") as caught:
+        QuantizeInt8().apply(model)
+    assert "optimize" in caught.value.hint
+
+
+def test_half_a_tolerance_is_refused():
+    with pytest.raises(TransformError, match="both"):
+        QuantizeInt8(max_drop=0.1)
+
+
+def test_applying_twice_is_applying_once(model, feeds):
+    transform = QuantizeInt8(calibration=feeds, target="openvino", measure=False, spend=0)
+    once = transform.apply(model).model
+    again = transform.apply(once)
+    assert again.model is once
+    assert "already" in again.report.skipped[0].reason
+
+
+def test_a_model_that_others_quantized_is_refused(feeds):
+    text = """<ir_version: 8, opset_import: ["" : 13]>
+    g (float[1,4] x) => (float[1,4] y)
+    <float s = {0.1}, uint8 z = {0}>
+    { q = QuantizeLinear(x, s, z)
+      y = DequantizeLinear(q, s, z) }"""
+    import onnx_ir as ir
+
+    with pytest.raises(PreconditionError, match="quantized already"):
+        QuantizeInt8(calibration=[{"x": np.ones((1, 4), np.float32)}]).apply(
+            Model.from_ir(ir.from_onnx_text(text))
+        )
+
+
+def test_optimize_with_calibration_is_one_call(model, feeds):
+    optimized = ei.optimize(model, target="openvino", calibration=feeds)
+    with ei.load(ei.compile(optimized)) as session:
+        assert session.backend == "openvino"
+        assert session.infer(feeds[0])
+    assert optimized.report.steps[-1].name == "QuantizeInt8"
+
+
+def test_speed_is_not_measured_where_the_target_is_not():
+    reference = classifier_model()
+    assert (
+        measure_speedup(reference.model, reference.model, reference.feed(seed=0), target="tensorrt") is None
+    )
+    same = measure_speedup(reference.model, reference.model, reference.feed(seed=0), seconds=0.05)
+    assert same is not None
+    assert same.ratio > 0
+    assert "onnxruntime" in same.describe()
