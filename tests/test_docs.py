@@ -18,7 +18,13 @@ from edgeinfer.registry import GROUP, backends
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 # The pages with Python, each run by a test below.
-RUN = {"index.md": 2, "writing_a_backend.md": 1, "writing_a_transform.md": 1}
+RUN = {
+    "index.md": 2,
+    "pruning.md": 1,
+    "quantization.md": 3,
+    "writing_a_backend.md": 1,
+    "writing_a_transform.md": 1,
+}
 
 # The pages whose Python needs what a test machine lacks; it is only compiled.
 NOT_RUN = {"tensorrt.md"}  # a GPU of NVIDIA
@@ -52,6 +58,20 @@ def test_first_steps(tmp_path, monkeypatch):
     assert isinstance(names["outputs"], dict)
     assert names["outputs"]["logits"].shape == (4, 10)
     assert ei.Artifact.open("model.edge").manifest.golden is not None
+
+
+@pytest.mark.parametrize("page", ["quantization.md", "pruning.md"])
+def test_optimizing_pages(page, tmp_path, monkeypatch, capsys):
+    """The pages say `samples` and name a convolution; the model at hand has its own names."""
+    shutil.copy(model_path(), tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    images = load_digits().images[:16]
+    names: dict[str, object] = {"samples": [{"images": images[i : i + 4]} for i in range(0, 16, 4)]}
+    for block in blocks(page):
+        execute("import edgeinfer as ei\n" + block, page, names)
+    assert isinstance(names["model"], ei.Model)
+    assert names["model"].history
+    assert capsys.readouterr().out
 
 
 def test_writing_a_transform():
