@@ -1,6 +1,6 @@
 """The TensorRT backend on a real GPU, in one command and under nine minutes.
 
-    python benchmarks/gpu/run.py --models DIR --out DIR [--torch-python python3] [--minutes 8.5]
+    python benchmarks/gpu/run.py --models DIR --out DIR [--torch-python python3] [--ort-python python3]
 
 Checks of the running path; then for every model and precision: build, numerics against ONNX Runtime on the
 CPU, latency with CUDA graphs on and off and bound, beside ONNX Runtime CUDA (where installed) and PyTorch.
@@ -252,14 +252,14 @@ def check_running(results: Results, options: Mapping[str, Any]) -> None:
         results.step(check, step="check", check=check.__name__)
 
 
-def conformance_checks(results: Results, seconds: float = 90) -> None:
-    """In a process of its own: it builds with default options, and a broken library could take all down."""
+def conformance_checks(results: Results, options: Mapping[str, Any], seconds: float = 90) -> None:
+    """In a process of its own: a broken library could take all down."""
     code = (
-        "import json\n"
+        f"import json\noptions = {dict(options)!r}\n"
         "from edgeinfer.testing import conformance\n"
         "for check in conformance.CHECKS:\n"
         "    row = {'step': 'conformance', 'check': check.__name__}\n"
-        "    try: check('tensorrt')\n"
+        "    try: check('tensorrt', options)\n"
         "    except BaseException as error: row['error'] = f'{type(error).__name__}: {error}'[:600]\n"
         "    print(json.dumps(row), flush=True)\n"
     )
@@ -282,8 +282,7 @@ def measure(
     def build() -> dict[str, Any]:
         made["model"] = in_precision(name, model, precision)
         started = time.monotonic()
-        more = {"tf32": False} if precision == "float32" else {}
-        artifact = ei.compile(made["model"], "tensorrt", options={**options, **more}, cache_dir=cache)
+        artifact = ei.compile(made["model"], "tensorrt", options=options, cache_dir=cache)
         made["artifact"] = artifact
         return {"build_s": round(time.monotonic() - started, 2), "engine_mb": artifact.disk_bytes / 1e6}
 
@@ -318,30 +317,25 @@ def measure(
     results.step(lambda: timed(True, True), step="latency", mode="graph, bound", **names)
 
 
-def onnxruntime_cuda(results: Results, folder: Path, names: list[str]) -> None:
-    import onnxruntime as ort
-
-    def run(name: str) -> dict[str, Any]:
-        if "CUDAExecutionProvider" not in ort.get_available_providers():
-            raise RuntimeError(f"onnxruntime {ort.__version__} here has no CUDA provider")
-        path = folder / f"{name}.onnx"
-        session = ort.InferenceSession(str(path), providers=["CUDAExecutionProvider"])
-        feed = feeds_of(name, ei.Model.load(path), 1)[0]
-        return latency(lambda: session.run(None, feed))
-
-    for name in names[:1] if "CUDAExecutionProvider" not in ort.get_available_providers() else names:
-        results.step(lambda name=name: run(name), step="onnxruntime cuda", model=name, precision="float32")
+def prepared(results: Results, folder: Path, names: list[str]) -> Path:
+    """The models as the peers run them: constants folded and BatchNorm fused, as for TensorRT."""
+    out = results.scratch / "prepared"
+    for name in names:
+        for precision in ("float32", "float16"):
+            (out / precision).mkdir(parents=True, exist_ok=True)
+            in_precision(name, ei.Model.load(folder / f"{name}.onnx"), precision).save(
+                out / precision / f"{name}.onnx"
+            )
+    return out
 
 
-def pytorch(results: Results, folder: Path, names: list[str], python: str, seconds: float) -> None:
-    script = Path(__file__).with_name("onnx_torch.py")
+def peer(results: Results, step: str, python: str, folder: Path, names: list[str], seconds: float) -> None:
+    """Run the script of a peer in the interpreter that has it, and take its rows over."""
+    script = Path(__file__).with_name(
+        {"torch": "onnx_torch.py", "onnxruntime cuda": "onnxruntime_cuda.py"}[step]
+    )
     shapes = json.dumps({name: SHAPES[name] for name in names})
-    simple = results.scratch / "simplified"
-    simple.mkdir(exist_ok=True)
-    for name in names:  # constants folded and BatchNorm fused, as for TensorRT
-        steps = [FixShapes(SHAPES[name]), Simplify(), FuseBatchNorm()]
-        ei.optimize(folder / f"{name}.onnx", steps).save(simple / f"{name}.onnx")
-    command = [python, str(script), "--models", str(simple), "--shapes", shapes, "--seconds", str(seconds)]
+    command = [python, str(script), "--models", str(folder), "--shapes", shapes, "--seconds", str(seconds)]
     # The other interpreter must not see this one's packages and libraries, but needs the driver's.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     if "PYTHONHOME" in os.environ:
@@ -354,8 +348,8 @@ def pytorch(results: Results, folder: Path, names: list[str], python: str, secon
     rows = [json.loads(line) for line in started.stdout.splitlines() if line.startswith("{")]
     for row in rows:
         results.add(**row)
-    if not rows:
-        results.add(step="torch", error=started.stderr.strip()[-800:] or f"exit status {started.returncode}")
+    if started.returncode:
+        results.add(step=step, error=started.stderr.strip()[-800:] or f"exit status {started.returncode}")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -376,6 +370,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 continue
             modes = [find(step="latency", mode=m, **key) for m in ("graph", "no graph", "graph, bound")]
             torch = [find(step="torch", mode=m, **key) for m in ("eager", "CUDA graph")]
+            ort = [find(step="onnxruntime cuda", mode=m, **key) for m in ("run", "CUDA graph")]
             cells.append(
                 (
                     name,
@@ -384,8 +379,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                     number(numerics.get("float", {}).get("cosine"), 5),
                     f"{numerics['float']['max_abs']:.2e}" if "float" in numerics else "-",
                     *(number(row.get("p50_ms")) for row in modes),
-                    *(number(row.get("p50_ms")) for row in torch),
-                    number(find(step="onnxruntime cuda", **key).get("p50_ms")),
+                    *(number(row.get("p50_ms")) for row in (*torch, *ort)),
                 )
             )
     columns = (
@@ -402,7 +396,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return str(
         Table(
             title="p50 in ms at batch 1, host to host; cosine and error against ONNX Runtime CPU float32",
-            columns=(*columns, "torch graph", "ort cuda"),
+            columns=(*columns, "torch graph", "ort cuda", "ort graph"),
             rows=cells,
         )
     )
@@ -414,6 +408,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=8.5)
     parser.add_argument("--torch-python", default=sys.executable, help="the interpreter that has PyTorch")
+    parser.add_argument("--ort-python", default=sys.executable, help="the one that has onnxruntime-gpu")
     parser.add_argument("--only", default="", help="names of models, separated by commas")
     given = parser.parse_args()
     results = Results(given.out, given.minutes)
@@ -424,19 +419,23 @@ def main() -> None:
     if not gpus:
         sys.exit(f"{reason}. This benchmark needs an NVIDIA GPU.")
     options = options_for_flavour()
-    results.step(lambda: conformance_checks(results), step="conformance process")
+    results.step(lambda: conformance_checks(results, options), step="conformance process")
     check_running(results, options)
-    # PyTorch before the long list: its share of the time is known.
-    results.step(
-        lambda: pytorch(results, given.models, names[:5], given.torch_python, min(75, results.left_s / 4)),
-        step="torch process",
-    )
+    # The peers before the long list: their share of the time is known.
+    folder = prepared(results, given.models, names)
+    for step, python in (("torch", given.torch_python), ("onnxruntime cuda", given.ort_python)):
+        seconds = min(75, results.left_s / 4)
+        results.step(
+            lambda step=step, python=python, seconds=seconds: peer(
+                results, step, python, folder if step != "torch" else folder / "float32", names, seconds
+            ),
+            step=f"{step} process",
+        )
     for name in names:
         model = ei.Model.load(given.models / f"{name}.onnx")
         for precision in PRECISIONS:
             measure(results, name, model, precision, options, results.scratch / "cache")
             (given.out / "table.txt").write_text(table(results.rows))
-    results.step(lambda: onnxruntime_cuda(results, given.models, names), step="onnxruntime cuda process")
     text = table(results.rows)
     (given.out / "table.txt").write_text(text)
     print(text)

@@ -318,7 +318,7 @@ class LayerExecution:
         name: The runtime's name of the layer.
         op_type: The runtime's type of the layer.
         device: Where it ran: an execution provider or a device.
-        precision: The precision of its computation: `float32`, `int8`, …
+        precision: The precision of its computation: `float32`, `int8`, … or `unknown`.
         onnx_nodes: The names of the ONNX nodes that it implements, as far as the runtime tells.
         kernel: The implementation that the runtime chose, if it tells.
     """

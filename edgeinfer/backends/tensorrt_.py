@@ -75,7 +75,7 @@ class TensorRTBackend:
             return Capabilities(
                 available=False, reason=f"TensorRT is not installed: {lines}", dialect=DIALECT
             )
-        gpus, reason = find_gpus()
+        gpus, reason = _usable_gpus(flavours)
         facts = machine_facts() | dict.fromkeys(INSTALL, "not installed")
         facts |= {flavour.name: flavour.version for flavour in flavours}
         return Capabilities(
@@ -155,6 +155,16 @@ class TensorRTBackend:
         return TensorRTRunner(flavour, cuda, runtime, engine, record, chosen)
 
 
+def _usable_gpus(flavours: tuple[Flavour, ...]) -> tuple[tuple[Gpu, ...], str]:
+    gpus, reason = find_gpus()
+    usable = tuple(gpu for gpu in gpus if any(f.supports(gpu.compute_capability) for f in flavours))
+    if gpus and not usable:
+        names = " and ".join(map(str, flavours))
+        found = ", ".join(f"{gpu.name} (compute capability {gpu.compute_capability})" for gpu in gpus)
+        reason = f"{names} does not run on {found}: {INSTALL['tensorrt']}"
+    return usable, reason
+
+
 def _device_info(gpu: Gpu) -> DeviceInfo:
     precisions = {"float32", "float16", "int8"}
     if float(gpu.compute_capability) >= 8.0:
@@ -198,8 +208,16 @@ def _parse_device(device: str) -> tuple[int, int | None]:
 def _gpu_to_build_on(flavour: Flavour, index: int, device: str) -> Gpu:
     gpus, reason = find_gpus()
     for gpu in gpus:
-        if gpu.index == index:
+        if gpu.index == index and flavour.supports(gpu.compute_capability):
             return gpu
+        if gpu.index == index:
+            raise DeviceError(
+                f"{flavour} does not run on this GPU.",
+                where=f"device {device}",
+                expected="a GeForce RTX or RTX PRO GPU",
+                found=f"{gpu.name}, compute capability {gpu.compute_capability}",
+                hint=f"Install plain TensorRT: {INSTALL['tensorrt']}.",
+            )
     hint = "Build on the machine that will run it; there is no cross-build for Jetson or data-centre GPUs."
     if flavour.has("ahead_of_time"):
         hint = 'Name the GPUs to build for: options={"compute_capabilities": ("8.6", "8.9")}.'

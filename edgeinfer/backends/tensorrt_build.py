@@ -250,7 +250,15 @@ def _add_profiles(
                 give = profile.set_shape_input if tensor.name in shape_inputs else profile.set_shape
                 give(tensor.name, *ranges[tensor.name])
         config.add_optimization_profile(profile)
+    if not profiles and _has_open_shapes(network):
+        # TensorRT 8 wants a profile where shapes depend on data, even if no input is dynamic.
+        config.add_optimization_profile(builder.create_optimization_profile())
     return profiles
+
+
+def _has_open_shapes(network: Any) -> bool:
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    return any(-1 in layer.get_output(index).shape for layer in layers for index in range(layer.num_outputs))
 
 
 def _dla_fallback(network: Any, config: Any) -> list[str]:

@@ -24,6 +24,7 @@ _TYPES = (
     (re.compile(r"\b(Int32|kINT32)\b", re.I), "int32"),
     (re.compile(r"\b(Bool|kBOOL)\b", re.I), "bool"),
 )
+UNKNOWN = "unknown"  # host-side shape computations have no tensors with a type
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
@@ -51,9 +52,10 @@ def parse_layers(text: str, *, known: Sequence[str] = ()) -> tuple[LayerExecutio
 
 def _layer(entry: Any, known: Sequence[str]) -> LayerExecution:
     if isinstance(entry, str):  # an engine that was built without details has names alone
-        return LayerExecution(name=entry, op_type="", onnx_nodes=_nodes(entry, "", known))
+        return LayerExecution(name=entry, op_type="", precision=UNKNOWN, onnx_nodes=_nodes(entry, "", known))
     name = str(entry.get("Name", ""))
-    tensors = entry.get("Inputs") or entry.get("Outputs") or ()
+    # TensorRT 8 gives no formats where shapes are dynamic; then the type of the weights is left.
+    typed = (*(entry.get("Inputs") or ()), entry.get("Weights"), *(entry.get("Outputs") or ()))
     on_dla = "DLA" in str(entry.get("LayerType", "")).upper() or (
         "ForeignNode" in name and "DLA" in name.upper()
     )
@@ -61,7 +63,7 @@ def _layer(entry: Any, known: Sequence[str]) -> LayerExecution:
         name=name,
         op_type=str(entry.get("ParameterType") or entry.get("LayerType", "")),
         device="DLA" if on_dla else "GPU",
-        precision=next((found for tensor in tensors if (found := _precision(tensor))), ""),
+        precision=next((found for tensor in typed if (found := _precision(tensor))), UNKNOWN),
         onnx_nodes=_nodes(name, str(entry.get("Metadata", "")), known),
         kernel=str(entry.get("TacticName", "")),
     )
@@ -91,7 +93,8 @@ def _shortfalls(layers: Sequence[LayerExecution], record: BuildRecord) -> tuple[
     """Say which nodes were to run in a low precision and did not, or that it cannot be told."""
     if not record.precisions:
         return ()
-    ran = {node: layer.precision for layer in layers for node in layer.onnx_nodes}
+    told = [layer for layer in layers if layer.precision != UNKNOWN]
+    ran = {node: layer.precision for layer in told for node in layer.onnx_nodes}
     notes = []
     for precision in sorted(set(record.precisions.values())):
         asked = [node for node, wanted in record.precisions.items() if wanted == precision]

@@ -53,6 +53,17 @@ class Flavour:
         """Whether this version has a feature of the table."""
         return feature in self.features
 
+    def supports(self, compute_capability: str) -> bool:
+        """Whether it has kernels for GPUs of a compute capability, such as `8.6`.
+
+        TensorRT-RTX has none for data-centre and Jetson GPUs: an engine builds there and does not load.
+        """
+        if not self.has("ahead_of_time"):
+            return True
+        known = [name[2:] for name in dir(self.load().ComputeCapability) if name.startswith("SM")]
+        asked = int(compute_capability.replace(".", ""))
+        return str(asked) in known or asked > max(map(int, known))
+
     def load(self) -> Any:
         """Import the module.
 
@@ -69,7 +80,10 @@ _ALL = frozenset({"dla", "refit", "sparse_weights", "tactic_sources", "timing_ca
 # 8.6 and later.
 _COMPATIBLE = frozenset({"hardware_compatible", "optimization_level", "version_compatible", "aux_streams"})
 # 10.0 and later. profile_sharing: several contexts may use one optimization profile at a time.
-_MODERN = frozenset({"profile_sharing", "progress_monitor", "strip_plan", "weight_streaming"})
+# unnamed_outputs: the parser takes optional outputs that are left out.
+_MODERN = frozenset(
+    {"profile_sharing", "progress_monitor", "strip_plan", "unnamed_outputs", "weight_streaming"}
+)
 
 TABLE = (
     Flavour(

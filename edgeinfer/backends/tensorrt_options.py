@@ -104,7 +104,8 @@ class TensorRTOptions:
             `jit_convolutions`. None: TensorRT's choice. The first three need those libraries.
         optimization_level: 0 (quickest build) to 5 (longest search). None: TensorRT's default.
         timing_cache: Reuse and keep the timings of kernels in `cache_dir`.
-        tf32: Let float32 convolutions and products run in TF32, as TensorRT does by default.
+        tf32: Let float32 convolutions and products run in TF32 (a mantissa of 10 bits, errors of about 1e-3);
+            TensorRT's own default, not ours: what is float32 in the graph is computed in float32.
         weak_precisions: TensorRT 8 only: what the builder may choose, of `float16`, `int8`. None: what the
             graph holds. On later versions precision is in the graph: use ToFloat16 and QuantizeStatic.
         sparse_weights: Use the sparse kernels where weights are 2:4 sparse (see PruneNM).
@@ -142,7 +143,7 @@ class TensorRTOptions:
         default=None, validator=attrs.validators.optional(attrs.validators.in_(range(6)))
     )
     timing_cache: bool = attrs.field(default=True, validator=_BOOL)
-    tf32: bool = attrs.field(default=True, validator=_BOOL)
+    tf32: bool = attrs.field(default=False, validator=_BOOL)
     weak_precisions: tuple[str, ...] | None = attrs.field(
         default=None,
         converter=attrs.converters.optional(_strings),

@@ -7,7 +7,8 @@ A backend's author writes one test:
         check("my-backend")
 
 Each check loads the backend by its registered name, as an application would, and raises AssertionError with
-what it saw. The expected outputs are computed by numpy, not by another runtime.
+what it saw. The expected outputs are computed by numpy, not by another runtime. A backend
+that needs options to compile on some machine gets them as `check("my-backend", {...})`.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ from edgeinfer.testing.models import (
 
 __all__ = ["CHECKS", "check_backend"]
 
+Options = Mapping[str, object] | None
+
 RTOL, ATOL = 1e-4, 1e-5  # float32 arithmetic in another order of summation
 
 
-def check_registration(backend: str) -> None:
+def check_registration(backend: str, options: Options = None) -> None:  # noqa: ARG001 (one signature)
     """The backend is registered once, loads, and follows the Protocol."""
     assert backend in backends(), f"{backend!r} is not registered; is its distribution installed?"
     entry = backends()[backend]
@@ -51,7 +54,7 @@ def check_registration(backend: str) -> None:
     assert loaded.api_version == API_VERSION
 
 
-def check_capabilities(backend: str) -> None:
+def check_capabilities(backend: str, options: Options = None) -> None:  # noqa: ARG001
     """`capabilities()` answers without raising, and names what it has."""
     found = get_backend(backend).capabilities()
     assert found.available, f"not available here: {found.reason}"
@@ -63,10 +66,10 @@ def check_capabilities(backend: str) -> None:
     assert found.device("") == found.devices[0]
 
 
-def check_runner_protocol(backend: str) -> None:
+def check_runner_protocol(backend: str, options: Options = None) -> None:
     """`load` gives a Runner, and says whether it is thread-safe."""
     reference = add_model()
-    with _session(backend, reference) as session:
+    with _session(backend, reference, options) as session:
         runner = session._runner
         assert isinstance(runner, Runner), "the runner has no run(feeds), close() or thread_safe"
         assert isinstance(runner.thread_safe, bool)
@@ -77,28 +80,28 @@ def check_runner_protocol(backend: str) -> None:
             assert array.dtype == spec.dtype, f"{spec.name} is {array.dtype}, the signature says {spec.dtype}"
 
 
-def check_numerics(backend: str) -> None:
+def check_numerics(backend: str, options: Options = None) -> None:
     """Outputs are those of numpy, for several operators, outputs and dtypes."""
     for reference in (add_model(), affine_model(), two_output_model(), classifier_model()):
-        with _session(backend, reference) as session:
+        with _session(backend, reference, options) as session:
             for seed in range(3):
                 feed = reference.feed(seed=seed)
                 _assert_close(session.infer(feed), reference.expected(feed), reference.name)
 
 
-def check_dynamic_shapes(backend: str) -> None:
+def check_dynamic_shapes(backend: str, options: Options = None) -> None:
     """A symbolic batch takes different sizes, one after the other, in one session."""
     reference = classifier_model()
-    with _session(backend, reference) as session:
+    with _session(backend, reference, options) as session:
         for batch in (1, 4, 2, 7):
             feed = reference.feed(seed=batch, batch=batch)
             _assert_close(session.infer(feed), reference.expected(feed), f"batch {batch}")
 
 
-def check_inputs_are_not_changed(backend: str) -> None:
+def check_inputs_are_not_changed(backend: str, options: Options = None) -> None:
     """A run leaves the caller's arrays as they were, read-only arrays included."""
     reference = affine_model()
-    with _session(backend, reference) as session:
+    with _session(backend, reference, options) as session:
         feed = reference.feed(seed=3)
         before = {name: array.copy() for name, array in feed.items()}
         for array in feed.values():
@@ -108,10 +111,10 @@ def check_inputs_are_not_changed(backend: str) -> None:
             assert np.array_equal(array, before[name]), f"input {name} was changed"
 
 
-def check_outputs_belong_to_the_caller(backend: str) -> None:
+def check_outputs_belong_to_the_caller(backend: str, options: Options = None) -> None:
     """Later calls do not change earlier outputs; writing into inputs or outputs changes no later call."""
     reference = affine_model()
-    with _session(backend, reference) as session:
+    with _session(backend, reference, options) as session:
         feed = {name: array.copy() for name, array in reference.feed(seed=4).items()}
         expected = reference.expected(feed)
         first = session.infer(feed)
@@ -127,10 +130,10 @@ def check_outputs_belong_to_the_caller(backend: str) -> None:
         _assert_close(session.infer(reference.feed(seed=4)), expected, "after the caller wrote into outputs")
 
 
-def check_layouts(backend: str) -> None:
+def check_layouts(backend: str, options: Options = None) -> None:
     """Arrays that are not contiguous, or views, give the same result."""
     reference = affine_model()
-    with _session(backend, reference) as session:
+    with _session(backend, reference, options) as session:
         feed = reference.feed(seed=5)
         expected = reference.expected(feed)
         odd = {name: np.asfortranarray(array) for name, array in feed.items()}
@@ -139,10 +142,10 @@ def check_layouts(backend: str) -> None:
         _assert_close(session.infer(sliced), expected, "strided view")
 
 
-def check_bad_inputs(backend: str) -> None:
+def check_bad_inputs(backend: str, options: Options = None) -> None:
     """Wrong names, dtypes and shapes are InputErrors; the session works afterwards."""
     reference = affine_model()
-    with _session(backend, reference) as session:
+    with _session(backend, reference, options) as session:
         feed = reference.feed(seed=6)
         name, array = next(iter(feed.items()))
         for bad in (
@@ -156,10 +159,10 @@ def check_bad_inputs(backend: str) -> None:
         _assert_close(session.infer(feed), reference.expected(feed), "after bad inputs")
 
 
-def check_bound_mode(backend: str) -> None:
+def check_bound_mode(backend: str, options: Options = None) -> None:
     """Bound buffers are read and overwritten in place."""
     reference = affine_model()
-    with _session(backend, reference) as session, session.bind() as bound:
+    with _session(backend, reference, options) as session, session.bind() as bound:
         addresses = {name: array.ctypes.data for name, array in bound.outputs.items()}
         for seed in range(3):
             feed = reference.feed(seed=seed)
@@ -171,11 +174,11 @@ def check_bound_mode(backend: str) -> None:
         assert addresses == after, "the output buffers moved"
 
 
-def check_streaming(backend: str) -> None:
+def check_streaming(backend: str, options: Options = None) -> None:
     """A stream gives the outputs in the order of the inputs, with several requests in flight."""
     reference = classifier_model()
     feeds = [reference.feed(seed=seed, batch=1 + seed % 3) for seed in range(20)]
-    with _session(backend, reference) as session:
+    with _session(backend, reference, options) as session:
         count = 0
         for feed, outputs in zip(feeds, session.stream(feeds, in_flight=3), strict=True):
             _assert_close(outputs, reference.expected(feed), f"item {count} of the stream")
@@ -183,10 +186,10 @@ def check_streaming(backend: str) -> None:
         assert count == len(feeds)
 
 
-def check_threads(backend: str) -> None:
+def check_threads(backend: str, options: Options = None) -> None:
     """Several threads share one session."""
     reference = affine_model()
-    with _session(backend, reference) as session:
+    with _session(backend, reference, options) as session:
         barrier = threading.Barrier(4)
 
         def work(thread: int) -> None:
@@ -200,10 +203,10 @@ def check_threads(backend: str) -> None:
                 future.result()
 
 
-def check_sessions_are_independent(backend: str) -> None:
+def check_sessions_are_independent(backend: str, options: Options = None) -> None:
     """Closing one session does not disturb another of the same artifact."""
     reference = affine_model()
-    artifact = compile_model(reference.model, backend)
+    artifact = compile_model(reference.model, backend, options=options)
     feed = reference.feed(seed=8)
     first, second = load(artifact), load(artifact)
     first.close()
@@ -211,10 +214,10 @@ def check_sessions_are_independent(backend: str) -> None:
         _assert_close(second.infer(feed), reference.expected(feed), "after the other session closed")
 
 
-def check_closing(backend: str) -> None:
+def check_closing(backend: str, options: Options = None) -> None:
     """A closed session says so; closing twice is allowed."""
     reference = add_model()
-    session = _session(backend, reference)
+    session = _session(backend, reference, options)
     session.close()
     session.close()
     _assert_raises(SessionClosedError, lambda: session.infer(reference.feed(seed=0)))
@@ -222,27 +225,30 @@ def check_closing(backend: str) -> None:
     _assert_raises(SessionClosedError, session.execution)
 
 
-def check_unknown_option(backend: str) -> None:
+def check_unknown_option(backend: str, options: Options = None) -> None:
     """An unknown option is refused at compile time and at load time."""
     reference = add_model()
     bad = {"no_such_option_42": 1}
-    _assert_raises(OptionsError, lambda: compile_model(reference.model, backend, options=bad))
-    artifact = compile_model(reference.model, backend)
+    _assert_raises(
+        OptionsError, lambda: compile_model(reference.model, backend, options={**(options or {}), **bad})
+    )
+    artifact = compile_model(reference.model, backend, options=options)
     _assert_raises(OptionsError, lambda: load(artifact, options=bad))
 
 
-def check_unknown_device(backend: str) -> None:
+def check_unknown_device(backend: str, options: Options = None) -> None:
     """A device that is not there is one of our errors, at compile time or at load time."""
     reference = add_model()
     _assert_raises(
-        EdgeInferError, lambda: load(compile_model(reference.model, backend, device="NO_SUCH_DEVICE"))
+        EdgeInferError,
+        lambda: load(compile_model(reference.model, backend, device="NO_SUCH_DEVICE", options=options)),
     )
 
 
-def check_artifact_round_trip(backend: str) -> None:
+def check_artifact_round_trip(backend: str, options: Options = None) -> None:
     """A saved artifact opens with the same manifest and gives the same outputs."""
     reference = classifier_model()
-    artifact = compile_model(reference.model, backend)
+    artifact = compile_model(reference.model, backend, options=options)
     assert artifact.manifest.backend == backend
     assert artifact.manifest.device, "the payload does not name its device"
     feed = reference.feed(seed=9)
@@ -255,18 +261,18 @@ def check_artifact_round_trip(backend: str) -> None:
             _assert_close(session.infer(feed), reference.expected(feed), "from disk")
 
 
-def check_model_is_not_changed(backend: str) -> None:
+def check_model_is_not_changed(backend: str, options: Options = None) -> None:
     """Compiling leaves the model as it was."""
     reference = classifier_model()
     before = reference.model.to_bytes()
-    compile_model(reference.model, backend)
+    compile_model(reference.model, backend, options=options)
     assert reference.model.to_bytes() == before
 
 
-def check_execution_report(backend: str) -> None:
+def check_execution_report(backend: str, options: Options = None) -> None:
     """What the backend says that it ran is not empty, or it says that it does not tell."""
     reference = classifier_model()
-    with _session(backend, reference) as session:
+    with _session(backend, reference, options) as session:
         report = session.execution()
         if isinstance(session._runner, Explains):
             assert report.backend == backend
@@ -276,10 +282,10 @@ def check_execution_report(backend: str) -> None:
             assert report.notes
 
 
-def check_binding_protocol(backend: str) -> None:
+def check_binding_protocol(backend: str, options: Options = None) -> None:
     """A runner with a bound mode gives numpy buffers of the right dtype and shape."""
     reference = affine_model()
-    with _session(backend, reference) as session:
+    with _session(backend, reference, options) as session:
         if not isinstance(session._runner, Bindable):
             return
         with session.bind() as bound:
@@ -289,7 +295,7 @@ def check_binding_protocol(backend: str) -> None:
                 assert array.shape == spec.shape
 
 
-CHECKS: tuple[Callable[[str], None], ...] = (
+CHECKS: tuple[Callable[..., None], ...] = (
     check_registration,
     check_capabilities,
     check_runner_protocol,
@@ -313,14 +319,14 @@ CHECKS: tuple[Callable[[str], None], ...] = (
 )
 
 
-def check_backend(backend: str) -> None:
+def check_backend(backend: str, options: Options = None) -> None:
     """Run every check; for use outside pytest."""
     for check in CHECKS:
-        check(backend)
+        check(backend, options)
 
 
-def _session(backend: str, reference: ReferenceModel) -> Session:
-    return load(compile_model(reference.model, backend))
+def _session(backend: str, reference: ReferenceModel, options: Options) -> Session:
+    return load(compile_model(reference.model, backend, options=options))
 
 
 def _assert_close(outputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], where: str) -> None:

@@ -105,7 +105,9 @@ def make_module(name: str, version: str, cuda: FakeCuda) -> Any:
     trt.DataType = DataType
     trt.LayerInformationFormat = enum.Enum("LayerInformationFormat", ["JSON"])
     if rtx:
-        trt.ComputeCapability = enum.Enum("ComputeCapability", ["SM86", "SM89"])
+        trt.ComputeCapability = enum.Enum(
+            "ComputeCapability", ["SM75", "SM80", "SM86", "SM89", "SM120", "SM121"]
+        )
         trt.EngineValidity = enum.Enum("EngineValidity", ["VALID", "INVALID"])
 
         class EngineInvalidityDiagnostics:
@@ -139,7 +141,15 @@ class Network:
         return self.inputs[index]
 
     def get_layer(self, index: int) -> Any:
-        return self.model.graph.node[index]
+        node = self.model.graph.node[index]
+        known = {value.name: Tensor(value) for value in self.model.graph.output}
+        static = SimpleNamespace(shape=())
+        return SimpleNamespace(
+            name=node.name,
+            op_type=node.op_type,
+            num_outputs=len(node.output),
+            get_output=lambda output: known.get(node.output[output], static),
+        )
 
 
 class ParserError:
@@ -263,6 +273,9 @@ class Builder:
         types = {node.op_type for node in network.model.graph.node}
         if self._trt.weak and types & {"QuantizeLinear"} and "INT8" not in config.flags:
             self._logger.log(1, "Q/DQ layers need the INT8 flag")
+            return None
+        if self._trt.weak and "NonZero" in types and not config.profiles:
+            self._logger.log(1, "Profile kOPT values are not self-consistent. need profile")
             return None
         if "Einsum" in types:
             name = next(node.name for node in network.model.graph.node if node.op_type == "Einsum")

@@ -139,7 +139,11 @@ def test_the_profile_that_has_the_shape_is_chosen(fake: SimpleNamespace) -> None
     assert chosen == [1, 0]
 
 
-def test_data_dependent_outputs_go_through_the_allocator(fake: SimpleNamespace) -> None:
+@pytest.mark.parametrize("version", ["8.5.3.1", "11.4.0.1"])
+def test_data_dependent_outputs_go_through_the_allocator(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    fake = fake_tensorrt.install(monkeypatch, version)
     with session(NONZERO) as loaded:
         for values, expected in (([0, 1, 0, 1], [[1, 3]]), ([1, 1, 1, 1], [[0, 1, 2, 3]]), ([0] * 4, [[]])):
             found = loaded.infer({"x": np.array(values, np.float32)})["y"]
@@ -359,6 +363,18 @@ def test_tensorrt_rtx_is_asked_whether_the_engine_fits(monkeypatch: pytest.Monke
         ei.load(artifact)
     assert "unsupported cc" in str(caught.value)
     assert not fake.cuda.calls("deserialize_cuda_engine")
+
+
+def test_rtx_says_that_it_does_not_run_on_a_data_centre_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = (("Fake H100", "9.0"),)
+    fake = fake_tensorrt.install(monkeypatch, "1.7.1", module="tensorrt_rtx", gpus=gpus)
+    with pytest.raises(DeviceError, match="does not run on this GPU") as caught:
+        ei.compile(model(STATIC), "tensorrt")
+    assert "Fake H100, compute capability 9.0" in str(caught.value)
+    assert not fake.cuda.calls("build_serialized_network")
+    found = ei.backends()["tensorrt"].load().capabilities()
+    assert not found.available
+    assert "does not run on Fake H100 (compute capability 9.0)" in found.reason
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "11.4.0.1"])

@@ -53,7 +53,7 @@ def test_from_10_on_the_network_is_strongly_typed_and_no_precision_flag_is_set(
     for text in (FLOAT, HALF, INT8):
         build(text)
         assert fake.builds[-1].network.flags == 1
-        assert not config(fake).flags
+        assert config(fake).flags == {"not TF32"}
 
 
 def test_a_version_without_the_creation_flag_is_served_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,13 +71,13 @@ def test_version_8_gets_explicit_batch_and_the_flags_of_what_the_graph_holds(
     fake = fake_tensorrt.install(monkeypatch, version)
     build(text)
     assert fake.builds[-1].network.flags == 1
-    assert config(fake).flags == flags
+    assert config(fake).flags == flags | {"not TF32"}
 
 
 def test_weak_precisions_are_a_choice_on_8_and_refused_later(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = fake_tensorrt.install(monkeypatch, "8.6.1")
     build(INT8, weak_precisions=("int8", "float16"))
-    assert config(fake).flags == {"INT8", "FP16"}
+    assert config(fake).flags == {"INT8", "FP16", "not TF32"}
     with pytest.raises(CompileError, match="INT8 flag"):
         build(INT8, weak_precisions=())
     fake_tensorrt.install(monkeypatch, "11.4.0.1")
@@ -130,7 +130,7 @@ def test_every_option_reaches_the_builder(monkeypatch: pytest.MonkeyPatch) -> No
         weight_streaming=True,
         version_compatible=True,
         exclude_lean_runtime=True,
-        tf32=False,
+        tf32=True,
     )
     made = config(fake)
     assert made.pools == {"WORKSPACE": 1 << 20}
@@ -145,8 +145,13 @@ def test_every_option_reaches_the_builder(monkeypatch: pytest.MonkeyPatch) -> No
         "WEIGHT_STREAMING",
         "VERSION_COMPATIBLE",
         "EXCLUDE_LEAN_RUNTIME",
-        "not TF32",
     }
+
+
+def test_float32_is_not_computed_in_tf32_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = fake_tensorrt.install(monkeypatch)
+    build(FLOAT)
+    assert "not TF32" in config(fake).flags
 
 
 def test_profiles_come_from_the_names_of_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +238,7 @@ def test_dla_builds_report_what_falls_back_to_the_gpu(monkeypatch: pytest.Monkey
     made = config(fake)
     assert made.set["default_device_type"].name == "DLA"
     assert made.set["DLA_core"] == 1
-    assert made.flags == {"GPU_FALLBACK"}
+    assert made.flags == {"GPU_FALLBACK", "not TF32"}
     with ei.load(artifact) as session:
         assert session._runner._runtime.DLA_core == 1
         (note,) = [note for note in session.execution().notes if "fall back" in note]
@@ -250,6 +255,21 @@ def test_a_refusal_of_the_builder_names_the_node(monkeypatch: pytest.MonkeyPatch
         ei.compile(model, "tensorrt")
     assert caught.value.where == "node 'head/einsum.1' (Einsum)"
     assert "no implementation of this operator" in str(caught.value)
+
+
+@pytest.mark.parametrize(("version", "first"), [("8.5.3.1", "edgeinfer_unused_0_0"), ("11.4.0.1", "")])
+def test_version_8_gets_names_for_outputs_that_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, version: str, first: str
+) -> None:
+    fake = fake_tensorrt.install(monkeypatch, version)
+    build(
+        HEAD
+        + "g (float[1,1,2] x, float[1,4,2] w, float[1,4,1] r, float[1,1,1] c) => (float[1,1,1] y) "
+        '{ , h = LSTM<hidden_size=1>(x, w, r, "", "", "", c)\n y = Relu(h) }'.replace('""', "")
+    )
+    node = fake.builds[-1].network.model.graph.node[0]
+    assert node.output[0] == first
+    assert node.output[1] == "h"
 
 
 def test_version_8_names_nodes_by_their_position(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,10 +319,12 @@ def test_the_inspectors_json_is_read_in_its_several_forms() -> None:
          "Outputs": [{"Name": "b", "Format/Datatype": "Row major linear FP16 format"}], "Metadata": ""},
         {"Name": "fc", "LayerType": "gemm", "Inputs": [{"Name": "a", "Format": "NC", "Datatype": "Half"}],
          "Metadata": "[ONNX Layer: dense/MatMul]\\u001f[ONNX Layer: dense/Add]"},
+        {"Name": "conv2", "LayerType": "CaskConvolution", "Weights": {"Type": "Int8", "Count": 162},
+         "Inputs": [{"Name": "r", "Format/Datatype": "N/A due to dynamic shapes"}]},
         "bare name"], "Bindings": []}""",
         known=("conv1", "conv"),
     )
-    assert [layer.precision for layer in layers] == ["int8", "float16", ""]
-    assert [layer.onnx_nodes for layer in layers] == [("conv1",), ("dense/MatMul", "dense/Add"), ()]
+    assert [layer.precision for layer in layers] == ["int8", "float16", "int8", "unknown"]
+    assert [layer.onnx_nodes for layer in layers] == [("conv1",), ("dense/MatMul", "dense/Add"), (), ()]
     assert layers[0].kernel == "sm80_xmma_int8"
     assert parse_layers("not json") == ()
