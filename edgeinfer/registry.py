@@ -8,9 +8,11 @@ to import is listed with its reason, and raises only when it is used.
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib import metadata
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
@@ -123,6 +125,19 @@ class Backends(Mapping[str, BackendEntry]):
 
 def backends() -> Backends:
     """List the registered backends. Imports none of them."""
+    return _scan(tuple((path, _changed(path)) for path in sys.path))
+
+
+def _changed(path: str) -> int:
+    """Return when a folder's entries changed last, in ns: a distribution that comes or goes changes it."""
+    try:
+        return Path(path or ".").stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@functools.lru_cache(maxsize=4)
+def _scan(installed: tuple[tuple[str, int], ...]) -> Backends:  # noqa: ARG001 (the key of the cache)
     found: dict[str, dict[str, str]] = {}
     with warnings.catch_warnings():
         # An entry point that does not parse is a warning of `entrypoints`; the name is then unknown.

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
                 "available" if backend["available"] else "not available",
                 backend["version"],
                 backend["from"],
-                "" if backend["available"] else f"{backend['reason'].splitlines()[0]}\n{backend['install']}",
+                _advice(backend),
             )
             for name, backend in found["backends"].items()
         ],
@@ -100,6 +100,13 @@ def examine() -> dict[str, Any]:
         "backends": found,
         "profiles": sorted(profiles()),
     }
+
+
+def _advice(backend: dict[str, Any]) -> str:
+    if backend["available"]:
+        return ""
+    reason = str(backend["reason"]).splitlines()[0]
+    return reason if backend["version"] or backend["install"] in reason else f"{reason}\n{backend['install']}"
 
 
 def _version(name: str) -> str:
