@@ -125,6 +125,7 @@ class Model:
         """
         _check_opset(model)
         _name_nodes(model)
+        _free_dimensions(model)
         _check_sizes(model)
         check_graph(model)
         return cls(model, path)
@@ -381,6 +382,15 @@ def _name_nodes(model: ir.Model) -> None:
                 name += "_"
             node.name = name
         taken.add(node.name)
+
+
+def _free_dimensions(model: ir.Model) -> None:
+    """Read dimensions of -1, which some exporters write for any size, as unknown ones, as runtimes do."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        outputs = (value for node in graph for value in node.outputs)
+        for value in (*graph.inputs, *graph.outputs, *outputs):
+            if value.shape is not None and -1 in value.shape:
+                value.shape = ir.Shape([None if dim == -1 else dim for dim in value.shape])
 
 
 def _check_sizes(model: ir.Model) -> None:
