@@ -219,6 +219,12 @@ class TestBroken:
         assert loaded.signature.inputs[0].shape == (None, *model.signature.inputs[0].shape[1:])
         assert loaded.signature.outputs[0].shape[0] is None
 
+    def test_axes_called_question_mark_may_differ(self, model):
+        proto = model.to_proto()
+        for dim in proto.graph.input[0].type.tensor_type.shape.dim[2:]:
+            dim.dim_param = "?"
+        assert Model.load(proto).signature.inputs[0].shape[2:] == (None, None)
+
     def test_weight_data_shorter_than_its_shape(self, model):
         proto = model.to_proto()
         weight = proto.graph.initializer[0]
