@@ -36,6 +36,8 @@ EXTERNAL_THRESHOLD_BYTES = 1 << 30
 # No tensor of a model that fits a device has more elements than this; larger shapes are attacks or defects
 # (a dimension of 2**62 makes one runtime's compiler hang).
 MAX_ELEMENTS = 1 << 40
+# Names of dimensions that name nothing.
+_ANY_SIZE = ("?", "")
 
 IrModel: TypeAlias = ir.Model  # inside the class `ir` is a field
 ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model | Model"
@@ -125,6 +127,7 @@ class Model:
         """
         _check_opset(model)
         _name_nodes(model)
+        _free_dimensions(model)
         _check_sizes(model)
         check_graph(model)
         return cls(model, path)
@@ -381,6 +384,24 @@ def _name_nodes(model: ir.Model) -> None:
                 name += "_"
             node.name = name
         taken.add(node.name)
+
+
+def _free_dimensions(model: ir.Model) -> None:
+    """Read dimensions of -1 or "?", which some exporters write for any size, as unknown ones.
+
+    As a name, "?" would say that all axes called so have one size.
+    """
+    for graph in (model.graph, *model.graph.subgraphs()):
+        outputs = (value for node in graph for value in node.outputs)
+        for value in (*graph.inputs, *graph.outputs, *outputs):
+            dims = list(value.shape or ())
+            known = [None if dim == -1 or _symbol(dim) in _ANY_SIZE else dim for dim in dims]
+            if known != dims:
+                value.shape = ir.Shape(known)
+
+
+def _symbol(dim: int | ir.SymbolicDim) -> str | None:
+    return None if isinstance(dim, int) else dim.value
 
 
 def _check_sizes(model: ir.Model) -> None:

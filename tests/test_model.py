@@ -210,6 +210,21 @@ class TestBroken:
             Model.load(proto)
         assert "image" in caught.value.where
 
+    def test_a_dimension_of_minus_one_is_any_size(self, model):
+        proto = model.to_proto()
+        batch = [value.type.tensor_type.shape.dim[0] for value in (*proto.graph.input, *proto.graph.output)]
+        for dim in batch:
+            dim.dim_value = -1
+        loaded = Model.load(proto)
+        assert loaded.signature.inputs[0].shape == (None, *model.signature.inputs[0].shape[1:])
+        assert loaded.signature.outputs[0].shape[0] is None
+
+    def test_axes_called_question_mark_may_differ(self, model):
+        proto = model.to_proto()
+        for dim in proto.graph.input[0].type.tensor_type.shape.dim[2:]:
+            dim.dim_param = "?"
+        assert Model.load(proto).signature.inputs[0].shape[2:] == (None, None)
+
     def test_weight_data_shorter_than_its_shape(self, model):
         proto = model.to_proto()
         weight = proto.graph.initializer[0]

@@ -137,6 +137,8 @@ class QDQDialect:
             `Mul(x, Sigmoid(x))`.
         requantizing: Operators with an integer kernel of their own, each tensor with its own scale.
         moving: Operators that run on integers as they are; input and output share one scale.
+        wrong_before: Operators that the runtime computes wrongly once it takes the quantizer behind them into
+            their kernel; what reads them, or what is computed from them value by value, stays in float.
         costs: Where given, what would gain nothing from integers stays in float.
     """
 
@@ -153,6 +155,7 @@ class QDQDialect:
     epilogue: frozenset[str] = attrs.field(default=frozenset({"Relu", "Clip"}), converter=_names)
     requantizing: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     moving: frozenset[str] = attrs.field(default=MOVING_OPS, converter=_names)
+    wrong_before: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     costs: KernelCosts | None = None
 
 

@@ -8,7 +8,6 @@ from typing import final
 
 import attrs
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
 from edgeinfer.display import Table
 from edgeinfer.errors import EdgeInferError
@@ -17,6 +16,7 @@ from edgeinfer.measure.feeds import Shapes, generate_feeds, resolve_shapes
 from edgeinfer.measure.macs import node_macs
 from edgeinfer.measure.memory_plan import MemoryPlan, plan_memory
 from edgeinfer.model import Model, ModelSource
+from edgeinfer.transforms.infer_shapes import infer_shapes
 from edgeinfer.values import as_tuple
 
 __all__ = ["InspectReport", "NodeCost", "inspect", "with_static_shapes"]
@@ -185,8 +185,7 @@ def with_static_shapes(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> t
     for node in copy.graph.all_nodes():
         for value in node.outputs:
             value.shape = None  # what was stored for symbolic dimensions would win over what is inferred
-    infer = common_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
-    infer(copy)
+    infer_shapes(copy, data_prop=True, outputs=True)
     return copy, _shapes_by_running(model, copy, shapes)
 
 

@@ -6,6 +6,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from onnxscript.optimizer import fold_constants
 
+from edgeinfer.transforms.infer_shapes import infer_shapes
+
 __all__ = ["prepare"]
 
 _MAX_FOLDED_BYTES = 1 << 20
@@ -27,7 +29,7 @@ def prepare(model: ir.Model) -> None:
     )
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common_passes.RemoveUnusedNodesPass()(model)
-    common_passes.ShapeInferencePass()(model)
+    infer_shapes(model, data_prop=True)
     common_passes.TopologicalSortPass()(model)
 
 

@@ -14,7 +14,6 @@ from typing import Any, final
 import attrs
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
 from edgeinfer.api import compile as compile_model
 from edgeinfer.api import load
@@ -32,6 +31,7 @@ from edgeinfer.quantization.linear import (
 )
 from edgeinfer.quantization.twin import Layer, Twin, find_reference, is_quantized, reduce_mean
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
+from edgeinfer.transforms.infer_shapes import infer_shapes
 
 __all__ = ["CorrectBias"]
 
@@ -66,7 +66,7 @@ class CorrectBias(GraphTransform):
                 "CorrectBias needs calibration data.", hint="CorrectBias(calibration=feeds)"
             )
         twin = Twin(model, find_reference(model, self.reference, wanted_by="CorrectBias"), report)
-        common_passes.ShapeInferencePass()(twin.model)
+        infer_shapes(twin.model, data_prop=True)
         shifts = {}
         for layer in twin.layers:
             shift = _measured(twin, layer, report)

@@ -18,6 +18,7 @@ from edgeinfer.quantization.qparams import QParams, activation_qparams
 from edgeinfer.quantization.regions import BIAS, DATA, WEIGHT, Region
 from edgeinfer.quantization.state import DIALECT_KEY, NOTES_KEY
 from edgeinfer.transforms.base import ReportBuilder
+from edgeinfer.transforms.infer_shapes import infer_shapes
 
 __all__ = ["Range", "insert_qdq", "prepare"]
 
@@ -33,10 +34,7 @@ def prepare(model: ir.Model) -> None:
         for index, value in enumerate(node.outputs):
             if value.name is None:
                 value.name = f"{node.name}_output_{index}"
-    declared = [(value, value.shape) for value in (*model.graph.inputs, *model.graph.outputs)]
-    common_passes.ShapeInferencePass()(model)
-    for value, shape in declared:
-        value.shape = shape
+    infer_shapes(model, data_prop=True)
 
 
 def insert_qdq(

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, final
 import attrs
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
 from edgeinfer.backends.base import QDQDialect
 from edgeinfer.devices.profile import Target
@@ -23,6 +22,7 @@ from edgeinfer.quantization.qparams import QParams, weight_qparams
 from edgeinfer.quantization.regions import Region
 from edgeinfer.quantization.state import REFERENCE_KEY, quantized_for, refuse_half, refuse_quantized
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
+from edgeinfer.transforms.infer_shapes import infer_shapes
 from edgeinfer.values import as_frozenset
 
 __all__ = ["QuantizeStatic"]
@@ -169,7 +169,7 @@ def _shapes(model: ir.Model, samples: Calibration) -> dict[str, tuple[int, ...]]
     for node in sized.graph:
         for value in node.outputs:
             value.shape = None
-    common_passes.ShapeInferencePass()(sized)
+    infer_shapes(sized, data_prop=True, outputs=True)
     values = [*sized.graph.inputs, *(value for node in sized.graph for value in node.outputs)]
     known = [(value, value.shape) for value in values if value.shape is not None and value.shape.is_static()]
     return {str(value.name): tuple(shape.numpy()) for value, shape in known}

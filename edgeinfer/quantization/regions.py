@@ -20,6 +20,8 @@ __all__ = ["Region", "find_regions", "is_float", "refusal", "weight_axis"]
 
 # Input 1 is the weight and input 2, where there is one, the bias of all of these.
 DATA, WEIGHT, BIAS = 0, 1, 2
+# What runtimes fuse into the kernel in front, beside the epilogues of a dialect.
+_VALUE_BY_VALUE = frozenset({"Abs", "Add", "Div", "Erf", "Exp", "Mul", "Neg", "Sqrt", "Sub", "Transpose"})
 
 
 @final
@@ -86,8 +88,27 @@ def refusal(node: ir.Node, dialect: QDQDialect) -> str | None:
             return "its input is transposed (transA)"
         if (beta is not None and beta.as_float() != 1) or (alpha is not None and alpha.as_float() != 1):
             return "its alpha or beta is not 1"
+    above = _wrong_above(data, dialect)
+    if above is not None:
+        return f"{dialect.name} computes {above.op_type} {above.name!r} wrongly with a quantizer behind it"
     if node.op_type in dialect.needs_output and node.outputs[0].is_graph_output():
         return f"it is an output of the model, and {dialect.name} would need it quantized to run in integers"
+    return None
+
+
+def _wrong_above(value: ir.Value | None, dialect: QDQDialect) -> ir.Node | None:
+    """Return the operator of `dialect.wrong_before` that a quantizer of `value` could be fused into."""
+    while value is not None and len(value.consumers()) == 1:
+        node = value.producer()
+        if node is None:
+            return None
+        if node.op_type in dialect.wrong_before:
+            return node
+        if node.op_type not in dialect.epilogue | _VALUE_BY_VALUE:
+            return None
+        value = next(
+            (each for each in node.inputs if each is not None and constant_value(each) is None), None
+        )
     return None
 
 

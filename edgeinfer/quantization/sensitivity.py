@@ -7,6 +7,7 @@ ones to give back to float first.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
@@ -19,6 +20,7 @@ from edgeinfer.api import load
 from edgeinfer.backends.base import QDQDialect
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import Table, track
+from edgeinfer.errors import EdgeInferError
 from edgeinfer.measure.closeness import ClosenessAccumulator
 from edgeinfer.measure.inspect import inspect
 from edgeinfer.model import Model, ModelSource
@@ -34,6 +36,7 @@ __all__ = ["LayerSensitivity", "Sensitivity", "output_sqnr_db", "run_outputs", "
 
 Outputs = list[list[np.ndarray]]
 Evaluate = Callable[[Model], float]
+_REFERENCE = "onnxruntime"
 
 
 @final
@@ -116,6 +119,7 @@ def sensitivity(
     samples: int = 16,
     method: str = "mse",
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    on_target: bool = False,
     progress: bool | None = None,
 ) -> Sensitivity:
     """Quantize one layer at a time and measure what that does to the outputs.
@@ -128,12 +132,14 @@ def sensitivity(
         samples: How many of the feeds the outputs are compared on.
         method: How ranges are found; see `QuantizeStatic`.
         ranges: Ranges that are known already; see `QuantizeStatic`.
+        on_target: Run the int8 models in the target's own runtime where that is here, not in ONNX Runtime.
         progress: Show it; None in a terminal or notebook only.
 
     Raises:
         CalibrationError: There is no calibration, or it does not fit.
         PreconditionError: The model is quantized already.
     """
+    where = target if on_target else None
     loaded = Model.load(model)
     feeds = as_calibration(calibration, loaded.signature)
     dialect = attrs.evolve(dialect_of(target), costs=None)  # also layers that gain no time
@@ -153,7 +159,7 @@ def sensitivity(
             LayerSensitivity(
                 node=node.name or "",
                 op_type=node.op_type,
-                sqnr_db=output_sqnr_db(reference, run_outputs(candidate, judged)),
+                sqnr_db=output_sqnr_db(reference, run_outputs(candidate, judged, where)),
                 metric=evaluate(candidate) if evaluate is not None else None,
                 macs=macs.get(node.name or ""),
             )
@@ -161,7 +167,7 @@ def sensitivity(
     return Sensitivity(
         target=dialect.name,
         layers=sorted(found, key=lambda layer: layer.sqnr_db),
-        sqnr_db=output_sqnr_db(reference, run_outputs(whole, judged)),
+        sqnr_db=output_sqnr_db(reference, run_outputs(whole, judged, where)),
         metric_float=evaluate(loaded) if evaluate is not None else None,
         metric=evaluate(whole) if evaluate is not None else None,
         samples=len(judged),
@@ -175,9 +181,27 @@ def quantizable_layers(model: Model, dialect: QDQDialect) -> list[ir.Node]:
     return [region.node for region in place(graph, dialect).regions]
 
 
-def run_outputs(model: Model, feeds: Sequence[Mapping[str, np.ndarray]] | Calibration) -> Outputs:
-    """Run a model on feeds in ONNX Runtime; return the outputs, in the signature's order, feed by feed."""
-    with load(compile_model(model, "onnxruntime")) as session:
+def run_outputs(
+    model: Model,
+    feeds: Sequence[Mapping[str, np.ndarray]] | Calibration,
+    target: Target | str | QDQDialect | None = None,
+) -> Outputs:
+    """Run a model on feeds; return the outputs, in the signature's order, feed by feed.
+
+    Args:
+        model: The model.
+        feeds: Its inputs.
+        target: Where to run it. What cannot be run there runs in ONNX Runtime, as for None.
+    """
+    parsed = Target.parse(target) if target is not None and not isinstance(target, QDQDialect) else None
+    if parsed is not None and parsed.backend != _REFERENCE:
+        with contextlib.suppress(EdgeInferError):  # not here, or it does not take the model
+            return _run_outputs(model, feeds, parsed)
+    return _run_outputs(model, feeds, Target(backend=_REFERENCE))
+
+
+def _run_outputs(model: Model, feeds: Any, target: Target) -> Outputs:
+    with load(compile_model(model, target.backend, device=target.device or None)) as session:
         return [list(session.infer(dict(feed)).values()) for feed in feeds]
 
 

@@ -35,6 +35,7 @@ from edgeinfer.transforms.float16_policy import (
     unsafe_reason,
     weight_problem,
 )
+from edgeinfer.transforms.infer_shapes import infer_shapes
 from edgeinfer.transforms.no_ops import constant_of
 
 __all__ = ["ToFloat16"]
@@ -86,7 +87,7 @@ class ToFloat16(GraphTransform):
         """Decide for every node, then convert."""
         self._check_names(model)
         _free_weights(model, report)
-        common_passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+        infer_shapes(model)
         kept = self._kept(model)
         opset = model.opset_imports.get("", 0)
         half = {}

@@ -1,0 +1,83 @@
+"""What a runtime computes otherwise than the graph says is found, and kept out of the model."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+import onnx
+import pytest
+
+import edgeinfer as ei
+from edgeinfer.backends import openvino_dialect
+from edgeinfer.model import Model
+from edgeinfer.quantization.quantize_int8 import QuantizeInt8
+from edgeinfer.quantization.sensitivity import output_sqnr_db, run_outputs
+from edgeinfer.transforms import QuantizeStatic
+
+SAME_DB = 40.0  # two runtimes on one int8 graph
+BROKEN_DB = 10.0
+
+TEXT = """
+<ir_version: 8, opset_import: ["" : 18]>
+pool (float[1,16,24,3] x) => (float[1,16,8] y) <int64[1] axes = {3}> {
+    least = ReduceMin<keepdims = 0>(x, axes)
+    y = MatMul(least, w)
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(TEXT)
+    weight = rng.choice([-1, 1], (24, 8)) * rng.uniform(0.5, 1, (24, 8))  # nothing to smooth
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight.astype(np.float32), "w"))
+    return Model.load(proto)
+
+
+@pytest.fixture(scope="module")
+def feeds() -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    return [{"x": rng.standard_normal((1, 16, 24, 3)).astype(np.float32)} for _ in range(8)]
+
+
+def test_openvino_gets_no_quantizer_that_it_fuses_into_a_reduction(model, feeds):
+    quantized = ei.optimize(model, QuantizeStatic(calibration=feeds, target="openvino"))
+    here, there = (run_outputs(quantized, feeds, target) for target in (None, "openvino"))
+    assert output_sqnr_db(here, there) > SAME_DB
+    reasons = {entry.reason for entry in quantized.report.steps[0].skipped}
+    assert any("ReduceMin" in reason and "wrongly" in reason for reason in reasons)
+
+
+def test_layers_are_judged_on_the_target_when_it_gives_something_else(model, feeds, monkeypatch):
+    unaware = attrs.evolve(openvino_dialect.DIALECT, wrong_before=())
+    monkeypatch.setattr(openvino_dialect, "DIALECT", unaware)
+    result = QuantizeInt8(calibration=feeds, target="openvino", measure=False).apply(model)
+    reference = run_outputs(model, feeds)
+    assert output_sqnr_db(reference, run_outputs(result.model, feeds, "openvino")) > BROKEN_DB
+    assert any("judged on it" in note for note in result.report.notes)
+
+
+def test_without_a_tolerance_a_broken_model_is_not_given_back():
+    """Layers that eight bits cannot hold: they cancel to a thousandth of what they are."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((24, 8)).astype(np.float32)
+    big = 1e4 * rng.standard_normal((24, 8)).astype(np.float32)
+    proto = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 18]>
+        cancel (float[1,16,24] x) => (float[1,16,8] y) <float[24,8] a, float[24,8] b> {
+            left = MatMul(x, a)
+            right = MatMul(x, b)
+            y = Sub(left, right)
+        }
+        """
+    )
+    del proto.graph.initializer[:]
+    for name, values in {"a": big + weight, "b": big}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    model = Model.load(proto)
+    feeds = [{"x": rng.standard_normal((1, 16, 24)).astype(np.float32)} for _ in range(8)]
+    result = QuantizeInt8(calibration=feeds, target="openvino", measure=False).apply(model)
+    closeness = output_sqnr_db(run_outputs(model, feeds), run_outputs(result.model, feeds))
+    assert closeness >= BROKEN_DB
