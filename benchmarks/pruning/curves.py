@@ -22,7 +22,7 @@ import numpy as np
 from edgeinfer import Target
 from edgeinfer.executor import probe
 from edgeinfer.model import Model
-from edgeinfer.pruning.latency import interleaved_ms
+from edgeinfer.pruning.latency import fastest_ms
 from edgeinfer.transforms import PruneChannels, PruneHeads, PruneNM
 
 HERE = Path(__file__).resolve()
@@ -103,7 +103,7 @@ def point(
     }
     feed = eb.TASKS[name][1]
     for backend in ("onnxruntime", "openvino"):
-        before, after = interleaved_ms((model, pruned), feed, Target.parse(backend), rounds=60)
+        before, after = fastest_ms((model, pruned), feed, Target.parse(backend))
         entry[backend] = after / before
         entry[f"{backend}_ms"] = [before, after]
     return entry

@@ -13,11 +13,11 @@ __all__ = ["allocate", "levels", "step_of"]
 def step_of(size: int, multiple: int) -> int:
     """Return the step in which a group of `size` channels is pruned.
 
-    The multiple that the hardware likes, halved until a step is at most an eighth of the group: a layer of 16
-    channels would otherwise have no choice but none or half.
+    The multiple that the hardware likes, halved until there are two steps in the group: a layer of 16
+    channels gives up eight where a runtime computes in blocks of 16.
     """
     step = multiple
-    while step > 1 and step * 8 > size:
+    while step > 1 and step * 2 > size:
         step //= 2
     return max(step, 1)
 
@@ -68,17 +68,17 @@ def allocate(
                 if level <= at:
                     continue
                 trial = {**removed, name: level}
-                then = cost.cost(trial)
-                saved = current - then
-                if saved <= 0 or not cost.feasible(trial):
+                saved = -cost.change(removed, trial, name)
+                if saved <= 0 or not cost.feasible(trial, name):
                     continue
                 # What goes beyond the budget is worth nothing.
                 useful = min(saved, current - budget)
                 ratio = (errors[name][level - 1] - base) / useful
                 if best is None or ratio < best[0]:
-                    best = ratio, name, level, then
+                    best = ratio, name, level, saved
         if best is None:
             break
-        _, name, level, current = best
+        _, name, level, saved = best
+        current -= saved
         removed[name] = level
     return {name: count for name, count in removed.items() if count}

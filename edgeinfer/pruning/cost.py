@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias, final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal, TypeAlias, TypeVar, final
 
 import attrs
 import numpy as np
@@ -16,6 +17,7 @@ from edgeinfer.pruning.layers import Layer
 
 __all__ = ["Axis", "CostModel", "Metric", "Term"]
 
+_T = TypeVar("_T")
 Metric: TypeAlias = "Literal['macs', 'parameters', 'memory', 'channels', 'latency']"
 
 
@@ -30,6 +32,11 @@ class Axis:
     def size(self, removed: Mapping[str, int]) -> int:
         """Return the size when so many channels of each group are gone."""
         return self.fixed + sum((n - removed.get(g, 0)) * each for g, n, each in self.per_channel)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups whose channels lie on the axis."""
+        return tuple(name for name, _, _ in self.per_channel)
 
 
 _MakeAxis: TypeAlias = "Callable[[Row | None, int], Axis]"
@@ -108,9 +115,29 @@ class CostModel:
         """Return the cost when so many channels of each group are gone."""
         return float(sum(term.value(removed) for term in self.terms))
 
-    def feasible(self, removed: Mapping[str, int]) -> bool:
-        """Tell whether no axis becomes empty."""
-        return all(axis.size(removed) > 0 for axis in self.axes)
+    def change(self, removed: Mapping[str, int], then: Mapping[str, int], group: str) -> float:
+        """Return by how much the cost changes from one state to another that differ in one group only."""
+        terms = self._terms_of.get(group, ())
+        return float(sum(term.value(then) - term.value(removed) for term in terms))
+
+    def feasible(self, removed: Mapping[str, int], group: str) -> bool:
+        """Tell whether no axis that a group lies on becomes empty."""
+        return all(axis.size(removed) > 0 for axis in self._axes_of.get(group, ()))
+
+    @cached_property
+    def _terms_of(self) -> Mapping[str, Sequence[Any]]:
+        return _by_group((name, term) for term in self.terms for axis in term.axes for name in axis.groups)
+
+    @cached_property
+    def _axes_of(self) -> Mapping[str, Sequence[Axis]]:
+        return _by_group((name, axis) for axis in self.axes for name in axis.groups)
+
+
+def _by_group(pairs: Iterable[tuple[str, _T]]) -> dict[str, list[_T]]:
+    result: dict[str, dict[int, _T]] = {}
+    for name, item in pairs:
+        result.setdefault(name, {})[id(item)] = item
+    return {name: list(items.values()) for name, items in result.items()}
 
 
 def _axis(row: Row, owner: Mapping[int, tuple[str, int]]) -> Axis:

@@ -9,13 +9,10 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
-from edgeinfer.model import Model
 from edgeinfer.pruning.groups import Dependencies, analyze
-from edgeinfer.pruning.latency import interleaved_ms
 from edgeinfer.pruning.layers import find_layers
-from edgeinfer.pruning.plan import Budget, Settings, few, plan
+from edgeinfer.pruning.plan import Budget, Settings, plan
 from edgeinfer.pruning.prepare import prepare
 from edgeinfer.pruning.refit import Refitter, refusal
 from edgeinfer.pruning.sensitivity import compensate
@@ -140,21 +137,7 @@ def prune_structured(model: ir.Model, report: ReportBuilder, settings: Settings)
     if not masks:
         return
     _report_removed(kept, total, settings, report)
-    if settings.budget.metric == "latency":
-        _measure(reference, work, settings, report)
     model.graph, model.ir_version = work.graph, work.ir_version
-
-
-def _measure(before: ir.Model, after: ir.Model, settings: Settings, report: ReportBuilder) -> None:
-    """Time both models as a whole: the sum over layers was only an estimate."""
-    target = settings.target or Target.parse("onnxruntime")
-    first = few(settings.feeds or (), 1)
-    if not first:
-        report.note("the latency of the whole model was not measured: no calibration gives an input for it")
-        return
-    old, new = interleaved_ms((Model(before), Model(after)), first[0], target)
-    report.note(f"measured on {target}: {old:.3f} ms -> {new:.3f} ms ({new / old - 1:+.1%})")
-    report.data.update({"measured_ms_before": old, "measured_ms_after": new})
 
 
 def _restricted(dependencies: Dependencies, kind: str) -> Dependencies:
@@ -200,7 +183,8 @@ def _report_removed(
                 name, f"all {before} {settings.kind}s are kept: the budget is met at less loss elsewhere"
             )
     metric = settings.budget.metric
-    report.note(f"{metric}: {total[0]:.6g} -> {total[-1]:.6g} ({total[-1] / total[0] - 1:+.1%})")
+    unit = f" ms on {settings.target or 'onnxruntime'}, measured" if metric == "latency" else ""
+    report.note(f"{metric}: {total[0]:.6g} -> {total[-1]:.6g}{unit} ({total[-1] / total[0] - 1:+.1%})")
     if total[-1] > total[0] * settings.budget.keep * (1 + 1e-9):
         report.note(
             f"the budget of {settings.budget.keep:.0%} of {metric} cannot be met with the groups there are"

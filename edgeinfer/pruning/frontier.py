@@ -22,7 +22,7 @@ from edgeinfer.session import Session
 
 __all__ = ["Frontier", "cuts", "run", "tap"]
 
-_MAX_BYTES = 256 << 20
+_MAX_BYTES = 128 << 20
 
 
 def tap(model: ir.Model, names: Sequence[str], *, start: str | None = None) -> Session:

@@ -2,11 +2,15 @@
 
 Counting multiply-accumulates misses what a runtime makes of them: blocked kernels round channels up, and thin
 layers are bound by memory. So every layer is run alone at a grid of input and output channels, and the time
-of any other count is interpolated. What is reported in the end is the whole model's latency, measured.
+of any other count is interpolated. The sum over layers only says where time can be saved: whether a budget is
+met is decided by the whole model's latency, measured (`fastest_ms`).
+
+On CPUs all timing is on one thread: what other work does to it is least there, and ratios carry over.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import final
 
@@ -19,14 +23,16 @@ from edgeinfer.api import load
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
 from edgeinfer.model import Model
+from edgeinfer.pruning.allocate import step_of
 from edgeinfer.pruning.cost import Axis, CostModel
 from edgeinfer.pruning.labels import dims
 from edgeinfer.pruning.layers import Layer
 from edgeinfer.session import Session
 
-__all__ = ["interleaved_ms", "latency_cost"]
+__all__ = ["fastest_ms", "latency_cost"]
 
-_FRACTIONS = (0.25, 0.5, 0.75, 1.0)
+_GRID_POINTS = 5
+_LEAST_KEPT = 0.15
 _RUNS = 12
 
 
@@ -42,6 +48,10 @@ class _LatencyTerm:
     ins: tuple[int, ...]
     times_ms: np.ndarray
 
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        return self.out_axis, self.in_axis
+
     def value(self, removed: Mapping[str, int]) -> float:
         along = [
             np.interp(self.in_axis.size(removed), self.ins, row) if len(self.ins) > 1 else row[0]
@@ -55,6 +65,7 @@ def latency_cost(
     layers: Sequence[Layer],
     shapes: Mapping[str, tuple[int, ...]],
     target: Target,
+    multiple: int,
     *,
     progress: bool | None = None,
 ) -> CostModel:
@@ -65,6 +76,7 @@ def latency_cost(
         layers: The layers of the graph.
         shapes: The shapes of activations as seen in a run, by name.
         target: The backend and device to measure on.
+        multiple: The multiple that channel counts keep; between two of them nothing is measured.
         progress: Show it.
     """
     sizes = {term.node: term.axes for term in parameters.terms}
@@ -73,7 +85,7 @@ def latency_cost(
     for layer in track(layers, "timing layers", progress=progress):
         axes = sizes[layer.name]
         out_axis, in_axis = axes[layer.out_axis], axes[layer.in_axis]
-        outs, ins = _grid(out_axis), _grid(in_axis)
+        outs, ins = _grid(out_axis, multiple), _grid(in_axis, multiple)
         key = (layer.kind, layer.group, outs, ins, shapes.get(layer.x.name or ""), str(layer.node.attributes))
         if key not in known:
             known[key] = np.array([[_time(layer, shapes, o, i, target) for i in ins] for o in outs])
@@ -85,11 +97,15 @@ def latency_cost(
     return attrs.evolve(parameters, terms=tuple(terms))
 
 
-def _grid(axis: Axis) -> tuple[int, ...]:
+def _grid(axis: Axis, multiple: int) -> tuple[int, ...]:
+    """Return the sizes to measure: some of the multiples below the full size, and that itself."""
     full = axis.size({})
     if not axis.per_channel:
         return (full,)
-    return tuple(sorted({max(1, round(full * fraction)) for fraction in _FRACTIONS}))
+    step = step_of(full, multiple)
+    below = [size for size in range(step, full, step) if size >= _LEAST_KEPT * full]
+    chosen = np.linspace(0, len(below) - 1, min(len(below), _GRID_POINTS - 1)).round().astype(int)
+    return (*(below[index] for index in chosen), full)
 
 
 def _time(layer: Layer, shapes: Mapping[str, tuple[int, ...]], outs: int, ins: int, target: Target) -> float:
@@ -105,7 +121,9 @@ def _time(layer: Layer, shapes: Mapping[str, tuple[int, ...]], outs: int, ins: i
 
 
 def _session(model: Model, target: Target) -> Session:
-    return load(compile_model(model, target.backend, device=target.device or None))
+    on_cpu = target.backend in ("onnxruntime", "openvino") and target.device in ("", "CPU")
+    artifact = compile_model(model, target.backend, device=target.device or None)
+    return load(artifact, options={"threads": 1} if on_cpu else None)
 
 
 def _alone(layer: Layer, shapes: Mapping[str, tuple[int, ...]], outs: int, ins: int) -> Model:
@@ -146,23 +164,25 @@ def _alone(layer: Layer, shapes: Mapping[str, tuple[int, ...]], outs: int, ins: 
     return Model(ir.Model(graph, ir_version=8))
 
 
-def interleaved_ms(
-    models: Sequence[Model], feeds: Mapping[str, np.ndarray], target: Target, rounds: int = 30
+def fastest_ms(
+    models: Sequence[Model], feed: Mapping[str, np.ndarray], target: Target, *, seconds: float = 2.0
 ) -> list[float]:
-    """Return the median latency of each model, runs interleaved so that other work hits all alike.
+    """Return the least latency of each model, runs interleaved so that other work hits all alike.
 
     Args:
         models: Models of one signature.
-        feeds: One feed.
+        feed: The input.
         target: The backend and device.
-        rounds: How many runs of each.
+        seconds: How long to go on; at least 20 runs of each are made.
     """
     sessions = [_session(model, target) for model in models]
     try:
-        for _ in range(rounds + 2):
+        started, rounds = time.monotonic(), 0
+        while rounds < 22 or (time.monotonic() - started < seconds and rounds < 1000):
             for session in sessions:
-                session.infer(feeds)
-        return [float(np.median(session.latencies_ms[2:])) for session in sessions]
+                session.infer(feed)
+            rounds += 1
+        return [float(session.latencies_ms[2:].min()) for session in sessions]
     finally:
         for session in sessions:
             session.close()

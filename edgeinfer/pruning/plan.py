@@ -11,18 +11,25 @@ import onnx_ir as ir
 
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
+from edgeinfer.model import Model
 from edgeinfer.pruning.allocate import allocate
 from edgeinfer.pruning.cost import CostModel, Metric
-from edgeinfer.pruning.criteria import Criterion, rank
+from edgeinfer.pruning.criteria import Criterion, Ranking, rank
 from edgeinfer.pruning.feeds import Feeds
 from edgeinfer.pruning.frontier import run, tap
-from edgeinfer.pruning.groups import Dependencies
-from edgeinfer.pruning.latency import latency_cost
+from edgeinfer.pruning.groups import Dependencies, analyze
+from edgeinfer.pruning.latency import fastest_ms, latency_cost
 from edgeinfer.pruning.sensitivity import measured_errors
 from edgeinfer.pruning.statistics import input_moments, split_feeds
+from edgeinfer.pruning.surgery import remove_channels
 from edgeinfer.quantization.moments import MomentObserver
+from edgeinfer.signature import Signature
 
 __all__ = ["Budget", "Plan", "Settings", "few", "plan"]
+
+# How often a plan is made and timed to meet a latency, and how close to it is close enough.
+_TRIALS = 6
+_CLOSE = 0.03
 
 
 @final
@@ -43,7 +50,7 @@ class Settings:
     budget: Budget
     feeds: Feeds | None = None
     criterion: Criterion = "second_order"
-    multiple: int = 8
+    multiple: int = 16
     rounds: int = 1
     measure: int = 48
     max_columns: int = 24_000
@@ -125,25 +132,87 @@ def plan(
     if held and settings.measure:
         some = few(held, settings.measure)
         errors = measured_errors(model, groups, rankings, moments, some, progress=settings.progress)
-    cost = _cost(model, dependencies, settings)
-    before = cost.cost({})
-    limit = before * settings.budget.keep if budget is None else budget
-    counts = allocate(groups, errors, cost, limit, multiple=settings.multiple)
+    if settings.budget.metric == "latency":
+        counts, before, after = _by_latency(model, dependencies, errors, rankings, settings, budget)
+    else:
+        shapes = observed_shapes(model, feeds or ())
+        cost = CostModel.of(model.graph, dependencies, settings.budget.metric, shapes)
+        before = cost.cost({})
+        limit = before * settings.budget.keep if budget is None else budget
+        counts = allocate(groups, errors, cost, limit, multiple=settings.multiple)
+        after = cost.cost(counts)
     return Plan(
         removed={name: rankings[name].order[:count] for name, count in counts.items()},
         before=before,
-        after=cost.cost(counts),
+        after=after,
         moments=moments,
     )
 
 
-def _cost(model: ir.Model, dependencies: Dependencies, settings: Settings) -> CostModel:
-    shapes, metric = observed_shapes(model, settings.feeds or ()), settings.budget.metric
-    if metric != "latency":
-        return CostModel.of(model.graph, dependencies, metric, shapes)
-    parameters = CostModel.of(model.graph, dependencies, "parameters", shapes)
+def _by_latency(
+    model: ir.Model,
+    dependencies: Dependencies,
+    errors: Mapping[str, Sequence[float]],
+    rankings: Mapping[str, Ranking],
+    settings: Settings,
+    budget: float | None,
+) -> tuple[dict[str, int], float, float]:
+    """Return the channels to remove from each group, and the model's latency before and after in ms.
+
+    The layers' own times do not add up to the model's, so the limit on their sum is corrected by what the
+    model takes without those channels, until that is within the budget and close to it.
+    """
+    feeds = settings.feeds or ()
+    shapes = observed_shapes(model, feeds)
     target = settings.target or Target.parse("onnxruntime")
-    return latency_cost(parameters, dependencies.layers, shapes, target, progress=settings.progress)
+    cost = latency_cost(
+        CostModel.of(model.graph, dependencies, "parameters", shapes),
+        dependencies.layers,
+        shapes,
+        target,
+        settings.multiple,
+        progress=settings.progress,
+    )
+    feed = next(iter(few(feeds, 1)), None) or _made_up_feed(model)
+    aim, saved = settings.budget.keep, 1 - settings.budget.keep
+    tried: list[tuple[bool, float, dict[str, int], float, float]] = []
+    for _ in track(range(_TRIALS), "measuring plans", progress=settings.progress):
+        counts = allocate(
+            dependencies.groups, errors, cost, cost.cost({}) * (1 - saved), multiple=settings.multiple
+        )
+        if any(counts == other[2] for other in tried):
+            break
+        before, after = fastest_ms([Model(model), Model(_pruned(model, rankings, counts))], feed, target)
+        if budget is not None:
+            aim = budget / before
+        ratio = after / before
+        met = ratio <= aim
+        # The best plan meets the budget and saves no more than it must; failing that, it saves the most.
+        tried.append((met, ratio if met else -ratio, counts, before, after))
+        if met and ratio > aim - _CLOSE:
+            break
+        gained = max(1 - ratio, 0.2 * saved)
+        saved = min(saved * (1 - aim + 0.25 * _CLOSE) / gained, 0.95)
+    _, _, counts, before, after = max(tried, key=lambda trial: trial[:2])
+    return counts, before, after
+
+
+def _pruned(model: ir.Model, rankings: Mapping[str, Ranking], counts: Mapping[str, int]) -> ir.Model:
+    """Return the graph without some channels; nothing is compensated: it is only timed."""
+    work = model.clone()
+    dependencies = analyze(work.graph)
+    gone = [dependencies.members[g][c] for g, n in counts.items() for c in rankings[g].order[:n]]
+    remove_channels(work, dependencies, gone)
+    return work
+
+
+def _made_up_feed(model: ir.Model) -> dict[str, np.ndarray]:
+    """Return a feed of zeros, each unknown dimension being 1."""
+    inputs = Signature.of_graph(model.graph).inputs
+    return {
+        spec.name: np.zeros([d if isinstance(d, int) else 1 for d in spec.shape or ()], spec.dtype)
+        for spec in inputs
+    }
 
 
 def few(feeds: Feeds, samples: int) -> list[Mapping[str, np.ndarray]]:

@@ -42,11 +42,12 @@ class PruneChannels(GraphTransform):
         calibration: A re-iterable of feeds. Some hundred samples are enough.
         keep_parameters: The part of the parameters to keep, instead of `keep_macs`.
         keep_memory: The part of the bytes of weights and activations to keep, instead.
-        keep_latency: The part of the latency, measured on the target's backend, to keep, instead.
+        keep_latency: The part of the latency to keep, instead: measured on the target's backend (ONNX Runtime
+            without a target) with the first sample, on one thread of a CPU.
         target: Where the model will run; gives the multiple of channels and the backend to measure on.
         criterion: How channels of one group are ranked.
-        multiple: The multiple that channel counts keep, instead of the target's (8 without one). Small
-            groups are pruned in smaller steps, at least an eighth of the group.
+        multiple: The multiple that channel counts keep, instead of the target's (16 without one: what a
+            CPU's runtimes compute at once). Groups of less than two of these are pruned in smaller steps.
         rounds: In how many rounds the budget is reached; more than one for steep ratios.
         measure: On how many samples the error of the outputs is measured; 0 relies on local errors.
         max_columns: How many output positions of a layer its moments are taken from.
@@ -98,7 +99,7 @@ class PruneChannels(GraphTransform):
         """Prune in rounds, each from the state that the one before left."""
         target = Target.parse(self.target) if self.target is not None else None
         profile = None if target is None else target.profile
-        default = 8 if profile is None else profile.channel_multiple
+        default = 16 if profile is None else profile.channel_multiple
         prune_structured(
             model,
             report,

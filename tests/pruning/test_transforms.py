@@ -89,7 +89,7 @@ def test_latency_is_measured(network, calibration):
     )
     assert result.report.data["latency_after"] <= 0.9 * result.report.data["latency_before"]
     assert result.report.data["latency_before"] < 100  # milliseconds
-    assert any(note.startswith("measured on onnxruntime") for note in result.report.notes)
+    assert any("ms on onnxruntime, measured" in note for note in result.report.notes)
 
 
 def test_rounds_reach_the_same_budget(network, calibration):
@@ -231,14 +231,16 @@ def test_wrong_weights_are_refused(network, tmp_path):
         import_weights(network, tmp_path / "broken.npz")
 
 
-@pytest.mark.parametrize(("size", "multiple", "step"), [(16, 8, 2), (64, 8, 8), (128, 32, 16), (4, 8, 1)])
+@pytest.mark.parametrize(
+    ("size", "multiple", "step"), [(16, 16, 8), (24, 16, 8), (64, 16, 16), (32, 32, 16), (4, 8, 2), (1, 8, 1)]
+)
 def test_small_groups_take_small_steps(size, multiple, step):
     assert step_of(size, multiple) == step
 
 
 def test_levels_leave_multiples():
-    assert levels(20, 8, 0.5) == [2, 4, 6, 8, 10]
-    assert all((58 - removed) % 4 == 0 for removed in levels(58, 8, 0.85))
+    assert levels(20, 8, 0.5) == [4]
+    assert [58 - removed for removed in levels(58, 8, 0.85)] == [56, 48, 40, 32, 24, 16]
 
 
 @pytest.mark.data
