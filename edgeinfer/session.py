@@ -23,7 +23,15 @@ import attrs
 import numpy as np
 
 from edgeinfer.affinity import Pins
-from edgeinfer.backends.base import Bindable, Binding, ExecutionReport, Explains, Runner
+from edgeinfer.backends.base import (
+    Bindable,
+    Binding,
+    ExecutionReport,
+    Explains,
+    LayerTime,
+    Profiles,
+    Runner,
+)
 from edgeinfer.bound import BoundSession, CopyingBinding
 from edgeinfer.display import Table
 from edgeinfer.errors import (
@@ -252,6 +260,34 @@ class Session:
             )
         try:
             return self._runner.execution()
+        except EdgeInferError:
+            raise
+        except Exception as error:
+            raise self._wrapped(error) from error
+
+    def profile(
+        self, inputs: Mapping[str, np.ndarray] | np.ndarray, /, *, runs: int = 20
+    ) -> tuple[LayerTime, ...]:
+        """Return the time of each layer by the runtime's own profiler; `measure_layers` makes a table of it.
+
+        Args:
+            inputs: As for `infer`.
+            runs: How many inferences to time.
+
+        Returns:
+            The layers in execution order; none where the backend has no profiler.
+
+        Raises:
+            InputError: The inputs do not fit the signature.
+            InferenceError: The runtime failed.
+            SessionClosedError: The session is closed.
+        """
+        self._check_open()
+        feeds = self._validate(inputs)
+        if not isinstance(self._runner, Profiles):
+            return ()
+        try:
+            return tuple(self._runner.profile(feeds, max(1, runs)))
         except EdgeInferError:
             raise
         except Exception as error:

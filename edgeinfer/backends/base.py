@@ -35,13 +35,16 @@ __all__ = [
     "Explains",
     "KernelCosts",
     "LayerExecution",
+    "LayerTime",
     "LoadOptions",
     "Payload",
+    "Profiles",
     "QDQDialect",
     "Runner",
     "machine_facts",
     "options_from",
     "payload_of_onnx",
+    "typical_us",
 ]
 
 API_VERSION = 1
@@ -293,6 +296,23 @@ class Explains(Protocol):
 
 
 @runtime_checkable
+class Profiles(Protocol):
+    """A Runner that can time its layers."""
+
+    def profile(self, feeds: Mapping[str, np.ndarray], runs: int, /) -> Sequence[LayerTime]:
+        """Run `runs` times with the runtime's profiler, beside what the runner does otherwise.
+
+        Args:
+            feeds: As for `Runner.run`.
+            runs: At least 1.
+
+        Returns:
+            The layers that ran, in execution order. One that holds others, such as `If`, is left out.
+        """
+        ...
+
+
+@runtime_checkable
 class Backend(Protocol):
     """An adapter to one runtime."""
 
@@ -332,6 +352,33 @@ class LayerExecution:
     precision: str = ""
     onnx_nodes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     kernel: str = ""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class LayerTime:
+    """How long the runtime took for one layer, by its own profiler.
+
+    Attributes:
+        name: The runtime's name of the layer.
+        op_type: The runtime's type of the layer.
+        us: Microseconds of one run: `typical_us` of several.
+        onnx_names: What it implements, as far as the runtime tells: names of ONNX nodes, or of the tensors
+            that they make.
+        kernel: The implementation that the runtime chose, if it tells.
+    """
+
+    name: str
+    op_type: str
+    us: float
+    onnx_names: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
+    kernel: str = ""
+
+
+def typical_us(times: Sequence[float]) -> float:
+    """Return the mean of the faster half: other work only slows runs down, and profilers round to 1 µs."""
+    half = sorted(times)[: (len(times) + 1) // 2]
+    return float(np.mean(half)) if half else 0.0
 
 
 @final

@@ -147,9 +147,9 @@ class OnnxRuntimeBackend:
         device = (options.device or payload.device).upper() or "CPU"
         session = _create(onnx_source(payload), device, chosen)
 
-        def diagnose(optimized: Path) -> Any:
-            """Create the session again, which writes down what it made of the graph."""
-            return _create(onnx_source(payload), device, chosen, optimized=optimized)
+        def diagnose(optimized: Path, profile: Path | None = None) -> Any:
+            """Create the session again, which writes down what it made of the graph, and its profile."""
+            return _create(onnx_source(payload), device, chosen, optimized=optimized, profile=profile)
 
         return OnnxRuntimeRunner(_runtime(), session, diagnose)
 
@@ -213,9 +213,17 @@ def _providers(ort: Any, device: str, options: OnnxRuntimeOptions) -> list[tuple
 
 
 def _create(
-    source: bytes | str, device: str, options: OnnxRuntimeOptions, *, optimized: Path | None = None
+    source: bytes | str,
+    device: str,
+    options: OnnxRuntimeOptions,
+    *,
+    optimized: Path | None = None,
+    profile: Path | None = None,
 ) -> Any:
-    """Create an `InferenceSession`; with `optimized` one that records and writes what it does."""
+    """Create an `InferenceSession`; with `optimized` one that records and writes what it does.
+
+    With `profile` it also times each node, and writes that to a file whose name begins so.
+    """
     ort = _runtime()
     for name, library in options.plugin_libraries.items():
         _register(ort, name, library)
@@ -224,6 +232,9 @@ def _create(
     if optimized is not None:
         settings.optimized_model_filepath = str(optimized)
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if profile is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(profile)
     plugins = _plugin_devices(ort)
     plugin_names = {plugin.ep_name for plugin in plugins}
     for name, given in providers:

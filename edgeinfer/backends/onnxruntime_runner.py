@@ -11,13 +11,12 @@ from __future__ import annotations
 import ctypes
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.backends.base import ExecutionReport
+from edgeinfer.backends.base import ExecutionReport, LayerTime
 
 __all__ = ["OnnxRuntimeRunner"]
 
@@ -33,12 +32,12 @@ class OnnxRuntimeRunner:
         ort: The `onnxruntime` module.
         session: The session.
         diagnose: Creates the session again so that it records where nodes ran, and writes its optimized graph
-            to the path that is given.
+            to the path that is given, and its profile to a second one.
     """
 
     thread_safe = True
 
-    def __init__(self, ort: Any, session: Any, diagnose: Callable[[Path], Any]) -> None:
+    def __init__(self, ort: Any, session: Any, diagnose: Callable[..., Any]) -> None:
         self._ort = ort
         self._session = session
         self._diagnose = diagnose
@@ -85,6 +84,12 @@ class OnnxRuntimeRunner:
         from edgeinfer.backends.onnxruntime_execution import report_of
 
         return report_of(self._diagnose)
+
+    def profile(self, feeds: Mapping[str, np.ndarray], runs: int, /) -> Sequence[LayerTime]:
+        """Create the session again with its profiler, and run it; see `Profiles`."""
+        from edgeinfer.backends.onnxruntime_profile import layer_times
+
+        return layer_times(self._diagnose, feeds, runs)
 
     def close(self) -> None:
         """Free the session."""

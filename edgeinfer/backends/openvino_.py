@@ -182,13 +182,18 @@ class OpenVINOBackend:
 
         chosen = options_from(OpenVINOOptions, payload.options, options.options, backend=NAME)
         device = check_device(options.device or payload.device or "CPU", _capabilities())
-        if payload.kind == "device-bound":
+
+        def compiled(options: OpenVINOOptions) -> Any:
+            if payload.kind != "device-bound":
+                return _compile(onnx_source(payload), device, options)
             with _vendor_errors("OpenVINO cannot import the blob", device):
-                blob = io.BytesIO(payload.read())
-                compiled = _core().import_model(blob, device, chosen.config(device))
-        else:
-            compiled = _compile(onnx_source(payload), device, chosen)
-        return OpenVINORunner(ov, compiled, device)
+                return _core().import_model(io.BytesIO(payload.read()), device, options.config(device))
+
+        def counting() -> Any:
+            """Compile again, with the performance counters of each layer."""
+            return compiled(attrs.evolve(chosen, properties={**chosen.properties, "PERF_COUNT": True}))
+
+        return OpenVINORunner(ov, compiled(chosen), device, counting)
 
 
 @functools.cache

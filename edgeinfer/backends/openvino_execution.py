@@ -6,12 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from edgeinfer.backends.base import ExecutionReport, LayerExecution
+from edgeinfer.backends.base import ExecutionReport, LayerExecution, LayerTime, typical_us
 
-__all__ = ["report_of"]
+__all__ = ["layer_times", "report_of"]
 
 # Layers that compute nothing.
 _DATA = frozenset({"Input", "Const", "Output"})
+# Layers that run others, which are counted themselves.
+_HOLDERS = frozenset({"If", "Loop", "TensorIterator"})
 
 _PRECISIONS = {
     "f64": "float64",
@@ -53,9 +55,39 @@ def report_of(runtime_model: Any, *, device: str, notes: Sequence[str] = ()) -> 
     return ExecutionReport(backend="openvino", layers=layers, notes=notes)
 
 
+def layer_times(infos: Sequence[Sequence[Any]], runtime_model: Any) -> list[LayerTime]:
+    """Return the time of each primitive that was executed.
+
+    Args:
+        infos: The performance counters of each run.
+        runtime_model: Says which primitive implements which layers of the model.
+    """
+    names = {
+        op.get_friendly_name(): _text(info["originalLayersNames"])
+        for op in runtime_model.get_ordered_ops()
+        if "originalLayersNames" in (info := op.get_rt_info())
+    }
+    times: dict[str, list[float]] = {}
+    for info in infos:
+        for layer in info:
+            times.setdefault(layer.node_name, []).append(layer.real_time.total_seconds() * 1e6)
+    return [
+        LayerTime(
+            name=layer.node_name,
+            op_type=layer.node_type,
+            us=typical_us(times[layer.node_name]),
+            onnx_names=_onnx_nodes(names.get(layer.node_name, "")),
+            kernel=layer.exec_type,
+        )
+        for layer in (infos[-1] if infos else ())
+        if layer.status == type(layer.status).EXECUTED and layer.node_type not in _HOLDERS
+    ]
+
+
 def _onnx_nodes(names: str) -> tuple[str, ...]:
     """Return ONNX names: OpenVINO splits a convolution into `name/WithoutBiases` and an Add."""
-    return tuple(name.removesuffix("/WithoutBiases") for name in names.split(",") if name)
+    found = (re.sub(r"(/WithoutBiases|/DequantizationMultiply)+$", "", name) for name in names.split(","))
+    return tuple(dict.fromkeys(name for name in found if name))
 
 
 def _precision(kernel: str, runtime: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, final
 
 import numpy as np
 
-from edgeinfer.backends.base import ExecutionReport
+from edgeinfer.backends.base import ExecutionReport, LayerTime
 from edgeinfer.errors import InferenceError
 
 __all__ = ["OpenVINORunner"]
@@ -41,15 +41,24 @@ class OpenVINORunner:
         ov: The `openvino` module.
         compiled: The compiled model.
         device: The device name that it was compiled for.
+        counting: Compiles the model again with performance counters.
         notes: What the execution report must say besides.
     """
 
     thread_safe = True
 
-    def __init__(self, ov: Any, compiled: Any, device: str, notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        ov: Any,
+        compiled: Any,
+        device: str,
+        counting: Callable[[], Any],
+        notes: Sequence[str] = (),
+    ) -> None:
         self._ov = ov
         self._compiled = compiled
         self._device = device
+        self._counting = counting
         self._notes = tuple(notes)
         self._bfloat16 = tuple(
             index for index, port in enumerate(compiled.outputs) if port.element_type == ov.Type.bf16
@@ -84,10 +93,25 @@ class OpenVINORunner:
 
         return report_of(self._compiled.get_runtime_model(), device=self._device, notes=self._notes)
 
+    def profile(self, feeds: Mapping[str, np.ndarray], runs: int, /) -> Sequence[LayerTime]:
+        """Compile again with performance counters, and run; see `Profiles`."""
+        from edgeinfer.backends.openvino_execution import layer_times
+
+        counting = OpenVINORunner(self._ov, self._counting(), self._device, self._counting)
+        request = counting._raw_request()
+        for index, port in enumerate(counting._compiled.inputs):
+            tensor = self._tensor(feeds[_name_of(port, feeds)], port.element_type)
+            request.set_input_tensor(index, tensor)
+        infos = []
+        for _ in range(runs + 1):  # the first one warms up
+            request.infer(_NO_INPUTS, True, False)
+            infos.append(request.profiling_info)
+        return layer_times(infos[1:], counting._compiled.get_runtime_model())
+
     def close(self) -> None:
         """Free the compiled model and its requests."""
         self._pool = deque(maxlen=0)
-        del self._compiled
+        del self._compiled, self._counting
 
     def _new_request(self, names: Iterable[str]) -> _Request:
         """Return a request; `names` are the signature's, of which OpenVINO may know a port by several."""

@@ -11,6 +11,7 @@ from edgeinfer.measure.compare import CompareReport, compare
 from edgeinfer.measure.execution import ExecutionSummary, execution, requested_but_not_reached
 from edgeinfer.measure.feeds import generate_feeds
 from edgeinfer.measure.inspect import InspectReport, NodeCost, inspect
+from edgeinfer.measure.layer_times import LayerLatencies, LayerLatency, measure_layers
 from edgeinfer.measure.layers import LayerCloseness
 from edgeinfer.measure.memory import MemoryReport, memory
 from edgeinfer.measure.memory_plan import MemoryPlan
@@ -22,6 +23,8 @@ __all__ = [
     "ExecutionSummary",
     "InspectReport",
     "LayerCloseness",
+    "LayerLatencies",
+    "LayerLatency",
     "MemoryPlan",
     "MemoryReport",
     "NodeCost",
@@ -30,6 +33,7 @@ __all__ = [
     "execution",
     "generate_feeds",
     "inspect",
+    "measure_layers",
     "memory",
     "requested_but_not_reached",
 ]
