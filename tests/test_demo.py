@@ -45,12 +45,13 @@ def test_the_demo_keeps_accuracy_on_every_backend():
     by_backend = {row.backend.split(":")[0]: row for row in report.rows if row.variant == "optimized"}
     assert "onnxruntime" in by_backend
     for row in report.rows:
-        assert row.accuracy == pytest.approx(443 / 449)
-        assert row.sqnr_db > 80
+        assert row.accuracy == pytest.approx(443 / 449, abs=2 / 449 if row.variant == "int8" else 1e-9)
+        assert row.sqnr_db > (30 if row.variant == "int8" else 80)
         assert 0 < row.p50_ms <= row.p99_ms
     assert dict(report.transforms)["FuseBatchNorm"] == 3
     assert len(report.after.nodes) == len(report.before.nodes) - 3
     assert set(by_backend) | set(report.unavailable) == set(ei.backends())
+    assert {"onnxruntime:CPU"} <= {row.backend for row in report.rows if row.variant == "int8"}
     assert "held-out" in str(report)
     assert report._repr_html_().count("<table") == 3
 

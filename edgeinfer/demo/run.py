@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -122,18 +122,10 @@ class DemoReport:
         return "".join(t.to_html() for t in (self.before.table(), self.steps_table(), self.table()))
 
 
-def variants() -> dict[str, Sequence[Any]]:
-    """Return the versions of the model that are measured: name, and the transforms that make it.
-
-    A further version, such as an int8 one, is one more entry here.
-    """
-    from edgeinfer.transforms import FuseBatchNorm, Simplify
-
-    return {"optimized": (Simplify(), FuseBatchNorm())}
-
-
 def run_demo(*, runs: int = 300, progress: bool | None = None) -> DemoReport:
     """Run the whole way on every backend that is available here.
+
+    The int8 versions are made for each backend by one call: `optimize(model, target=..., calibration=...)`.
 
     Args:
         runs: How many inferences each latency is of.
@@ -141,30 +133,34 @@ def run_demo(*, runs: int = 300, progress: bool | None = None) -> DemoReport:
     """
     digits = load_digits()
     original = Model.load(model_path())
-    made = {name: optimize(original, steps) for name, steps in variants().items()}
+    optimized = optimize(original)
     with load(compile_model(original, REFERENCE)) as session:
         expected = session.infer({"images": digits.images})["logits"]
     entries = backends()
-    jobs = [("original", original, REFERENCE)]
-    jobs += [(variant, model, name) for variant, model in made.items() for name in entries]
+    jobs = [("original", REFERENCE)]
+    jobs += [(variant, name) for variant in ("optimized", "int8") for name in entries]
     rows: list[DemoRow] = []
     unavailable = {
         name: entry.reason.splitlines()[0] for name, entry in entries.items() if not entry.available
     }
     with tempfile.TemporaryDirectory(prefix="edgeinfer-demo-") as folder:
-        for variant, model, backend in track(jobs, "Measuring", total=len(jobs), progress=progress):
+        for variant, backend in track(jobs, "Measuring", total=len(jobs), progress=progress):
             if backend in unavailable:
                 continue
             try:
+                model = original if variant == "original" else optimized
+                if variant == "int8":
+                    if entries[backend].capabilities().dialect is None:
+                        continue
+                    model = optimize(original, target=backend, calibration=digits.calibration_feeds())
                 path = Path(folder) / f"{variant}-{backend}.edge"
                 rows.append(_measure(variant, model, backend, path, digits, expected, runs))
             except EdgeInferError as error:
                 unavailable[backend] = error.what
-    first = next(iter(made.values()))
     return DemoReport(
         before=inspect(original),
-        after=inspect(first),
-        transforms=[(step.name, len(step.applied)) for step in first.report.steps],
+        after=inspect(optimized),
+        transforms=[(step.name, len(step.applied)) for step in optimized.report.steps],
         rows=rows,
         unavailable=unavailable,
         images=len(digits.labels),
