@@ -11,15 +11,16 @@ from edgeinfer.model import Model
 from edgeinfer.quantization.sensitivity import output_sqnr_db, run_outputs
 from edgeinfer.transforms import CorrectBias, QuantizeStatic, RoundWeights
 
-CLOSE_DB = 25.0  # int8 of one layer
+CLOSE_DB = 25.0  # int8 of two layers
 
 # The converter writes Shape, Flatten, Reshape around each Softmax, and no name to any.
 OLD = """
 <ir_version: 6, opset_import: ["" : 11]>
-old (float[4,16] x) => (float[4,8] y) {
-    hidden = MatMul(x, w)
+old (float[2,16,5,5] x) => (float[2,8,5,5] y) {
+    hidden = Conv(x, w)
     odds = Softmax(hidden)
-    y = Softmax(odds)
+    again = Softmax(odds)
+    y = Conv(again, v)
 }
 """
 
@@ -28,15 +29,16 @@ old (float[4,16] x) => (float[4,8] y) {
 def model() -> Model:
     rng = np.random.default_rng(0)
     proto = onnx.parser.parse_model(OLD)
-    weight = rng.standard_normal((16, 8)).astype(np.float32)
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    for name, shape in {"w": (8, 16, 1, 1), "v": (8, 8, 1, 1)}.items():
+        weight = rng.standard_normal(shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
     return Model.load(proto)
 
 
 @pytest.fixture(scope="module")
 def feeds() -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(1)
-    return [{"x": rng.standard_normal((4, 16)).astype(np.float32)} for _ in range(8)]
+    return [{"x": rng.standard_normal((2, 16, 5, 5)).astype(np.float32)} for _ in range(8)]
 
 
 @pytest.mark.parametrize("mend", [CorrectBias, RoundWeights])
