@@ -25,7 +25,7 @@ from edgeinfer.external_data import internalize
 from edgeinfer.signature import Signature
 from edgeinfer.values import as_tuple
 
-__all__ = ["HistoryEntry", "Model", "ModelSource", "check_graph"]
+__all__ = ["HistoryEntry", "Model", "ModelSource", "check_graph", "name_nodes"]
 
 MIN_OPSET = 7
 HISTORY_KEY = "edgeinfer.history"
@@ -126,7 +126,7 @@ class Model:
             UnsupportedModelError: The opset is too old or too new.
         """
         _check_opset(model)
-        _name_nodes(model)
+        name_nodes(model)
         _free_dimensions(model)
         _check_sizes(model)
         check_graph(model)
@@ -372,7 +372,7 @@ def _check_opset(model: ir.Model) -> None:
         )
 
 
-def _name_nodes(model: ir.Model) -> None:
+def name_nodes(model: ir.Model) -> None:
     """Give every node a unique name, so that reports and options can name it."""
     taken: set[str] = set()
     nodes = list(model.graph.all_nodes())

@@ -142,6 +142,8 @@ class QDQDialect:
         moving: Operators that run on integers as they are; input and output share one scale.
         wrong_before: Operators that the runtime computes wrongly once it takes the quantizer behind them into
             their kernel; what reads them, or what is computed from them value by value, stays in float.
+        bias_where_shared: A convolution without a bias whose output several nodes read gets one, of next to
+            nothing.
         costs: Where given, what would gain nothing from integers stays in float.
     """
 
@@ -159,6 +161,7 @@ class QDQDialect:
     requantizing: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     moving: frozenset[str] = attrs.field(default=MOVING_OPS, converter=_names)
     wrong_before: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    bias_where_shared: bool = False
     costs: KernelCosts | None = None
 
 

@@ -26,6 +26,7 @@ Range = tuple[float, float]
 
 # An int32 bias must leave room for the accumulator beside it.
 _MAX_BIAS = 2.0**30
+_NEXT_TO_NOTHING = 1e-30
 
 
 def prepare(model: ir.Model) -> None:
@@ -73,6 +74,8 @@ def insert_qdq(
         assert data is not None
         _write_weight(emitter, region, qparams[str(data.name)], weights(region), dialect, written)
         report.apply(region.node, f"{region.node.op_type} in integers")
+        if dialect.bias_where_shared:
+            _write_bias_where_shared(emitter, region)
     for value, uses in placement.tensors.items():
         emitter.activation(value, qparams[str(value.name)], uses)
     common_passes.RemoveUnusedNodesPass()(model)
@@ -115,6 +118,15 @@ def _write_weight(
     region.node.replace_input_with(
         BIAS, emitter.constant(name, integers, scale, zero, 0 if scale.ndim else None)
     )
+
+
+def _write_bias_where_shared(emitter: Emitter, region: Region) -> None:
+    node = region.node
+    bare = len(node.inputs) <= BIAS or node.inputs[BIAS] is None
+    if node.op_type == "Conv" and bare and len(node.outputs[0].uses()) > 1:
+        node.resize_inputs(BIAS + 1)
+        nothing = np.full(region.weight.shape[region.axis], _NEXT_TO_NOTHING, np.float32)
+        node.replace_input_with(BIAS, emitter.initializer(f"{node.name}_bias", nothing))
 
 
 def _bias(region: Region) -> np.ndarray | None:

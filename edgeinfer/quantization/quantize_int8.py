@@ -37,6 +37,7 @@ __all__ = ["QuantizeInt8"]
 _BARGAIN_FEEDS = 4  # enough to rank layers by
 _BARGAIN_DB = 1.0
 _DIFFERS_DB = 3.0  # rounding alone makes much less of a difference between runtimes
+_GOOD_DB = 20.0  # where the target computes something else than the graph says, this is to be reached
 _BROKEN_DB = 10.0  # noise a tenth of the signal: no task survives that unasked
 _AS_FAST = 0.97  # of two equal models one is measured this much slower now and then
 
@@ -155,6 +156,7 @@ class _Run:
         self.judged = _spread(self.feeds, options.samples)
         self.data: dict[str, Any] = {}
         self.judged_on: Target | str | None = None  # ONNX Runtime, until the target turns out to differ
+        self.least_db = _BROKEN_DB  # what the outputs must keep when nothing is said about it
         self._reference: Outputs | None = None
         self._float_metric: float | None = None
 
@@ -179,7 +181,9 @@ class _Run:
                 f"{options.target} gives {on_target:.1f} dB where ONNX Runtime gives {best.sqnr_db:.1f}: "
                 "layers are judged on it"
             )
-            self.judged_on, best = options.target, attrs.evolve(best, sqnr_db=on_target)
+            self.judged_on = options.target
+            self.least_db = min(best.sqnr_db - _DIFFERS_DB, _GOOD_DB)
+            best = attrs.evolve(best, sqnr_db=on_target)
         given_back: tuple[str, ...] = ()
         why = "given back to float to meet the tolerance"
         if not self.meets(best):
@@ -266,7 +270,7 @@ class _Run:
         options = self.options
         least_db = options.min_sqnr_db
         if least_db is None and options.evaluate is None:
-            least_db = _BROKEN_DB
+            least_db = self.least_db
         if least_db is not None and attempt.sqnr_db < least_db:
             return False
         if options.evaluate is None or options.max_drop is None:

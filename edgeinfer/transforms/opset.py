@@ -21,7 +21,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgeinfer.errors import TransformError
-from edgeinfer.model import check_graph
+from edgeinfer.model import check_graph, name_nodes
 
 __all__ = ["convert_opset"]
 
@@ -63,6 +63,7 @@ def convert_opset(model: ir.Model, version: int, *, wanted_by: str = "") -> ir.M
         if before < 11 <= version:
             _keep_sampling(converted, sampled)
         _restore_names(converted, names)
+        name_nodes(converted)  # the converter adds some without a name
         for value in (*converted.graph.inputs, *converted.graph.outputs):
             value.shape = declared[value.name]  # the converter infers, and so knows more than was declared
         check_graph(converted)

@@ -81,3 +81,31 @@ def test_without_a_tolerance_a_broken_model_is_not_given_back():
     result = QuantizeInt8(calibration=feeds, target="openvino", measure=False).apply(model)
     closeness = output_sqnr_db(run_outputs(model, feeds), run_outputs(result.model, feeds))
     assert closeness >= BROKEN_DB
+
+
+SQUEEZE_AND_EXCITE = """
+<ir_version: 8, opset_import: ["" : 14]>
+gated (float[N,32,6,6] x) => (float[N,32,6,6] y) {
+    mixed = Conv<pads = [1, 1, 1, 1]>(x, w)
+    mean = GlobalAveragePool(mixed)
+    wish = Conv(mean, w_gate, b_gate)
+    gate = Sigmoid(wish)
+    y = Mul(mixed, gate)
+}
+"""
+
+
+def test_a_convolution_without_bias_before_a_gate_runs_right_with_a_symbolic_batch():
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(SQUEEZE_AND_EXCITE)
+    weights = {"w": rng.standard_normal((32, 32, 3, 3)), "w_gate": 3 * rng.standard_normal((32, 32, 1, 1))}
+    weights["b_gate"] = 3 * rng.standard_normal(32)
+    for name, values in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32), name))
+    model = Model.load(proto)
+    feeds = [{"x": rng.standard_normal((1, 32, 6, 6)).astype(np.float32)} for _ in range(4)]
+    step = QuantizeStatic(calibration=feeds, target="openvino", keep_float=("Conv_2",))
+    quantized = ei.optimize(model, step)
+    assert any(node.op_type == "QuantizeLinear" for node in quantized.ir.graph)
+    here, there = (run_outputs(quantized, feeds, target) for target in (None, "openvino"))
+    assert output_sqnr_db(here, there) > SAME_DB
