@@ -3,14 +3,13 @@
 Counting multiply-accumulates misses what a runtime makes of them: blocked kernels round channels up, and thin
 layers are bound by memory. So every layer is run alone at a grid of input and output channels, and the time
 of any other count is interpolated. The sum over layers only says where time can be saved: whether a budget is
-met is decided by the whole model's latency, measured (`fastest_ms`).
+met is decided by the whole model's latency, measured.
 
 On CPUs all timing is on one thread: what other work does to it is least there, and ratios carry over.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import final
 
@@ -29,7 +28,7 @@ from edgeinfer.pruning.labels import dims
 from edgeinfer.pruning.layers import Layer
 from edgeinfer.session import Session
 
-__all__ = ["fastest_ms", "latency_cost"]
+__all__ = ["latency_cost"]
 
 _GRID_POINTS = 5
 _LEAST_KEPT = 0.15
@@ -162,27 +161,3 @@ def _alone(layer: Layer, shapes: Mapping[str, tuple[int, ...]], outs: int, ins: 
         name="one",
     )
     return Model(ir.Model(graph, ir_version=8))
-
-
-def fastest_ms(
-    models: Sequence[Model], feed: Mapping[str, np.ndarray], target: Target, *, seconds: float = 2.0
-) -> list[float]:
-    """Return the least latency of each model, runs interleaved so that other work hits all alike.
-
-    Args:
-        models: Models of one signature.
-        feed: The input.
-        target: The backend and device.
-        seconds: How long to go on; at least 20 runs of each are made.
-    """
-    sessions = [_session(model, target) for model in models]
-    try:
-        started, rounds = time.monotonic(), 0
-        while rounds < 22 or (time.monotonic() - started < seconds and rounds < 1000):
-            for session in sessions:
-                session.infer(feed)
-            rounds += 1
-        return [float(session.latencies_ms[2:].min()) for session in sessions]
-    finally:
-        for session in sessions:
-            session.close()

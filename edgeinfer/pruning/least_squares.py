@@ -71,12 +71,16 @@ class Equations:
                 result[g] = _solve_rows(left, right, np.pad(keep[g], ((0, 0), (0, 1)), constant_values=True))
         return result
 
+    @property
+    def power(self) -> float:
+        """The centred Σ‖Y‖² / n."""
+        return float(max(self.yy.sum() - np.square(self.yx[..., -1]).sum(), 1e-30))
+
     def loss(self, weights: np.ndarray) -> float:
         """Return Σ‖Y - W X‖² relative to the centred Σ‖Y‖², for W and b as (G, R, K + 1)."""
-        power = self.yy.sum()
         quadratic = ((weights @ self.xx) * weights).sum()
-        error = power - 2 * (weights * self.yx).sum() + quadratic
-        return float(max(error, 0.0) / max(power - np.square(self.yx[..., -1]).sum(), 1e-30))
+        error = self.yy.sum() - 2 * (weights * self.yx).sum() + quadratic
+        return float(max(error, 0.0) / self.power)
 
 
 def best_ridge(

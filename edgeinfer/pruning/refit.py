@@ -8,7 +8,7 @@ stream has lost before it, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias, final
 
 import attrs
@@ -21,6 +21,8 @@ from edgeinfer.pruning.layers import Layer, read_weight, write_weight
 from edgeinfer.pruning.least_squares import Equations, best_ridge
 from edgeinfer.pruning.shapes import add_constant
 from edgeinfer.pruning.statistics import is_held_out
+from edgeinfer.pruning.transposed import Phase, phases, refusal_of_transposed
+from edgeinfer.quantization.im2col import Layout
 from edgeinfer.quantization.moments import MomentObserver
 
 __all__ = ["ChooseMask", "Refitter", "refusal"]
@@ -66,7 +68,9 @@ class Refitter:
         Returns:
             The relative squared error of the layer's output before and after.
         """
-        fit, held, total = self._equations(model, layer)
+        if layer.kind == "conv_transpose":
+            return self._refit_transposed(model, layer)
+        fit, held, total = _equations(*self.collect(model, layer))
         weight = layer.matrix(read_weight(layer.weight))
         bias = _bias(layer, weight)
         before = np.concatenate([weight, bias[..., None]], 2)
@@ -91,34 +95,68 @@ class Refitter:
         _set_bias(model, layer, after[..., -1].reshape(-1), bias.reshape(-1))
         return losses
 
-    def _equations(self, model: ir.Model, layer: Layer) -> tuple[Equations, Equations | None, Equations]:
-        """Return the equations of the feeds to fit to, of those held out, and of all."""
-        moments, held = self.collect(model, layer)
-        fit = Equations.of(moments)
-        if not held.count:
-            return fit, None, fit
-        judged = Equations.of(held)
-        moments.add(held)
-        return fit, judged, Equations.of(moments)
+    def _refit_transposed(self, model: ir.Model, layer: Layer) -> tuple[float, float]:
+        """Refit a transposed convolution phase by phase; the bias takes what is left of the mean."""
+        weight = read_weight(layer.weight).astype(np.float64)
+        bias = None if layer.bias is None else read_weight(layer.bias).astype(np.float64).reshape(-1)
+        parts: list[tuple[Phase, list[MomentObserver]]] = []
+        for is_held, x, target in self._pairs(model, layer):
+            if not parts:
+                found = phases(layer.node, weight.shape, target.shape[2:])
+                parts = [
+                    (p, [MomentObserver(p.layout, max_columns=self.columns) for _ in "ab"]) for p in found
+                ]
+            for phase, observers in parts:
+                observers[is_held].update_pair(phase.read(x), phase.output(target))
+        before = after = energy = 0.0
+        left = np.zeros(0 if bias is None else bias.size)
+        count = sum(observer.count for _, observers in parts for observer in observers)
+        for phase, observers in parts:
+            fit, held, total = _equations(*observers)
+            start = phase.matrix(weight)
+            wide = np.zeros(start.shape[:2]) if bias is None else bias.reshape(start.shape[:2])
+            start = np.concatenate([start, wide[..., None]], 2)
+            ridge = best_ridge(fit, held, start, fit_bias=False) if self.ridge is None else self.ridge
+            solved = total.solve(start, ridge, fit_bias=False)
+            power = total.power * observers[0].count
+            old, new = total.loss(start), total.loss(solved)
+            before, after, energy = before + old * power, after + min(old, new) * power, energy + power
+            chosen = solved if new < old else start
+            phase.write(weight, chosen[..., :-1])
+            if bias is not None:
+                missing = total.yx[..., -1] - (chosen * total.xx[:, None, :, -1]).sum(2)
+                left += missing.reshape(-1) * observers[0].count / count
+        write_weight(layer.weight, weight)
+        if layer.bias is not None and bias is not None:
+            write_weight(layer.bias, (bias + left).reshape(read_weight(layer.bias).shape))
+        return before / max(energy, 1e-30), after / max(energy, 1e-30)
 
     def collect(self, model: ir.Model, layer: Layer) -> tuple[MomentObserver, MomentObserver]:
         """Return the moments of a layer, X of the pruned model and Y of the float model.
 
         The second ones are of feeds held out, to choose the ridge on; empty where there are few feeds.
         """
+        parts = self._observers(layer.layout)
+        for is_held, x, target in self._pairs(model, layer):
+            parts[is_held].update_pair(x, target)
+        return parts[0], parts[1]
+
+    def _observers(self, layout: Layout) -> list[MomentObserver]:
+        """Return one for the feeds to fit to, and one for those held out."""
+        return [MomentObserver(layout, max_columns=self.columns) for _ in range(2)]
+
+    def _pairs(self, model: ir.Model, layer: Layer) -> Iterator[tuple[bool, np.ndarray, np.ndarray]]:
+        """Yield for each feed whether it is held out, the layer's input, and the output it ought to have."""
         anchor = residual_sum(layer)
         names = list(dict.fromkeys([layer.x.name or "", layer.y.name or "", anchor.name or ""]))
-        parts = [MomentObserver(layer.layout, max_columns=self.columns) for _ in range(2)]
         self._advance(model, layer)
         pruned = self._at[0].tap(model, names)
         pairs = zip(pruned, self._at[1].tap(self.reference, [anchor.name or ""]), strict=True)
         for index, (values, wanted) in enumerate(pairs):
-            x, y = values[names[0]], values[layer.y.name or ""]
             target = self._kept(anchor.name or "", wanted[anchor.name or ""])
             if anchor is not layer.y:
-                target = y + (target - values[anchor.name or ""])
-            parts[is_held_out(index)].update_pair(x, target)
-        return parts[0], parts[1]
+                target = values[layer.y.name or ""] + (target - values[anchor.name or ""])
+            yield is_held_out(index), values[layer.x.name or ""], target
 
     def rewind(self) -> None:
         """Start from the model's inputs again, for another sweep."""
@@ -146,6 +184,18 @@ class Refitter:
             if mask is not None and not mask.all():
                 array = np.compress(mask, array, axis=axis)
         return array
+
+
+def _equations(
+    moments: MomentObserver, held: MomentObserver
+) -> tuple[Equations, Equations | None, Equations]:
+    """Return the equations of the feeds to fit to, of those held out, and of all; `moments` becomes all."""
+    fit = Equations.of(moments)
+    if not held.count:
+        return fit, None, fit
+    judged = Equations.of(held)
+    moments.add(held)
+    return fit, judged, Equations.of(moments)
 
 
 def residual_sum(layer: Layer) -> ir.Value:
@@ -181,6 +231,4 @@ def refusal(layer: Layer) -> str:
     """Return why a layer cannot be refitted, or an empty text."""
     if layer.shared:
         return "its weight is used by another node, too"
-    if layer.kind == "conv_transpose":
-        return "transposed convolutions are not refitted"
-    return ""
+    return refusal_of_transposed(layer.node) if layer.kind == "conv_transpose" else ""

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgeinfer.pruning.layers import Layer
 
-__all__ = ["group_order", "magnitude_nm_mask", "nm_mask", "sparse_mask"]
+__all__ = ["group_order", "magnitude_nm_mask", "nm_mask", "sparse_mask", "upper_factor"]
 
 _DAMPING = 1e-2
 _BLOCK = 64
@@ -32,7 +32,8 @@ def group_order(layer: Layer, m: int) -> np.ndarray:
     return order
 
 
-def _upper(cov: np.ndarray, order: np.ndarray) -> np.ndarray:
+def upper_factor(cov: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return U of H⁻¹ = Uᵀ U, the columns being taken in an order and H damped."""
     h = cov[np.ix_(order, order)]
     dead = np.diag(h) <= 0
     h = h + np.diag(np.where(dead, 1.0, 0.0))
@@ -51,7 +52,7 @@ def nm_mask(weight: np.ndarray, cov: np.ndarray, order: np.ndarray, n: int, m: i
         n: How many of a group stay.
         m: The size of a group.
     """
-    upper = _upper(cov, order)
+    upper = upper_factor(cov, order)
     work = weight[:, order].copy()
     keep = np.ones(work.shape, bool)
     choices = np.array(list(itertools.combinations(range(m), m - n)))
@@ -76,7 +77,7 @@ def nm_mask(weight: np.ndarray, cov: np.ndarray, order: np.ndarray, n: int, m: i
 
 def sparse_mask(weight: np.ndarray, cov: np.ndarray, sparsity: float) -> np.ndarray:
     """Return the mask of the weights that stay, (R, K), so many of every block of columns dropped."""
-    upper = _upper(cov, np.arange(weight.shape[1]))
+    upper = upper_factor(cov, np.arange(weight.shape[1]))
     work = weight.copy()
     keep = np.ones(work.shape, bool)
     for start in range(0, work.shape[1], _BLOCK):

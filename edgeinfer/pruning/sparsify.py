@@ -1,4 +1,4 @@
-"""The steps that weight sparsity is made of; `PruneWeights` and `PruneNM` use them.
+"""`Sparsify`: what transforms that zero single weights have in common.
 
 Layer by layer, in topological order: the dense weights are fitted to what the float model computes, from the
 inputs that the pruned model has by now; a mask is chosen for them; the weights that stay are solved for
@@ -7,13 +7,15 @@ exactly, row by row. Sequential fitting and the exact solve are what SparseGPT's
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import attrs
 import numpy as np
 import onnx_ir as ir
 
+from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
 from edgeinfer.pruning.engine import downstream
 from edgeinfer.pruning.feeds import Feeds
@@ -21,9 +23,11 @@ from edgeinfer.pruning.layers import Layer, find_layers, read_weight, write_weig
 from edgeinfer.pruning.prepare import prepare
 from edgeinfer.pruning.refit import Refitter, refusal
 from edgeinfer.pruning.statistics import columns_of_each_feed
-from edgeinfer.transforms.base import ReportBuilder
+from edgeinfer.quantization.calibration import as_calibration
+from edgeinfer.signature import Signature
+from edgeinfer.transforms.base import GraphTransform, ReportBuilder
 
-__all__ = ["Pattern", "sparsify"]
+__all__ = ["Pattern", "Sparsify"]
 
 Choose: TypeAlias = "Callable[[Layer, np.ndarray, np.ndarray | None], np.ndarray]"
 
@@ -46,51 +50,55 @@ class Pattern:
     satisfied: Callable[[Layer, np.ndarray], bool]
 
 
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class SparseSettings:
-    """How to sparsify; see `PruneNM`."""
+@attrs.frozen
+class Sparsify(GraphTransform):
+    """What `PruneNM` and `PruneWeights` have in common.
 
-    pattern: Pattern
-    feeds: Feeds | None
-    max_columns: int
-    ridge: float | None
-    sweeps: int
-    progress: bool | None
-
-
-def sparsify(model: ir.Model, report: ReportBuilder, settings: SparseSettings) -> None:
-    """Give the layers of a graph a sparsity pattern in place, refit, and report.
-
-    Args:
-        model: The graph; left as it is when there is nothing to do.
-        report: What was done.
-        settings: How.
+    Attributes:
+        calibration: A re-iterable of feeds. Without one: magnitude, and nothing is refitted.
+        sweeps: How often all layers are fitted; the masks are chosen in the first.
+        max_columns: How many output positions of a layer its moments are taken from.
+        ridge: How strongly refitted weights are drawn to the present ones. None: chosen on held-out feeds.
+        target: Taken for the sake of `optimize`.
+        progress: Show progress. None: in a terminal or a notebook.
     """
-    work = model.clone()
-    prepare(work)
-    wanted = _wanted(work, report, settings.pattern)
-    if not wanted:
-        return
-    if settings.feeds is None:
-        report.note("no calibration was given: weights were chosen by magnitude and nothing was refitted")
-        for layer in wanted.values():
-            weight = layer.matrix(read_weight(layer.weight))
-            _write(
-                layer, weight, settings.pattern.choose(layer, weight[0], None)[None], report, settings.pattern
-            )
-    else:
-        _with_data(work, wanted, settings.feeds, report, settings)
-    _total(wanted, report)
-    model.graph, model.ir_version = work.graph, work.ir_version
+
+    calibration: Any = attrs.field(default=None, kw_only=True, eq=False)
+    sweeps: int = attrs.field(default=1, kw_only=True, validator=attrs.validators.ge(1))
+    max_columns: int = attrs.field(default=24_000, kw_only=True, validator=attrs.validators.ge(100))
+    ridge: float | None = attrs.field(
+        default=None, kw_only=True, validator=attrs.validators.optional(attrs.validators.ge(0))
+    )
+    target: Target | str | None = attrs.field(default=None, kw_only=True)
+    progress: bool | None = attrs.field(default=None, kw_only=True)
+
+    @property
+    @abc.abstractmethod
+    def pattern(self) -> Pattern:
+        """The pattern that layers are given."""
+
+    def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
+        """Give every layer that can have it the pattern, refit, and report."""
+        work = model.clone()
+        prepare(work)
+        wanted = _wanted(work, report, self.pattern)
+        if not wanted:
+            return
+        if self.calibration is None:
+            report.note("no calibration was given: weights were chosen by magnitude and nothing was refitted")
+            for layer in wanted.values():
+                _by_magnitude(layer, report, self.pattern)
+        else:
+            feeds = as_calibration(self.calibration, Signature.of_graph(model.graph))
+            _with_data(work, wanted, feeds, report, self)
+        _total(wanted, report)
+        model.graph, model.ir_version = work.graph, work.ir_version
 
 
 def _wanted(model: ir.Model, report: ReportBuilder, pattern: Pattern) -> dict[str, Layer]:
     wanted = {}
     for layer in find_layers(model.graph):
-        reason = refusal(layer) or (
-            "a depthwise or grouped layer" if layer.group > 1 else pattern.refuse(layer)
-        )
+        reason = refusal(layer) or _refusal(layer) or pattern.refuse(layer)
         if not reason and pattern.satisfied(layer, layer.matrix(read_weight(layer.weight))[0]):
             reason = f"it is {pattern.name} already"
         if reason:
@@ -100,8 +108,14 @@ def _wanted(model: ir.Model, report: ReportBuilder, pattern: Pattern) -> dict[st
     return wanted
 
 
+def _refusal(layer: Layer) -> str:
+    if layer.kind == "conv_transpose":
+        return "a transposed convolution"
+    return "a depthwise or grouped layer" if layer.group > 1 else ""
+
+
 def _with_data(
-    model: ir.Model, wanted: dict[str, Layer], feeds: Feeds, report: ReportBuilder, settings: SparseSettings
+    model: ir.Model, wanted: dict[str, Layer], feeds: Feeds, report: ReportBuilder, settings: Sparsify
 ) -> None:
     columns = columns_of_each_feed(feeds, settings.max_columns)
     refitter = Refitter(reference=model.clone(), masks={}, feeds=feeds, columns=columns, ridge=settings.ridge)
@@ -128,9 +142,9 @@ def _with_data(
                 report.apply(layer.name, f"{zeros:.0%} zeros, relative error of its output {losses[1]:.4f}")
 
 
-def _write(
-    layer: Layer, weight: np.ndarray, mask: np.ndarray, report: ReportBuilder, pattern: Pattern
-) -> None:
+def _by_magnitude(layer: Layer, report: ReportBuilder, pattern: Pattern) -> None:
+    weight = layer.matrix(read_weight(layer.weight))
+    mask = pattern.choose(layer, weight[0], None)[None]
     write_weight(layer.weight, layer.unmatrix(weight * mask, read_weight(layer.weight).shape))
     report.apply(layer.name, f"{pattern.name}: {1 - mask.mean():.0%} zeros")
 
