@@ -139,7 +139,9 @@ class QDQDialect:
         epilogue: Operators that such a kernel takes in behind it. `Add` is a residual, `SiLU` is
             `Mul(x, Sigmoid(x))`.
         requantizing: Operators with an integer kernel of their own, each tensor with its own scale.
-        moving: Operators that run on integers as they are; input and output share one scale.
+        moving: Operators that run on integers as they are; inputs and output share one scale.
+        requantize_moved: A quantizer stands behind the operators of `moving`, too. Without it the one above
+            them, whose scale they share, is the only one.
         wrong_before: Operators that the runtime computes wrongly once it takes the quantizer behind them into
             their kernel; what reads them, or what is computed from them value by value, stays in float.
         bias_where_shared: A convolution without a bias whose output several nodes read gets one, of next to
@@ -160,6 +162,7 @@ class QDQDialect:
     epilogue: frozenset[str] = attrs.field(default=frozenset({"Relu", "Clip"}), converter=_names)
     requantizing: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     moving: frozenset[str] = attrs.field(default=MOVING_OPS, converter=_names)
+    requantize_moved: bool = True
     wrong_before: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     bias_where_shared: bool = False
     costs: KernelCosts | None = None
@@ -379,9 +382,9 @@ class LayerTime:
 
 
 def typical_us(times: Sequence[float]) -> float:
-    """Return the mean of the faster half: other work only slows runs down, and profilers round to 1 µs."""
-    half = sorted(times)[: (len(times) + 1) // 2]
-    return float(np.mean(half)) if half else 0.0
+    """Return the mean of the fastest quarter: other work slows runs down, and profilers round to 1 µs."""
+    fastest = sorted(times)[: (len(times) + 3) // 4]
+    return float(np.mean(fastest)) if fastest else 0.0
 
 
 @final

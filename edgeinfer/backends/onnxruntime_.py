@@ -66,8 +66,8 @@ DIALECT = QDQDialect(
     quantize_bias=True,
     fold_relu=True,
     needs_output={"Conv"},
-    requantizing={"Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"},
-    moving=MOVING_OPS | {"Resize"},
+    requantizing={"Add", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"},
+    moving=MOVING_OPS | {"Concat", "Resize"},  # where its inputs share a scale, a Concat copies
     costs=COSTS,
 )
 

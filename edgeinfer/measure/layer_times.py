@@ -24,7 +24,7 @@ from edgeinfer.values import as_tuple
 __all__ = ["LayerLatencies", "LayerLatency", "measure_layers"]
 
 _SECONDS = 0.3  # to run for, where `runs` is not given
-_RUNS = (8, 40)  # at least and at most
+_RUNS = (16, 48)  # at least and at most
 # What a kernel's type says of the operator with the weight that it implements.
 _WORK = (
     (("conv",), frozenset({"Conv", "ConvTranspose"})),
@@ -65,7 +65,7 @@ class LayerLatencies:
     Attributes:
         where: The backend and device.
         layers: In execution order.
-        runs: Inferences that the figures are from: the mean of the faster half.
+        runs: Inferences that the figures are from: the mean of the fastest quarter.
         threads: Threads of the runtime; 0 was its own choice.
         notes: What else must be said.
     """

@@ -20,8 +20,9 @@ from edgeinfer.session import Session
 __all__ = ["Speedup", "measure_speedup"]
 
 # Runs of one model in a row before it is the other's turn; the fastest of them counts, because a shared
-# machine can only make a run slower.
+# machine can only make a run slower. Slow models take turns after each run, for the sake of time.
 _BURST = 5
+_SLOW_S = 0.05
 
 
 @final
@@ -30,7 +31,8 @@ class Speedup:
     """How much faster a candidate is than its reference.
 
     Attributes:
-        ratio: The reference's latency through the candidate's; above 1 the candidate is faster.
+        ratio: The reference's latency through the candidate's, the median over the turns; above 1 the
+            candidate is faster.
         reference_ms: The reference's median latency.
         candidate_ms: The candidate's median latency.
         where: The backend and device of the measurement.
@@ -73,11 +75,16 @@ def measure_speedup(
         return None
     try:
         with _session(reference, parsed, threads) as slow, _session(candidate, parsed, threads) as fast:
-            before, after = _medians_ms((slow, fast), feed, seconds)
+            before, after = _turns_ms((slow, fast), feed, seconds)
             where = f"{slow.backend}:{slow.device}"
     except EdgeInferError:
         return None  # the device is not here, or it takes one of the two only: there is nothing to compare
-    return Speedup(ratio=before / after, reference_ms=before, candidate_ms=after, where=where)
+    return Speedup(
+        ratio=float(np.median(before / after)),
+        reference_ms=float(np.median(before)),
+        candidate_ms=float(np.median(after)),
+        where=where,
+    )
 
 
 def _session(model: Model, target: Target, threads: int) -> Session:
@@ -85,19 +92,25 @@ def _session(model: Model, target: Target, threads: int) -> Session:
     return load(compile_model(model, target.backend, device=target.device or None, options=options))
 
 
-def _medians_ms(sessions: tuple[Session, ...], feed: Mapping[str, np.ndarray], seconds: float) -> list[float]:
+def _turns_ms(
+    sessions: tuple[Session, ...], feed: Mapping[str, np.ndarray], seconds: float
+) -> list[np.ndarray]:
+    """Return the times of each session, turn by turn."""
     feeds = dict(feed)
-    for session in sessions:
-        for _ in range(_BURST):
-            session.infer(feeds)
+    warm_up = [_fastest_s(session, feeds, 2) for session in sessions]
+    burst = _BURST if max(warm_up) < _SLOW_S else 1
     times: list[list[float]] = [[] for _ in sessions]
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 5:
         for session, taken in zip(sessions, times, strict=True):
-            burst = []
-            for _ in range(_BURST):
-                started = time.perf_counter()
-                session.infer(feeds)
-                burst.append(time.perf_counter() - started)
-            taken.append(min(burst))
-    return [1e3 * float(np.median(taken)) for taken in times]
+            taken.append(_fastest_s(session, feeds, burst))
+    return [1e3 * np.array(taken) for taken in times]
+
+
+def _fastest_s(session: Session, feeds: Mapping[str, np.ndarray], runs: int) -> float:
+    taken = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        session.infer(feeds)
+        taken.append(time.perf_counter() - started)
+    return min(taken)

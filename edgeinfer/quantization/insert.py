@@ -64,7 +64,8 @@ def insert_qdq(
     dtype = activation_dtype or dialect.activation_dtype
     qparams: dict[str, QParams] = {}
     for group in placement.groups:
-        low, high = min(ranges[name][0] for name in group), max(ranges[name][1] for name in group)
+        ends = [ranges[name] for name in group if name in ranges]
+        low, high = min(low for low, _ in ends), max(high for _, high in ends)
         shared = activation_qparams(low, high, dtype, dialect.activation_symmetric)
         qparams |= dict.fromkeys(group, shared)
     emitter = Emitter(model.graph)

@@ -2,10 +2,10 @@
 
 Start from the operators that a runtime has integer kernels for (`Region`). Their inputs must be quantized,
 and for some runtimes their output, too. From there quantization spreads upwards through operators that move
-values (`MaxPool`, `Reshape`, …: same scale on both sides) and those with an integer kernel of their own
-(`Add`, `Concat`, …), as long as everything above is quantized anyway: a quantizer then stands where an
-integer tensor is stored, and nowhere else. What is left (Softmax, LayerNormalization, GELU, LSTM, …) stays
-float.
+values (`MaxPool`, `Reshape`, `Concat`, …: same scale on both sides) and those with an integer kernel of
+their own (`Add`, `AveragePool`, …), as long as everything above is quantized anyway: a quantizer then stands
+where an integer tensor is stored, and nowhere else. What is left (Softmax, LayerNormalization, GELU, LSTM, …)
+stays float.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Placement:
         regions: The kernels that run in integers.
         tensors: The activations that are quantized, in topological order, with the uses, as (node, input
             index), that read the dequantized value.
-        groups: Names of the tensors that must share one scale; each name is in one group.
+        groups: Names of the tensors that share one scale; each name is in one group. They include those that
+            need no quantizer because the one above the operators that move them says it all.
     """
 
     regions: tuple[Region, ...]
@@ -268,8 +269,18 @@ class _Plan:
             groups.setdefault(self.root(value), []).append(value.name or "")
         return Placement(
             regions=tuple(self.regions),
-            tensors=tensors,
+            tensors={value: uses for value, uses in tensors.items() if not self.moved(value)},
             groups=tuple(tuple(group) for group in groups.values()),
+        )
+
+    def moved(self, value: ir.Value) -> bool:
+        """Whether the quantizer above a moving operator says all of `value`, which needs none of its own."""
+        node = value.producer()
+        return (
+            not self.dialect.requantize_moved
+            and node is not None
+            and node.op_type in self.dialect.moving
+            and self.integer(value)
         )
 
     def readers(self, value: ir.Value) -> Iterator[tuple[ir.Node, int]]:

@@ -2,9 +2,10 @@
 
 The search. Let N be the noise power at the output (signal power over SQNR). Quantization noise of different
 layers nearly adds up, so giving the layers of a set S back to float leaves about N - sum of N_i over S, with
-N_i from the sensitivity table. The time that giving layer i back costs grows with its multiply-accumulates.
-Greedy by noise per time gives one order of the layers; bisection on real candidates finds the shortest
-prefix of it that meets the tolerance.
+N_i from the sensitivity table. The time that giving layer i back costs is what int8 gains there by the
+runtime's own profiler, or where it has none, is taken to grow with its multiply-accumulates. Greedy by noise
+per time gives one order of the layers; bisection on real candidates finds the shortest prefix of it that
+meets the tolerance.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from edgeinfer.errors import CalibrationError, TransformError
 from edgeinfer.measure.speedup import measure_speedup
 from edgeinfer.model import Model
 from edgeinfer.quantization.calibration import Calibration, as_calibration
+from edgeinfer.quantization.dialects import dialect_of
+from edgeinfer.quantization.fit_placement import Fit, fit_placement
+from edgeinfer.quantization.gains import LayerGains, costs_of_float, integer_nodes
 from edgeinfer.quantization.int8_recipe import Attempt, Recipe, best_recipe
 from edgeinfer.quantization.sensitivity import (
     LayerSensitivity,
@@ -61,11 +65,13 @@ class QuantizeInt8:
             any tolerance it is 10.
         keep_float: Names of nodes that stay in float in any case.
         method: How ranges are found; see `QuantizeStatic`. None tries the usual ones.
-        spend: The share of the model's multiply-accumulates that may go back to float unasked, where that
-            buys a decibel and costs no time that can be measured; 0 to leave that out.
+        spend: The share of the model's time, by layer, that may be spent on layers that go back to float
+            unasked, where that buys a decibel and costs no time that can be measured on the whole; 0 to leave
+            that out.
         samples: How many feeds, spread over the calibration, the outputs are judged on.
-        measure: Measure the speed. Where the target's backend is not on this machine it is not measured, and
-            the report says so.
+        measure: Measure the speed: of each layer, to place quantizers and to weigh layers by, and of the
+            result. Where the target's backend is not on this machine it is not measured, and the report says
+            so; multiply-accumulates then stand for time.
     """
 
     calibration: Any = attrs.field(default=None, eq=False)
@@ -157,23 +163,26 @@ class _Run:
         self.data: dict[str, Any] = {}
         self.judged_on: Target | str | None = None  # ONNX Runtime, until the target turns out to differ
         self.least_db = _BROKEN_DB  # what the outputs must keep when nothing is said about it
+        self.gains: LayerGains | None = None
         self._reference: Outputs | None = None
         self._float_metric: float | None = None
 
     def result(self) -> TransformResult:
         """Return the model to give back and what there is to say of it."""
         options, model = self.options, self.model
+        fit = self.fit()
         recipe, best = best_recipe(
             model,
             self.feeds,
-            options.target,
+            fit.dialect,
             self.sqnr_db,
-            keep_float=options.keep_float,
+            keep_float={*options.keep_float, *(slow.node for slow in fit.slower)},
             method=options.method,
         )
+        skipped = list(fit.slower)
         if quantized_for(best.model.ir) is None:
             notes = ["nothing in the model gains from int8; it stays in float"]
-            return options._report(model, model, self.started, steps=best.steps, notes=notes)
+            return options._report(model, model, self.started, steps=best.steps, skipped=skipped, notes=notes)
         notes = []
         on_target = output_sqnr_db(self.reference(), run_outputs(best.model, self.judged, options.target))
         if on_target < best.sqnr_db - _DIFFERS_DB:
@@ -191,7 +200,7 @@ class _Run:
         elif options.spend:
             best, given_back = self.bargain(recipe, best)
             why = "given back to float: it buys accuracy and costs no time that can be measured"
-        skipped = [Skipped(name, why) for name in given_back]
+        skipped += [Skipped(name, why) for name in given_back]
         if quantized_for(best.model.ir) is None:
             notes.append("the tolerance leaves no layer in int8; the model stays in float")
             return options._report(model, model, self.started, steps=best.steps, skipped=skipped, notes=notes)
@@ -213,9 +222,19 @@ class _Run:
             model, after, self.started, steps=best.steps, skipped=skipped, notes=notes, data=self.data
         )
 
+    def fit(self) -> Fit:
+        """Return where the quantizers go, fitted to this machine if measuring is allowed."""
+        options = self.options
+        if not options.measure:
+            return Fit(dialect=dialect_of(options.target))
+        fit = fit_placement(self.model, self.judged, options.target, keep_float=options.keep_float)
+        if fit.gains is not None:
+            self.data["gains"] = self.gains = fit.gains
+        return fit
+
     def search(self, recipe: Recipe, whole: Attempt) -> tuple[Attempt, tuple[str, ...]]:
         """Return the attempt with the fewest layers in float, in greedy order, that meets the tolerance."""
-        known, layers = self.ranked(recipe, whole, self.options.samples)
+        known, layers, _ = self.ranked(recipe, whole, self.options.samples)
         order = [layer.node for layer in layers]
         low, high = 0, len(order)  # with the first `high` in float it is met, with the first `low` it is not
         found = known.apply(self.model, self.sqnr_db, keep_float=order)
@@ -231,13 +250,16 @@ class _Run:
 
     def bargain(self, recipe: Recipe, whole: Attempt) -> tuple[Attempt, tuple[str, ...]]:
         """Return the attempt with cheap, noisy layers in float if it is closer and as fast, else `whole`."""
-        known, layers = self.ranked(recipe, whole, _BARGAIN_FEEDS)
-        left = self.options.spend * sum(layer.macs or 0 for layer in layers)
+        known, layers, costs = self.ranked(recipe, whole, _BARGAIN_FEEDS)
+        left = self.options.spend * (
+            self.gains.int8_us if self.gains is not None else sum(layer.macs or 0 for layer in layers)
+        )
         cheap = []
         for layer in layers:
-            if layer.macs is None or layer.macs > left:
+            cost = costs[layer.node]
+            if not cost or cost > left:
                 break
-            left -= layer.macs
+            left -= cost
             cheap.append(layer.node)
         if not cheap:
             return whole, ()
@@ -249,8 +271,10 @@ class _Run:
             return whole, ()
         return attempt, tuple(cheap)
 
-    def ranked(self, recipe: Recipe, whole: Attempt, samples: int) -> tuple[Recipe, list[LayerSensitivity]]:
-        """Return the recipe with its ranges known, and the layers by noise per time, most first."""
+    def ranked(
+        self, recipe: Recipe, whole: Attempt, samples: int
+    ) -> tuple[Recipe, list[LayerSensitivity], dict[str, float]]:
+        """Return the recipe with its ranges known, layers by noise per time, most first, with their times."""
         ranges = ranges_of(whole.model.ir)
         table = sensitivity(
             self.model,
@@ -263,7 +287,14 @@ class _Run:
         )
         self.data["sensitivity"] = table
         known = attrs.evolve(recipe, quantize=attrs.evolve(recipe.quantize, ranges=ranges))
-        return known, sorted(table.layers, key=_noise_per_time, reverse=True)
+        integer = integer_nodes(whole.model.ir)
+        layers = [layer for layer in table.layers if layer.node in integer]
+        costs = costs_of_float({layer.node: float(layer.macs or 0) for layer in layers}, self.gains)
+
+        def noise_per_time(layer: LayerSensitivity) -> float:
+            return float(10.0 ** (-layer.sqnr_db / 10) / max(costs[layer.node], 1e-9))
+
+        return known, sorted(layers, key=noise_per_time, reverse=True), costs
 
     def meets(self, attempt: Attempt) -> bool:
         """Whether an attempt keeps every tolerance that was given."""
@@ -297,8 +328,3 @@ def _spread(feeds: Calibration, count: int) -> list[dict[str, Any]]:
     total = sum(1 for _ in feeds)
     step = max(1, total // count)
     return [feed for index, feed in enumerate(feeds) if index % step == 0][:count]
-
-
-def _noise_per_time(layer: LayerSensitivity) -> float:
-    noise = 10.0 ** (-layer.sqnr_db / 10)  # relative to the signal
-    return float(noise / max(layer.macs or 1, 1))

@@ -135,7 +135,7 @@ class QuantizeStatic(GraphTransform):
     ) -> dict[str, Range]:
         """Find the ranges of all tensors that any dialect quantizes, so that RetargetQDQ has them."""
         dtype = self.activation_dtype or dialect.activation_dtype
-        names = [str(value.name) for value in placement.tensors]
+        names = [name for group in placement.groups for name in group]
         for each in known_dialects():
             other = place(model.ir, attrs.evolve(each, costs=None), keep_float=self.keep_float)
             names += [str(value.name) for value in other.tensors]

@@ -73,7 +73,7 @@ def test_integer_kernels_keep_the_names_of_the_float_model(net, feed, backend):
 
 def test_feeds_are_made_up_and_runs_chosen(net):
     found = measure_layers(net)
-    assert found.runs >= 8
+    assert found.runs >= 16
     assert found.threads == 1
     assert found.layers
 
@@ -105,7 +105,7 @@ def test_a_loop_counts_by_what_runs_in_it():
     assert "inside" in found.by_node
 
 
-def test_the_mean_of_the_faster_half():
-    assert typical_us([9.0, 1.0, 3.0, 100.0]) == 2.0
+def test_the_mean_of_the_fastest_quarter():
+    assert typical_us([9.0, 1.0, 3.0, 100.0, 70.0, 80.0, 60.0, 4.0]) == 2.0
     assert typical_us([5.0]) == 5.0
     assert typical_us([]) == 0.0

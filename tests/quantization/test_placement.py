@@ -4,6 +4,7 @@ import attrs
 import numpy as np
 import pytest
 
+import edgeinfer as ei
 from edgeinfer.backends.base import QDQDialect
 from edgeinfer.backends.onnxruntime_ import DIALECT as ORT
 from edgeinfer.backends.openvino_dialect import DIALECT as OPENVINO
@@ -11,6 +12,7 @@ from edgeinfer.backends.tensorrt_dialect import DIALECT as TENSORRT
 from edgeinfer.model import Model
 from edgeinfer.quantization.insert import prepare
 from edgeinfer.quantization.placement import Placement, place
+from edgeinfer.transforms import QuantizeStatic
 from tests.quantization.qdq_models import CHANNELS, Builder, residual_net
 
 EAGER = attrs.evolve(ORT, costs=None)
@@ -68,7 +70,7 @@ def test_moving_operators_share_one_scale() -> None:
     assert groups["relu1_out"] != groups["relu2_out"]
 
 
-def test_concat_shares_a_scale_where_the_runtime_needs_it() -> None:
+def test_concat_shares_a_scale_with_its_inputs() -> None:
     b = Builder(1, CHANNELS, 16, 16)
     left = b.node("Relu", b.conv(b.input, "left", CHANNELS, CHANNELS), name="relu_l")
     right = b.node("Relu", b.conv(b.input, "right", CHANNELS, CHANNELS), name="relu_r")
@@ -76,11 +78,43 @@ def test_concat_shares_a_scale_where_the_runtime_needs_it() -> None:
     tail = b.conv(both, "tail", 2 * CHANNELS, CHANNELS)
     pooled = b.node("GlobalAveragePool", tail, name="gap")
     model = b.model(pooled, 1, CHANNELS, 1, 1)
-    for dialect, shared in ((EAGER, False), (OPENVINO, False), (TENSORRT, True)):
+    for dialect in (EAGER, OPENVINO, TENSORRT):
         plan, tensors, _ = placed(model, dialect)
-        assert {"relu_l_out", "relu_r_out", "cat_out"} <= tensors
+        assert {"relu_l_out", "relu_r_out"} <= tensors
+        assert ("cat_out" in tensors) is dialect.requantize_moved
         groups = [group for group in plan.groups if "cat_out" in group]
-        assert (set(groups[0]) == {"relu_l_out", "relu_r_out", "cat_out"}) is shared, dialect.name
+        assert set(groups[0]) == {"relu_l_out", "relu_r_out", "cat_out"}, dialect.name
+
+
+MOVES = {
+    "MaxPool": {"kernel_shape": [2, 2], "strides": [2, 2]},
+    "Transpose": {"perm": [0, 1, 3, 2]},
+    "DepthToSpace": {"blocksize": 2},
+    "Concat": {"axis": 1},
+    "Identity": {},
+}
+
+
+@pytest.mark.parametrize("op_type", MOVES)
+def test_openvino_needs_no_quantizer_behind_what_moves_values(op_type: str) -> None:
+    b = Builder(1, 16, 8, 8)
+    inputs = [b.node("Relu", b.conv(b.input, "first", 16, CHANNELS), name="relu")]
+    if op_type == "Concat":
+        inputs.append(b.node("Relu", b.conv(b.input, "second", 16, CHANNELS), name="relu2"))
+    moved = b.node(op_type, *inputs, name="move", **MOVES[op_type])
+    channels = {"DepthToSpace": CHANNELS // 4, "Concat": 2 * CHANNELS}.get(op_type, CHANNELS)
+    last = b.node("Relu", b.conv(moved, "last", channels, CHANNELS), name="relu_last")
+    model = b.model(b.node("GlobalAveragePool", last, name="gap"), 1, CHANNELS, 1, 1)
+    feeds = [{"x": b.rng.standard_normal((1, 16, 8, 8)).astype(np.float32)} for _ in range(3)]
+    quantized = ei.optimize(model, [QuantizeStatic(calibration=feeds, target="openvino")])
+    quantizers = {node.name for node in quantized.ir.graph if node.op_type == "QuantizeLinear"}
+    assert "relu_out_QuantizeLinear" in quantizers
+    assert "move_out_QuantizeLinear" not in quantizers
+    with ei.load(ei.compile(quantized, "openvino")) as session:
+        layers = session.execution().layers
+    precisions = [layer.precision for layer in layers if layer.op_type == "Convolution"]
+    assert precisions == ["int8"] * len(precisions)
+    assert len(precisions) >= 2
 
 
 def test_keep_float_keeps_the_node_and_its_weight() -> None:
