@@ -33,7 +33,7 @@ from edgeinfer.quantization.sensitivity import (
     sensitivity,
 )
 from edgeinfer.quantization.state import quantized_for, ranges_of
-from edgeinfer.transforms.base import Skipped, TransformReport, TransformResult
+from edgeinfer.transforms.base import ReportBuilder, Skipped, TransformReport, TransformResult
 from edgeinfer.values import as_tuple
 
 __all__ = ["QuantizeInt8"]
@@ -135,20 +135,14 @@ class QuantizeInt8:
         notes: list[str] | None = None,
         data: dict[str, Any] | None = None,
     ) -> TransformResult:
-        modified = after.digest != before.digest
-        report = TransformReport(
-            name=type(self).__name__,
-            config=self.config(),
-            applied=[entry for step in steps for entry in step.applied] if modified else (),
-            skipped=[*(entry for step in steps for entry in step.skipped), *(skipped or ())],
-            notes=[*(note for step in steps for note in step.notes), *(notes or ())],
-            data=data or {},
-            modified=modified,
-            digest_before=before.digest,
-            digest_after=after.digest,
-            seconds=time.perf_counter() - started,
-        )
-        return TransformResult(after, report)
+        report = ReportBuilder()
+        for step in steps:
+            report.include(step, applied=after.digest != before.digest)
+        report.skipped.extend(skipped or ())
+        report.notes.extend(notes or ())
+        report.data.update(data or {})
+        name = type(self).__name__
+        return TransformResult(after, report.finish(name, before, after, started, config=self.config()))
 
 
 class _Run:

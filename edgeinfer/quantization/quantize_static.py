@@ -16,10 +16,11 @@ from edgeinfer.model import Model
 from edgeinfer.quantization.calibration import Calibration, as_calibration, observe
 from edgeinfer.quantization.dialects import dialect_of, known_dialects
 from edgeinfer.quantization.insert import Range, insert_qdq, prepare
+from edgeinfer.quantization.noted_scale import noted_scale
 from edgeinfer.quantization.observers import make_observer
 from edgeinfer.quantization.placement import Placement, place
 from edgeinfer.quantization.qparams import QParams, weight_qparams
-from edgeinfer.quantization.regions import Region
+from edgeinfer.quantization.regions import WEIGHT, Region
 from edgeinfer.quantization.state import REFERENCE_KEY, quantized_for, refuse_half, refuse_quantized
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
 from edgeinfer.transforms.infer_shapes import infer_shapes
@@ -155,6 +156,9 @@ class QuantizeStatic(GraphTransform):
         if self.activation_dtype in _FLOAT8:
             return weight_qparams(region.weight, axis, str(self.activation_dtype), True)
         qparams = weight_qparams(region.weight, axis, "int8", True)
+        noted = noted_scale(region.node.inputs[WEIGHT], self.weight_bits)
+        if noted is not None and noted.shape == qparams.scale.shape:
+            return attrs.evolve(qparams, scale=noted)
         narrower = 127 / (2 ** (self.weight_bits - 1) - 1)
         return attrs.evolve(qparams, scale=(qparams.scale * narrower).astype(np.float32))
 

@@ -22,13 +22,11 @@ from edgeinfer.quantization.gptq import Grid, output_error, round_weights
 from edgeinfer.quantization.im2col import layout_of_node
 from edgeinfer.quantization.linear import LINEAR_OPS, Linear, constant, find_linear, set_constant
 from edgeinfer.quantization.moments import MomentObserver
+from edgeinfer.quantization.noted_scale import SCALE_KEY
 from edgeinfer.quantization.twin import find_reference, is_quantized, quantized_layers
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
 
 __all__ = ["SCALE_KEY", "RoundWeights"]
-
-# Metadata of a weight tensor that lies on a grid: {"scale": [...], "axis": int, "bits": int}.
-SCALE_KEY = "edgeinfer.scale"
 
 
 # Columns of X taken from each feed: 100 feeds then give ten times as many as the widest layers have inputs.

@@ -146,6 +146,48 @@ class ReportBuilder:
         """Record something that concerns the whole model."""
         self.notes.append(text)
 
+    def include(self, report: TransformReport, *, applied: bool = True) -> None:
+        """Take in what a part of the work said.
+
+        Args:
+            report: The part's report.
+            applied: Also what it changed; False when the change was not kept.
+        """
+        self.applied.extend(report.applied if applied else ())
+        self.skipped.extend(report.skipped)
+        self.notes.extend(report.notes)
+
+    def finish(
+        self,
+        name: str,
+        before: Model,
+        after: Model,
+        started: float,
+        *,
+        config: Mapping[str, object] | None = None,
+    ) -> TransformReport:
+        """Return the report.
+
+        Args:
+            name: The transform's class name.
+            before: The model that was given.
+            after: The model that is given back; whether it differs is decided by digest.
+            started: `time.perf_counter()` at the beginning.
+            config: The transform's configuration, as JSON-compatible values.
+        """
+        return TransformReport(
+            name=name,
+            config=config or {},
+            applied=self.applied,
+            skipped=self.skipped,
+            notes=self.notes,
+            data=self.data,
+            modified=after.digest != before.digest,
+            digest_before=before.digest,
+            digest_after=after.digest,
+            seconds=time.perf_counter() - started,
+        )
+
 
 class GraphTransform(ir.passes.FunctionalPass):
     """Base of edgeinfer's own transforms; see the module's docstring.
@@ -202,21 +244,7 @@ class GraphTransform(ir.passes.FunctionalPass):
         if converted is not None and report.applied:
             report.notes.insert(0, f"converted from opset {model.opset} to {self.min_opset}")
         after = self._checked(model, work, report)
-        return TransformResult(
-            after,
-            TransformReport(
-                name=name,
-                config=self.config(),
-                applied=report.applied,
-                skipped=report.skipped,
-                notes=report.notes,
-                data=report.data,
-                modified=after.digest != model.digest,
-                digest_before=model.digest,
-                digest_after=after.digest,
-                seconds=time.perf_counter() - started,
-            ),
-        )
+        return TransformResult(after, report.finish(name, model, after, started, config=self.config()))
 
     def _checked(self, before: Model, work: ir.Model, report: ReportBuilder) -> Model:
         name = type(self).__name__
@@ -266,17 +294,12 @@ class OnnxIrPass:
             raise TransformContractError(f"{name} made an invalid graph.", found=str(error)) from error
         except Exception as error:
             raise TransformError(f"The pass {name} failed: {error}") from error
-        modified = after.digest != model.digest
-        report = TransformReport(
-            name=name,
-            applied=(Applied("", f"ran the onnx_ir pass {name}"),) if modified else (),
-            skipped=() if modified else (Skipped("", "the pass had nothing to do"),),
-            modified=modified,
-            digest_before=model.digest,
-            digest_after=after.digest,
-            seconds=time.perf_counter() - started,
-        )
-        return TransformResult(after, report)
+        report = ReportBuilder()
+        if after.digest != model.digest:
+            report.apply("", f"ran the onnx_ir pass {name}")
+        else:
+            report.skip("", "the pass had nothing to do")
+        return TransformResult(after, report.finish(name, model, after, started))
 
 
 def _as_transforms(items: Iterable[object]) -> tuple[Transform, ...]:

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from edgeinfer.errors import CalibrationError, PreconditionError
 from edgeinfer.model import Model
+from edgeinfer.quantization.noted_scale import SCALE_KEY
 from edgeinfer.quantization.quantize_static import QuantizeStatic
-from edgeinfer.quantization.round_weights import SCALE_KEY
 from edgeinfer.transforms import (
     CorrectBias,
     EqualizeWeights,
@@ -96,8 +97,6 @@ def test_round_weights_on_a_float_graph_beats_nearest(bits):
     assert len(result.report.applied) == 3
     high = 2 ** (bits - 1) - 1
     nearest = model.copy_ir()
-    import onnx_ir as ir
-
     for name in ("w1", "w2", "w3"):
         facts = json.loads(result.model.ir.graph.initializers[name].const_value.metadata_props[SCALE_KEY])
         scale = np.array(facts["scale"], np.float32).reshape(-1, 1, 1, 1)
@@ -109,6 +108,37 @@ def test_round_weights_on_a_float_graph_beats_nearest(bits):
     wanted = run(model, given)
     assert sqnr_db(wanted, run(result.model, given)) > sqnr_db(wanted, run(Model(nearest), given))
     assert not RoundWeights(calibration=given, bits=bits).apply(result.model).report.modified
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantizing_after_rounding_keeps_the_grid(bits):
+    model = chain()
+    given = feeds(model)
+    rounded = RoundWeights(calibration=given, bits=bits).apply(model).model
+    stored = Model.load(rounded.to_bytes())  # the scales are in the file, too
+    quantized = QuantizeStatic(calibration=given, target="openvino").apply(stored).model
+    for name in ("w1", "w2", "w3"):
+        tensor = rounded.ir.graph.initializers[name].const_value
+        scale = np.array(json.loads(tensor.metadata_props[SCALE_KEY])["scale"], np.float32)
+        np.testing.assert_array_equal(_weight(quantized, f"{name}_scale"), scale)
+        integers = _weight(quantized, f"{name}_quantized")
+        assert np.abs(integers.astype(int)).max() <= 2 ** (bits - 1) - 1
+        restored = integers * scale.reshape(-1, 1, 1, 1)
+        np.testing.assert_allclose(restored, tensor.numpy(), rtol=1e-6, atol=0)
+
+
+def test_a_weight_that_left_its_grid_gets_a_new_one():
+    model = chain()
+    given = feeds(model)
+    rounded = RoundWeights(calibration=given).apply(model).model
+    graph = rounded.copy_ir()
+    tensor = graph.graph.initializers["w1"].const_value
+    moved = ir.tensor(tensor.numpy() * np.float32(1.37), name="w1")
+    moved.metadata_props[SCALE_KEY] = tensor.metadata_props[SCALE_KEY]
+    graph.graph.initializers["w1"].const_value = moved
+    quantized = QuantizeStatic(calibration=given, target="openvino").apply(Model(graph)).model
+    expected = np.abs(moved.numpy()).max(axis=(1, 2, 3)) / 127
+    np.testing.assert_allclose(_weight(quantized, "w1_scale"), expected, rtol=1e-6, atol=0)
 
 
 def _quantized(model: Model, given: list[dict[str, np.ndarray]]) -> Model:
