@@ -121,7 +121,9 @@ def jobs(
     for keep in keeps:
         asked = f"{keep:g}"
         ours = PruneHeads(keep, calibration=feeds) if heads else PruneChannels(keep, calibration=feeds)
-        plain = PruneHeads(keep) if heads else PruneChannels(keep, criterion="magnitude", measure=0, multiple=1)
+        plain = (
+            PruneHeads(keep) if heads else PruneChannels(keep, criterion="magnitude", measure=0, multiple=1)
+        )
         made["edgeinfer", asked] = partial(pruned, ours, model)
         made["magnitude", asked] = partial(pruned, plain, model)
         if not heads:
