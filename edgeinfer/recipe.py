@@ -22,7 +22,13 @@ def recipe(target: Target | None, calibration: Any) -> tuple[Transform, ...]:
     if calibration is not None and _runs_int8(target):
         # Weights that are stored as float16 are computed with in float32, and that is what is quantized.
         simplify = Simplify(widen_weights=True)
-        return (simplify, FuseBatchNorm(), QuantizeInt8(calibration=calibration, target=target))
+        quantize = QuantizeInt8(calibration=calibration, target=target)
+        if target is None or not _runs_float16(target):
+            return (simplify, FuseBatchNorm(), quantize)
+        from edgeinfer.quantization.int8_or_float16 import Int8OrFloat16
+
+        known = target.profile is not None or target.backend == "tensorrt"
+        return (simplify, FuseBatchNorm(), Int8OrFloat16(quantize, known_to_pay=known))
     if target is not None and _runs_float16(target):
         return (Simplify(), FuseBatchNorm(), ToFloat16())
     return (Simplify(), FuseBatchNorm())

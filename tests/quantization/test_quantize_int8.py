@@ -9,6 +9,7 @@ import edgeinfer as ei
 from edgeinfer.errors import CalibrationError, PreconditionError, TransformError
 from edgeinfer.measure.speedup import measure_speedup
 from edgeinfer.model import Model
+from edgeinfer.quantization.int8_or_float16 import Int8OrFloat16
 from edgeinfer.quantization.quantize_int8 import QuantizeInt8
 from edgeinfer.quantization.sensitivity import output_sqnr_db, run_outputs, sensitivity
 from edgeinfer.quantization.state import quantized_for
@@ -173,3 +174,27 @@ def test_speed_is_not_measured_where_the_target_is_not():
     assert same is not None
     assert same.ratio > 0
     assert "onnxruntime" in same.describe()
+
+
+def test_a_gpu_gets_float16_where_int8_cannot_be_measured(model, feeds):
+    optimized = ei.optimize(model, target="openvino:GPU.7", calibration=feeds)
+    last = optimized.report.steps[-1]
+    assert last.name == "ToFloat16"
+    assert "float16 in place of int8" in last.notes
+    assert any("openvino:GPU.7 is not here" in reason for _, reason in last.skipped)
+    assert [entry.name for entry in optimized.history][-1] == "ToFloat16"
+    assert quantized_for(optimized.ir) is None
+
+
+def test_a_gpu_whose_profile_says_that_int8_pays_gets_int8(model, feeds):
+    optimized = ei.optimize(model, target="jetson-orin-nano", calibration=feeds)
+    assert quantized_for(optimized.ir) == "tensorrt"
+    assert any("not measured" in note for note in optimized.report.notes)
+
+
+def test_what_does_not_gain_from_int8_becomes_float16(model, feeds):
+    quantize = QuantizeInt8(calibration=feeds, target="openvino", measure=False, min_sqnr_db=1e6)
+    result = Int8OrFloat16(quantize, known_to_pay=True).apply(model)
+    assert result.report.name == "ToFloat16"
+    assert result.report.modified
+    assert any("stays in float" in note for note in result.report.notes)
