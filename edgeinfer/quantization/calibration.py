@@ -55,6 +55,23 @@ class Calibration:
         limit = count if self._limit is None else min(count, self._limit)
         return Calibration(self._items, self._signature, limit=limit)
 
+    def hold_out(self, count: int) -> tuple[Calibration, list[dict[str, np.ndarray]]]:
+        """Return the feeds to fit on and at most `count` feeds, evenly spread, to judge by.
+
+        What was fitted on a feed looks closer on it than on others: measured on SqueezeNet, rounding weights
+        gained 5 dB on the feeds that it had seen and nothing elsewhere. So the judged feeds are left out of
+        those to fit on, unless they are more than a quarter of all: few feeds are too few to fit on, too.
+        """
+        total = sum(1 for _ in self)
+        step = max(1, total // count)
+        judged = [feed for index, feed in enumerate(self) if index % step == 0][:count]
+        if 4 * len(judged) > total:
+            return self, judged
+        kept = {index * step for index in range(len(judged))}
+        return Calibration(
+            lambda: (feed for index, feed in enumerate(self) if index not in kept), self._signature
+        ), judged
+
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         given = 0
         for index, item in enumerate(self._raw()):

@@ -16,6 +16,7 @@ from edgeinfer.backends.base import QDQDialect
 from edgeinfer.devices.profile import Target
 from edgeinfer.model import Model
 from edgeinfer.quantization.correct_bias import CorrectBias
+from edgeinfer.quantization.equalize_activations import EqualizeActivations
 from edgeinfer.quantization.equalize_weights import EqualizeWeights
 from edgeinfer.quantization.quantize_static import QuantizeStatic
 from edgeinfer.quantization.round_weights import RoundWeights
@@ -27,6 +28,7 @@ __all__ = ["Attempt", "Recipe", "best_recipe"]
 
 # A step that changes the float graph must win more than chance may.
 _PREPARATION_DB = 0.5
+_HOPELESS_DB = 3.0  # more than rounding weights makes good
 _METHODS = ("mse", "minmax")
 
 
@@ -112,6 +114,25 @@ def best_recipe(
         attempt = changed.apply(model, sqnr_db)
         if attempt.sqnr_db > best.sqnr_db + _PREPARATION_DB:
             recipe, best = changed, attempt
+    mended = _mended(recipe, best, calibration, sqnr_db)
+    # It makes weights harder to round, so it is judged with RoundWeights behind it.
+    equalize = EqualizeActivations(calibration=calibration)
+    equalized = Pipeline((equalize,)).apply(model)
+    if equalized.report.modified:
+        attempt = recipe.apply(equalized.model, sqnr_db)
+        if attempt.sqnr_db > best.sqnr_db - _HOPELESS_DB:
+            attempt = attrs.evolve(attempt, steps=(*equalized.report.steps, *attempt.steps))
+            changed = attrs.evolve(recipe, before=(equalize, *recipe.before))
+            other = _mended(changed, attempt, calibration, sqnr_db)
+            if other[1].sqnr_db > mended[1].sqnr_db + _PREPARATION_DB:
+                return other
+    return mended
+
+
+def _mended(
+    recipe: Recipe, best: Attempt, calibration: Any, sqnr_db: Callable[[Model], float]
+) -> tuple[Recipe, Attempt]:
+    """Return the recipe and its model with weights rounded anew and biases corrected, where that helps."""
     for mend in (RoundWeights(calibration=calibration), CorrectBias(calibration=calibration)):
         attempt = _attempt(best.model, (mend,), sqnr_db)
         if attempt.sqnr_db > best.sqnr_db:

@@ -20,7 +20,7 @@ from edgeinfer.devices.profile import Target
 from edgeinfer.errors import CalibrationError, TransformError
 from edgeinfer.measure.speedup import measure_speedup
 from edgeinfer.model import Model
-from edgeinfer.quantization.calibration import Calibration, as_calibration
+from edgeinfer.quantization.calibration import as_calibration
 from edgeinfer.quantization.dialects import dialect_of
 from edgeinfer.quantization.fit_placement import Fit, fit_placement
 from edgeinfer.quantization.gains import LayerGains, costs_of_float, integer_nodes
@@ -68,7 +68,8 @@ class QuantizeInt8:
         spend: The share of the model's time, by layer, that may be spent on layers that go back to float
             unasked, where that buys a decibel and costs no time that can be measured on the whole; 0 to leave
             that out.
-        samples: How many feeds, spread over the calibration, the outputs are judged on.
+        samples: How many feeds, spread over the calibration, the outputs are judged on; if that is at most a
+            quarter of all, nothing is fitted on them.
         measure: Measure the speed: of each layer, to place quantizers and to weigh layers by, and of the
             result. Where the target's backend is not on this machine it is not measured, and the report says
             so; multiply-accumulates then stand for time.
@@ -82,7 +83,7 @@ class QuantizeInt8:
     keep_float: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=as_tuple)
     method: str | None = attrs.field(default=None, kw_only=True)
     spend: float = attrs.field(default=0.03, kw_only=True, validator=attrs.validators.ge(0))
-    samples: int = attrs.field(default=16, kw_only=True, validator=attrs.validators.ge(1))
+    samples: int = attrs.field(default=24, kw_only=True, validator=attrs.validators.ge(1))
     measure: bool = attrs.field(default=True, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
@@ -152,8 +153,9 @@ class _Run:
         self.options = options
         self.model = model
         self.started = started
-        self.feeds = as_calibration(options.calibration, model.signature)
-        self.judged = _spread(self.feeds, options.samples)
+        self.feeds, self.judged = as_calibration(options.calibration, model.signature).hold_out(
+            options.samples
+        )
         self.data: dict[str, Any] = {}
         self.judged_on: Target | str | None = None  # ONNX Runtime, until the target turns out to differ
         self.least_db = _BROKEN_DB  # what the outputs must keep when nothing is said about it
@@ -315,10 +317,3 @@ class _Run:
         if self._reference is None:
             self._reference = run_outputs(self.model, self.judged)
         return self._reference
-
-
-def _spread(feeds: Calibration, count: int) -> list[dict[str, Any]]:
-    """Return at most `count` feeds, evenly spread over all of them."""
-    total = sum(1 for _ in feeds)
-    step = max(1, total // count)
-    return [feed for index, feed in enumerate(feeds) if index % step == 0][:count]

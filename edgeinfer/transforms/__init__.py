@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from edgeinfer.pruning.prune_nm import PruneNM
     from edgeinfer.pruning.prune_weights import PruneWeights
     from edgeinfer.quantization.correct_bias import CorrectBias
+    from edgeinfer.quantization.equalize_activations import EqualizeActivations
     from edgeinfer.quantization.equalize_weights import EqualizeWeights
     from edgeinfer.quantization.quantize_dynamic import QuantizeDynamic
     from edgeinfer.quantization.quantize_int8 import QuantizeInt8
@@ -53,6 +54,7 @@ _HOME = {
     ),
     "ConvertOpset": "edgeinfer.transforms.convert_opset",
     "CorrectBias": "edgeinfer.quantization.correct_bias",
+    "EqualizeActivations": "edgeinfer.quantization.equalize_activations",
     "EqualizeWeights": "edgeinfer.quantization.equalize_weights",
     "FixShapes": "edgeinfer.transforms.fix_shapes",
     "FuseBatchNorm": "edgeinfer.transforms.fuse_batchnorm",
@@ -75,6 +77,7 @@ __all__ = [
     "Applied",
     "ConvertOpset",
     "CorrectBias",
+    "EqualizeActivations",
     "EqualizeWeights",
     "FixShapes",
     "FuseBatchNorm",
