@@ -69,7 +69,7 @@ class TensorSampler:
         self._taking_turns = False
         self._turns: list[list[_Group]] = []
         self._sessions: dict[_Group, Session] = {}
-        self._sizes: Session | None = None
+        self._measured: tuple[int, list[int]] = (-1, [])  # elements of a feed, and the tensors' bytes for it
         self.runs = 0
         self.notes: list[str] = []
 
@@ -132,9 +132,6 @@ class TensorSampler:
         for session in self._sessions.values():
             session.close()
         self._sessions = {}
-        if self._sizes is not None:
-            self._sizes.close()
-            self._sizes = None
 
     def __enter__(self) -> TensorSampler:
         return self
@@ -145,8 +142,6 @@ class TensorSampler:
         self.close()
 
     def _plan(self, feed: Mapping[str, np.ndarray]) -> None:
-        if self._sizes is None:
-            self._sizes = probe_sizes(self._model, self._names, threads=self._threads)
         sizes = dict(zip(self._names, self._bytes(feed), strict=True))
         total = sum(sizes.values())
         rows = self._rows_of(feed)
@@ -196,9 +191,13 @@ class TensorSampler:
         return self._sessions[group]
 
     def _bytes(self, feed: Mapping[str, np.ndarray]) -> list[int]:
-        assert self._sizes is not None
-        outputs = self._sizes.infer(feed)
-        return [int(value) * 4 for value in outputs.values()]
+        elements = sum(array.size for array in feed.values())
+        if self._measured[0] != elements:
+            # Closed at once: a session has weights and buffers of its own.
+            with probe_sizes(self._model, self._names, threads=self._threads) as session:
+                sizes = [int(value) * 4 for value in session.infer(feed).values()]
+            self._measured = (elements, sizes)
+        return self._measured[1]
 
     def _rows_of(self, feed: Mapping[str, np.ndarray]) -> int | None:
         """Return the batch size, if the feed may be cut along it."""
