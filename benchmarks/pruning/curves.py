@@ -3,10 +3,10 @@
     python benchmarks/pruning/curves.py
     python benchmarks/pruning/curves.py --only cifar10_resnet20 --keep 0.8
     python benchmarks/pruning/curves.py --accuracy-only    # anywhere; keeps the models in --cache
-    python benchmarks/pruning/curves.py --latency-only     # on an idle machine: times the models in --cache
+    python benchmarks/pruning/curves.py --latency-only     # times the models in --cache
 
 Each point is a model pruned with calibration rows and scored on the evaluation rows, and then timed on both
-runtimes, one thread, in turns with the float model. Methods:
+runtimes in turns with the float model: the processor time of one thread. Methods:
 
 - edgeinfer: PruneChannels, or PruneHeads for the text encoder, by multiply-accumulates or heads kept;
 - edgeinfer, latency on ...: PruneChannels with the same part of the latency of that runtime to keep;
@@ -33,8 +33,9 @@ from typing import Any
 import numpy as np
 
 import edgeinfer as ei
-from edgeinfer.measure.speedup import measure_speedup
+from edgeinfer import Target
 from edgeinfer.model import Model
+from edgeinfer.pruning.latency import least_ms
 from edgeinfer.transforms import (
     CorrectBias,
     FuseBatchNorm,
@@ -164,10 +165,11 @@ def times(name: str, model: Model, other: Model) -> Point:
     """Return the latencies of both models, and the part of the first that the second takes, by runtime."""
     entry: Point = {}
     for runtime in RUNTIMES:
-        result = measure_speedup(model, other, shared_models.example(name), target=runtime, seconds=4.0)
-        if result is not None:
-            entry[runtime] = round(1 / result.ratio, 4)
-            entry[f"{runtime}_ms"] = [round(result.reference_ms, 4), round(result.candidate_ms, 4)]
+        before, after = least_ms(
+            [model, other], shared_models.example(name), Target.parse(runtime), seconds=4.0
+        )
+        entry[runtime] = round(after / before, 4)
+        entry[f"{runtime}_ms"] = [round(before, 4), round(after, 4)]
     return entry
 
 

@@ -71,9 +71,9 @@ def allocate(
                 saved = -cost.change(removed, trial, name)
                 if saved <= 0 or not cost.feasible(trial, name):
                     continue
-                # What goes beyond the budget is worth nothing.
+                # What goes beyond the budget is worth nothing, and more is lost than was asked for.
                 useful = min(saved, current - budget)
-                ratio = (errors[name][level - 1] - base) / useful
+                ratio = (errors[name][level - 1] - base) / useful * (saved / useful)
                 if best is None or ratio < best[0]:
                     best = ratio, name, level, saved
         if best is None:
@@ -81,4 +81,28 @@ def allocate(
         _, name, level, saved = best
         current -= saved
         removed[name] = level
+    _give_back(removed, choices, errors, cost, budget - current)
     return {name: count for name, count in removed.items() if count}
+
+
+def _give_back(
+    removed: dict[str, int],
+    choices: Mapping[str, Sequence[int]],
+    errors: Mapping[str, Sequence[float]],
+    cost: CostModel,
+    spare: float,
+) -> None:
+    """Take back, in place, what later steps have made needless; what costs the most error first."""
+    while spare > 0:
+        gains = []
+        for name, at in removed.items():
+            for level in (0, *choices[name]) if at else ():
+                added = cost.change(removed, {**removed, name: level}, name)
+                if level < at and added <= spare:
+                    gain = errors[name][at - 1] - (errors[name][level - 1] if level else 0.0)
+                    gains.append((gain, name, level, added))
+        gain, name, level, added = max(gains, default=(0.0, "", 0, 0.0))
+        if gain <= 0:
+            return
+        removed[name] = level
+        spare -= added

@@ -5,11 +5,13 @@ layers are bound by memory. So every layer is run alone at a grid of input and o
 of any other count is interpolated. The sum over layers only says where time can be saved: whether a budget is
 met is decided by the whole model's latency, measured.
 
-On CPUs all timing is on one thread: what other work does to it is least there, and ratios carry over.
+On CPUs all timing is on one thread, and in processor time: other work on the machine hardly matters to it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import final
 
@@ -26,9 +28,9 @@ from edgeinfer.pruning.allocate import step_of
 from edgeinfer.pruning.cost import Axis, CostModel
 from edgeinfer.pruning.labels import dims
 from edgeinfer.pruning.layers import Layer
-from edgeinfer.session import Session
+from edgeinfer.signature import Signature
 
-__all__ = ["latency_cost"]
+__all__ = ["latency_cost", "least_ms"]
 
 _GRID_POINTS = 5
 _LEAST_KEPT = 0.15
@@ -108,21 +110,50 @@ def _grid(axis: Axis, multiple: int) -> tuple[int, ...]:
 
 
 def _time(layer: Layer, shapes: Mapping[str, tuple[int, ...]], outs: int, ins: int, target: Target) -> float:
-    with _session(_alone(layer, shapes, outs, ins), target) as session:
-        feed = {
-            spec.name: np.zeros([d if isinstance(d, int) else 1 for d in spec.shape or ()], spec.dtype)
-            for spec in session.signature.inputs
-        }
-        for _ in range(_RUNS):
-            session.infer(feed)
-        # Other work on the machine can only add to a time, so the least is the truest.
-        return float(session.latencies_ms[2:].min())
+    (least,) = least_ms([_alone(layer, shapes, outs, ins)], None, target, seconds=0.0)
+    return least
 
 
-def _session(model: Model, target: Target) -> Session:
+def least_ms(
+    models: Sequence[Model], feed: Mapping[str, np.ndarray] | None, target: Target, *, seconds: float
+) -> list[float]:
+    """Return the least latency of each model, run in turns. Other work can only add to it.
+
+    On a CPU it is the processor time that one thread takes, which is the latency of an idle machine even
+    where others are at work.
+
+    Args:
+        models: Models of one signature.
+        feed: The input; None for zeros.
+        target: The backend and device.
+        seconds: How long to go on, about; at least a dozen runs of each are made.
+    """
     on_cpu = target.backend in ("onnxruntime", "openvino") and target.device in ("", "CPU")
-    artifact = compile_model(model, target.backend, device=target.device or None)
-    return load(artifact, options={"threads": 1} if on_cpu else None)
+    clock = time.process_time if on_cpu else time.perf_counter
+    with contextlib.ExitStack() as stack:
+        sessions = []
+        for model in models:
+            artifact = compile_model(model, target.backend, device=target.device or None)
+            sessions.append(stack.enter_context(load(artifact, options={"threads": 1} if on_cpu else None)))
+        given = _zeros(sessions[0].signature) if feed is None else feed
+        least = [np.inf] * len(sessions)
+        ends, runs = time.monotonic() + seconds, 0
+        while runs < _RUNS or time.monotonic() < ends:
+            for index, session in enumerate(sessions):
+                started = clock()
+                session.infer(given)
+                if runs > 1:  # the first ones fill caches
+                    least[index] = min(least[index], 1e3 * (clock() - started))
+            runs += 1
+    return [float(value) for value in least]
+
+
+def _zeros(signature: Signature) -> dict[str, np.ndarray]:
+    """Return a feed of zeros, each unknown dimension being 1."""
+    return {
+        spec.name: np.zeros([d if isinstance(d, int) else 1 for d in spec.shape or ()], spec.dtype)
+        for spec in signature.inputs
+    }
 
 
 def _alone(layer: Layer, shapes: Mapping[str, tuple[int, ...]], outs: int, ins: int) -> Model:

@@ -43,7 +43,7 @@ class PruneChannels(GraphTransform):
         keep_parameters: The part of the parameters to keep, instead of `keep_macs`.
         keep_memory: The part of the bytes of weights and activations to keep, instead.
         keep_latency: The part of the latency to keep, instead: measured on the target's backend (ONNX Runtime
-            without a target) with the first sample, on one thread of a CPU.
+            without a target) with the first sample; on a CPU, one thread's processor time.
         target: Where the model will run; gives the multiple of channels and the backend to measure on.
         criterion: How channels of one group are ranked.
         multiple: The multiple that channel counts keep, instead of the target's (16 without one: what a
