@@ -93,8 +93,20 @@ def observed_shapes(model: ir.Model, feeds: Feeds) -> dict[str, tuple[int, ...]]
             if v.shape is not None
         }
     with tap(model, list(values)) as session:
-        outputs = next(run(session, [{k: v[:1] for k, v in first.items()}]))
+        outputs = next(run(session, [_one_sample(model.graph, first)]))
     return {name: array.shape for name, array in outputs.items()}
+
+
+def _one_sample(graph: ir.Graph, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the first sample of a feed, or all of it where the first axes are no batch of any size."""
+    shapes = {value.name or "": list(value.shape or ()) for value in graph.inputs}
+    elsewhere = {str(dim) for shape in shapes.values() for dim in shape[1:]}
+
+    def batched(name: str) -> bool:
+        shape = shapes.get(name, [])
+        return bool(shape) and not isinstance(shape[0], int) and str(shape[0]) not in elsewhere
+
+    return {name: array[:1] if batched(name) else array for name, array in feed.items()}
 
 
 def plan(

@@ -206,7 +206,8 @@ class _Run:
         if options.measure:
             speed = measure_speedup(model, after, self.judged[0], target=options.target)
             if speed is None:
-                notes.append("the speed was not measured: the target's backend or device is not here")
+                reason = "the target's backend or device is not here, or refuses the model"
+                notes.append(f"the speed was not measured: {reason}")
             elif speed.ratio > 1.0:
                 self.data["speedup"] = speed.ratio
                 notes.append(f"faster than float: {speed.describe()}")
@@ -230,7 +231,9 @@ class _Run:
 
     def search(self, recipe: Recipe, whole: Attempt) -> tuple[Attempt, tuple[str, ...]]:
         """Return the attempt with the fewest layers in float, in greedy order, that meets the tolerance."""
-        known, layers, _ = self.ranked(recipe, whole, self.options.samples)
+        # A layer that the target computes wrongly stands out in a few feeds.
+        feeds = self.options.samples if self.judged_on is None else _BARGAIN_FEEDS
+        known, layers, _ = self.ranked(recipe, whole, feeds)
         order = [layer.node for layer in layers]
         low, high = 0, len(order)  # with the first `high` in float it is met, with the first `low` it is not
         found = known.apply(self.model, self.sqnr_db, keep_float=order)

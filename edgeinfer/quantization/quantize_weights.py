@@ -125,6 +125,10 @@ class QuantizeWeights(GraphTransform):
             return "ONNX Runtime dequantizes a convolution's weight on each run: slower than float"
         if not np.isfinite(weight).all():
             return "its weight is not finite"
+        if weight.dtype == np.float16 and graph_of(node).opset_imports.get("", 0) < 19:
+            return (
+                "its weight is float16, which DequantizeLinear gives from opset 19 on: ConvertOpset(19) first"
+            )
         return None
 
     def _linear(self, node: ir.Node, model: ir.Model) -> str:

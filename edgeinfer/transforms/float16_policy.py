@@ -111,6 +111,8 @@ def unsafe_reason(node: ir.Node) -> str | None:
         attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()
     ):
         return "it has a subgraph, which stays in float32"
+    if "Sequence" in node.op_type or node.op_type.startswith("Optional"):
+        return "it handles a sequence"
     return _UNSAFE.get(node.op_type)
 
 

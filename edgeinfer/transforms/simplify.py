@@ -32,6 +32,7 @@ __all__ = ["Simplify"]
 SMALL_ELEMENTS = 1024
 MAX_ROUNDS = 10
 _NO_LIMIT = 1 << 62
+_SEQUENCES = ("ConcatFromSequence", "SplitToSequence")
 _KEPT = "edgeinfer.kept"  # a domain that no pass knows
 
 _RULES = (
@@ -108,7 +109,9 @@ class Simplify(GraphTransform):
                 should_fold=self._should_fold,
             )
         )
-        _run(model, passes)
+        # What the folder writes for sequences is of opset 13.
+        sequences = [] if opset >= 13 else [n for n in model.graph.all_nodes() if n.op_type in _SEQUENCES]
+        _run_without(model, passes, sequences)
         for node in list(model.graph.all_nodes()):
             _make_identity(node, opset)
         _eliminate_identities(model)
@@ -148,6 +151,16 @@ def _run(model: ir.Model, passes: list[ir.passes.PassBase]) -> None:
     ir.passes.Sequential(*passes)(model)
 
 
+def _run_without(model: ir.Model, passes: list[ir.passes.PassBase], kept: list[ir.Node]) -> None:
+    """Run passes that shall not see some nodes."""
+    domains = [node.domain for node in kept]
+    for node in kept:
+        node.domain = _KEPT
+    _run(model, passes)
+    for node, domain in zip(kept, domains, strict=True):
+        node.domain = domain
+
+
 def _eliminate_identities(model: ir.Model) -> None:
     """Remove Identity nodes, but those that give an output of their graph a name of its own.
 
@@ -155,11 +168,7 @@ def _eliminate_identities(model: ir.Model) -> None:
     has the name of another output, and when it belongs to a graph around this one.
     """
     kept = [node for node in model.graph.all_nodes() if _names_an_output(node)]
-    for node in kept:
-        node.domain = _KEPT
-    _run(model, [common_passes.IdentityEliminationPass()])
-    for node in kept:
-        node.domain = ""
+    _run_without(model, [common_passes.IdentityEliminationPass()], kept)
 
 
 def _names_an_output(node: ir.Node) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import edgeinfer as ei
 from edgeinfer.model import Model
 from edgeinfer.quantization.sensitivity import output_sqnr_db, run_outputs
-from edgeinfer.transforms import CorrectBias, QuantizeStatic, RoundWeights
+from edgeinfer.transforms import ConvertOpset, CorrectBias, QuantizeStatic, QuantizeWeights, RoundWeights
 
 CLOSE_DB = 25.0  # int8 of two layers
 
@@ -52,3 +52,26 @@ def test_a_reference_of_an_older_opset_is_named_too(model, feeds):
     stored = Model.load(quantized.to_bytes())
     mended = ei.optimize(stored, CorrectBias(reference=model), calibration=feeds)
     assert output_sqnr_db(run_outputs(model, feeds), run_outputs(mended, feeds)) > CLOSE_DB
+
+
+def test_float16_weights_need_an_opset_that_dequantizes_to_float16(half):
+    x = np.random.default_rng(0).standard_normal((4, 16)).astype(np.float16)
+    quantized = ei.optimize(half, QuantizeWeights(min_elements=1))
+    assert any("opset 19" in entry.reason for entry in quantized.report.skipped)
+    newer = ei.optimize(half, [ConvertOpset(19), QuantizeWeights(min_elements=1)])
+    assert any(node.op_type == "DequantizeLinear" for node in newer.ir.graph)
+    for model in (quantized, newer):
+        assert output_sqnr_db(run_outputs(half, [{"x": x}]), run_outputs(model, [{"x": x}])) > CLOSE_DB
+
+
+@pytest.fixture(scope="module")
+def half() -> Model:
+    proto = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        half (float16[4,16] x) => (float16[4,8] y) { y = MatMul(x, w) }
+        """
+    )
+    weight = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float16)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    return Model.load(proto)

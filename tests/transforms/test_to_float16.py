@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import edgeinfer as ei
 from edgeinfer.errors import CalibrationError, PreconditionError
 from edgeinfer.model import Model
 from edgeinfer.transforms import Simplify, ToFloat16
@@ -179,3 +180,19 @@ def test_shared_models(name, backend, models, baselines, run, tmp_path) -> None:
     for a, b in zip(run(model, feed), found, strict=True):
         a, b = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
         assert a @ b > 0.999 * np.linalg.norm(a) * np.linalg.norm(b)
+
+
+def test_sequences_stay_in_float32(parse) -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 12]>
+        joined (float[2,3] x) => (float[2,2,3] y) {
+            changed = Relu(x)
+            both = SequenceConstruct(changed, x)
+            y = ConcatFromSequence<axis = 0, new_axis = 1>(both)
+        }"""
+    )
+    after = ei.optimize(model, [Simplify(), ToFloat16()])
+    assert sum("sequence" in entry.reason for entry in after.report.skipped) == 2
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with ei.load(ei.compile(after, "onnxruntime")) as session:
+        np.testing.assert_array_equal(session.infer({"x": x})["y"], np.stack([x, x]))
