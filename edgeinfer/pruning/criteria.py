@@ -107,7 +107,9 @@ def compensated(layer: Layer, moments: MomentObserver, columns: np.ndarray) -> t
     stay = np.setdiff1d(np.arange(weight.shape[2]), columns)
     result = np.zeros_like(weight)
     for g in range(weight.shape[0]):
-        h = cov[g] + _damping(moments, len(cov[g])) * np.trace(cov[g]) / len(cov[g]) * np.eye(len(cov[g]))
+        size = len(cov[g])
+        # The last term is for inputs that are all zero: what a dead layer makes.
+        h = cov[g] + (_damping(moments, size) * np.trace(cov[g]) / size + 1e-12) * np.eye(size)
         result[g][:, stay] = np.linalg.solve(h[np.ix_(stay, stay)], h[stay] @ weight[g].T).T
     shift = np.einsum("grk,gk->gr", weight - result, mean)
     return result, shift

@@ -50,3 +50,24 @@ def test_channels_are_pruned_whatever_the_first_axes_are(text, shapes):
     pruned = ei.optimize(model, PruneChannels(keep_macs=0.7, calibration=feeds))
     assert pruned.signature == model.signature
     assert pruned.nbytes < 0.8 * model.nbytes
+
+
+def test_a_dead_layer_is_pruned_like_any_other():
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        dead (float[1,4,6,6] x) => (float[1,4,6,6] y) {
+            nothing = Conv(x, w)
+            active = Relu(nothing)
+            y = Conv(active, v)
+        }
+        """
+    )
+    alive = rng.standard_normal((4, 8, 1, 1)).astype(np.float32)
+    for name, weight in {"w": np.zeros((8, 4, 1, 1), np.float32), "v": alive}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    feeds = [{"x": rng.standard_normal((1, 4, 6, 6)).astype(np.float32)} for _ in range(6)]
+    pruned = ei.optimize(proto, PruneChannels(keep_macs=0.7, calibration=feeds))
+    with ei.load(ei.compile(pruned, "onnxruntime")) as session:
+        np.testing.assert_allclose(session.infer(feeds[0])["y"], 0.0, atol=1e-6)
