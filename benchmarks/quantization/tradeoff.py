@@ -27,8 +27,9 @@ from peers_table import PEERS, run_in
 from run_table import METRIC, sqnr_db
 
 import edgeinfer as ei
+from edgeinfer.quantization.gains import LayerGains, costs_of_float
 from edgeinfer.quantization.quantize_int8 import QuantizeInt8
-from edgeinfer.quantization.sensitivity import Sensitivity
+from edgeinfer.quantization.sensitivity import LayerSensitivity, Sensitivity
 from edgeinfer.transforms import FuseBatchNorm, Simplify
 
 RESULTS = Path(__file__).with_name("results")
@@ -100,12 +101,12 @@ class Case:
         options = QuantizeInt8(calibration=feeds, target=self.backend)
         whole = options.apply(base)
         first = self.point(whole.model.to_bytes(), in_float=0)
-        order = _order(whole.report.data.get("sensitivity"))
+        order = _order(whole.report.data.get("sensitivity"), whole.report.data.get("gains"))
         most = len(order) // 2
         counts = sorted({round(most ** (i / (points - 1))) for i in range(points)}) if most > 1 else []
         found = [first]
         for count in counts:
-            candidate = attrs.evolve(options, keep_float=order[:count], spend=0, measure=False)
+            candidate = attrs.evolve(options, keep_float=order[:count], spend=0)
             found.append(self.point(candidate.apply(base).model.to_bytes(), in_float=count))
         return found
 
@@ -122,13 +123,14 @@ class Case:
         return found
 
 
-def _order(table: Sensitivity | None) -> list[str]:
-    """Return the layers by noise per multiply-accumulate, most first."""
+def _order(table: Sensitivity | None, gains: LayerGains | None) -> list[str]:
+    """Return the layers by noise per time, most first, as the search orders them."""
     if table is None:
         return []
+    costs = costs_of_float({layer.node: float(layer.macs or 0) for layer in table.layers}, gains)
 
-    def worth(layer: Any) -> float:
-        return float(10 ** (-layer.sqnr_db / 10) / max(layer.macs or 1, 1))
+    def worth(layer: LayerSensitivity) -> float:
+        return float(10 ** (-layer.sqnr_db / 10) / max(costs[layer.node], 1e-9))
 
     return [layer.node for layer in sorted(table.layers, key=worth, reverse=True)]
 
