@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, final
 
 import attrs
@@ -19,7 +19,7 @@ from edgeinfer.pruning.feeds import Feeds
 from edgeinfer.pruning.frontier import run, tap
 from edgeinfer.pruning.groups import Dependencies, analyze
 from edgeinfer.pruning.latency import latency_cost, least_ms
-from edgeinfer.pruning.sensitivity import measured_errors
+from edgeinfer.pruning.sensitivity import measured_errors, plan_error
 from edgeinfer.pruning.statistics import input_moments, split_feeds
 from edgeinfer.pruning.surgery import remove_channels
 from edgeinfer.quantization.moments import MomentObserver
@@ -30,6 +30,8 @@ __all__ = ["Budget", "Plan", "Settings", "few", "plan"]
 _TRIALS = 6
 _CLOSE = 0.03
 _SECONDS = 2.0
+# Errors of groups do not just add up: below 1 a plan takes much from few groups, above 1 little from many.
+_POWERS = (0.5, 1.0, 2.0)
 
 
 @final
@@ -141,24 +143,54 @@ def plan(
         for group in track(groups, "ranking channels", progress=settings.progress)
     }
     errors: Mapping[str, Sequence[float]] = {name: ranking.errors for name, ranking in rankings.items()}
-    if held and settings.measure:
-        some = few(held, settings.measure)
+    some = few(held, settings.measure) if held else []
+    if some:
         errors = measured_errors(model, groups, rankings, moments, some, progress=settings.progress)
     if settings.budget.metric == "latency":
         counts, before, after = _by_latency(model, dependencies, errors, rankings, settings, budget)
     else:
-        shapes = observed_shapes(model, feeds or ())
-        cost = CostModel.of(model.graph, dependencies, settings.budget.metric, shapes)
-        before = cost.cost({})
-        limit = before * settings.budget.keep if budget is None else budget
-        counts = allocate(groups, errors, cost, limit, multiple=settings.multiple)
-        after = cost.cost(counts)
+
+        def trial(counts: Mapping[str, int]) -> float:
+            return plan_error(model, groups, _chosen(rankings, counts), moments, some)
+
+        counts, before, after = _by_cost(
+            model, dependencies, errors, settings, budget, trial if some else None
+        )
     return Plan(
-        removed={name: rankings[name].order[:count] for name, count in counts.items()},
+        removed=_chosen(rankings, counts),
         before=before,
         after=after,
         moments=moments,
     )
+
+
+def _chosen(rankings: Mapping[str, Ranking], counts: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    return {name: rankings[name].order[:count] for name, count in counts.items()}
+
+
+def _by_cost(
+    model: ir.Model,
+    dependencies: Dependencies,
+    errors: Mapping[str, Sequence[float]],
+    settings: Settings,
+    budget: float | None,
+    trial: Callable[[Mapping[str, int]], float] | None,
+) -> tuple[dict[str, int], float, float]:
+    """Return the channels to remove from each group, and the cost before and after.
+
+    Of several plans the one is taken that `trial` finds the least error with.
+    """
+    shapes = observed_shapes(model, settings.feeds or ())
+    cost = CostModel.of(model.graph, dependencies, settings.budget.metric, shapes)
+    before = cost.cost({})
+    limit = before * settings.budget.keep if budget is None else budget
+    plans: list[dict[str, int]] = []
+    for power in (1.0,) if trial is None else _POWERS:
+        bent = {name: [error**power for error in curve] for name, curve in errors.items()}
+        counts = allocate(dependencies.groups, bent, cost, limit, multiple=settings.multiple)
+        plans += [counts] if counts not in plans else []
+    best = plans[0] if trial is None or len(plans) == 1 else min(plans, key=trial)
+    return best, before, cost.cost(best)
 
 
 def _by_latency(
@@ -185,7 +217,8 @@ def _by_latency(
         settings.multiple,
         progress=settings.progress,
     )
-    feed = next(iter(few(feeds, 1)), None)
+    first = next(iter(feeds), None)
+    feed = None if first is None else _one_sample(model.graph, first)
     aim, saved = settings.budget.keep, 1 - settings.budget.keep
     tried: list[tuple[bool, float, dict[str, int], float, float]] = []
     for _ in track(range(_TRIALS), "measuring plans", progress=settings.progress):
@@ -217,7 +250,8 @@ def _pruned(model: ir.Model, rankings: Mapping[str, Ranking], counts: Mapping[st
     """Return the graph without some channels; nothing is compensated: it is only timed."""
     work = model.clone()
     dependencies = analyze(work.graph)
-    gone = [dependencies.members[g][c] for g, n in counts.items() for c in rankings[g].order[:n]]
+    chosen = _chosen(rankings, counts)
+    gone = [dependencies.members[name][c] for name, channels in chosen.items() for c in channels]
     remove_channels(work, dependencies, gone)
     return work
 

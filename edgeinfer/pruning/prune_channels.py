@@ -33,7 +33,8 @@ class PruneChannels(GraphTransform):
 
     Coupled channels (residual streams, concatenations, shuffles, depthwise layers) go together. Which ones go
     is decided by a second-order criterion within each group and by the measured error of the model's outputs
-    across groups. After that every layer behind a change is refitted by least squares, in topological order.
+    across groups; of several plans the one with the least joint error is taken. After that every layer behind
+    a change is refitted by least squares, in topological order.
 
     Without calibration the criterion falls back to magnitude and nothing is refitted; the report says so.
 

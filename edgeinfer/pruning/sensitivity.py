@@ -21,7 +21,7 @@ from edgeinfer.pruning.layers import Layer, find_layers, read_weight, write_weig
 from edgeinfer.pruning.shapes import add_constant
 from edgeinfer.quantization.moments import MomentObserver
 
-__all__ = ["compensate", "measured_errors", "output_error", "scored_outputs"]
+__all__ = ["compensate", "measured_errors", "output_error", "plan_error", "scored_outputs"]
 
 _FRACTIONS = (0.125, 0.25, 0.5, 0.75)
 
@@ -92,7 +92,8 @@ def measured_errors(
         )
         points = [(0, 0.0)]
         for count in counts or [1]:
-            candidate = _without(model, group, rankings[group.name].order[:count], moments)
+            removed = {group.name: rankings[group.name].order[:count]}
+            candidate = _without(model, [group], removed, moments)
             points.append((count, output_error(candidate, wanted, frontier)))
         result[group.name] = _interpolate(local, points)
     return result
@@ -114,12 +115,28 @@ def _interpolate(local: np.ndarray, points: Sequence[tuple[int, float]]) -> list
     return [float(error) for error in np.maximum.accumulate(curve)[1:]]
 
 
+def plan_error(
+    model: ir.Model,
+    groups: Sequence[ChannelGroup],
+    removed: Mapping[str, Sequence[int]],
+    moments: Mapping[str, MomentObserver],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+) -> float:
+    """Return the error of the outputs when channels of several groups are gone, see `measured_errors`."""
+    with tap(model, scored_outputs(model)) as session:
+        wanted = list(run(session, feeds))
+    return output_error(_without(model, groups, removed, moments), wanted, Frontier(feeds=feeds))
+
+
 def _without(
-    model: ir.Model, group: ChannelGroup, channels: Sequence[int], moments: Mapping[str, MomentObserver]
+    model: ir.Model,
+    groups: Sequence[ChannelGroup],
+    removed: Mapping[str, Sequence[int]],
+    moments: Mapping[str, MomentObserver],
 ) -> ir.Model:
     """Return the graph with some channels unread, and the layers that read them compensated."""
     work = model.clone()
-    compensate(work, [group], {group.name: channels}, moments)
+    compensate(work, groups, removed, moments)
     return work
 
 
