@@ -236,11 +236,11 @@ class _Run:
         known, prepared, layers, _ = self.ranked(recipe, whole, feeds)
         order = [layer.node for layer in layers]
         low, high = 0, len(order)  # with the first `high` in float it is met, with the first `low` it is not
-        found = known.apply(prepared, self.sqnr_db, keep_float=order)
+        found = self.attempt(known, prepared, order)
         while high - low > 1:
             # Few layers usually do, so the first steps are small: 1, 2, 4, …
             middle = (low + high) // 2 if high < len(order) else min(high - 1, max(1, 2 * low))
-            attempt = known.apply(prepared, self.sqnr_db, keep_float=order[:middle])
+            attempt = self.attempt(known, prepared, order[:middle])
             if self.meets(attempt):
                 high, found = middle, attempt
             else:
@@ -263,7 +263,7 @@ class _Run:
             cheap.append(layer.node)
         if not cheap:
             return whole, ()
-        attempt = known.apply(prepared, self.sqnr_db, keep_float=cheap)
+        attempt = self.attempt(known, prepared, cheap)
         if attempt.sqnr_db < whole.sqnr_db + _BARGAIN_DB or quantized_for(attempt.model.ir) is None:
             return whole, ()
         speed = measure_speedup(whole.model, attempt.model, self.judged[0], target=self.options.target)
@@ -273,7 +273,7 @@ class _Run:
 
     def ranked(
         self, recipe: Recipe, whole: Attempt, samples: int, nodes: Collection[str] | None = None
-    ) -> tuple[Recipe, Model, list[LayerSensitivity], dict[str, float]]:
+    ) -> tuple[Recipe, TransformResult, list[LayerSensitivity], dict[str, float]]:
         """Rank layers for giving them back to float.
 
         Returns:
@@ -281,9 +281,9 @@ class _Run:
             time, most first, and their times.
         """
         ranges = ranges_of(whole.model.ir)
-        prepared = Pipeline(recipe.before).apply(self.model).model
+        prepared = Pipeline(recipe.before).apply(self.model)
         table = sensitivity(
-            prepared,
+            prepared.model,
             self.feeds,
             target=self.options.target,
             samples=samples,
@@ -302,6 +302,11 @@ class _Run:
             return float(10.0 ** (-layer.sqnr_db / 10) / max(costs[layer.node], 1e-9))
 
         return known, prepared, sorted(layers, key=noise_per_time, reverse=True), costs
+
+    def attempt(self, known: Recipe, prepared: TransformResult, keep_float: Collection[str]) -> Attempt:
+        """Apply the rest of a recipe to what its first steps made, with some layers in float."""
+        attempt = known.apply(prepared.model, self.sqnr_db, keep_float=keep_float)
+        return attrs.evolve(attempt, steps=(*prepared.report.steps, *attempt.steps))
 
     def meets(self, attempt: Attempt) -> bool:
         """Whether an attempt keeps every tolerance that was given."""
