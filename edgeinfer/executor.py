@@ -19,7 +19,7 @@ from edgeinfer.model import Model
 from edgeinfer.registry import get_backend
 from edgeinfer.session import Session
 
-__all__ = ["expose", "probe", "probe_sizes"]
+__all__ = ["expose", "probe", "probe_sizes", "reference_session"]
 
 
 def expose(model: Model, names: Sequence[str]) -> Model:
@@ -40,6 +40,16 @@ def expose(model: Model, names: Sequence[str]) -> Model:
         work.graph.outputs.append(value)
     common_passes.RemoveUnusedNodesPass()(work)
     return Model(work, model.path)
+
+
+def reference_session(model: Model, *, threads: int = 0) -> Session:
+    """Return a session that computes the model's own outputs, without the trial run of `compile`.
+
+    Args:
+        model: The model.
+        threads: Threads within an operator; 0 lets the runtime choose.
+    """
+    return _session(model, threads)
 
 
 def probe(model: Model, names: Sequence[str], *, threads: int = 0) -> Session:

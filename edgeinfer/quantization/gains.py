@@ -78,6 +78,10 @@ class LayerGains:
     float_us: float
     int8_us: float
 
+    def nodes_within(self, us: float) -> set[str]:
+        """Return the names of the layers in which int8 gains at most so many microseconds."""
+        return {layer.node for layer in self.layers if layer.gain_us <= us}
+
     def table(self) -> Table:
         """Return one row a layer."""
         rows = [

@@ -35,6 +35,11 @@ def prepare(model: ir.Model) -> None:
         for index, value in enumerate(node.outputs):
             if value.name is None:
                 value.name = f"{node.name}_output_{index}"
+    values = [value for node in model.graph for value in node.outputs]
+    if all(
+        value.type is not None and value.shape is not None and value.shape.is_static() for value in values
+    ):
+        return
     infer_shapes(model, data_prop=True)
 
 

@@ -11,7 +11,7 @@ meets the tolerance.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, final
 
 import attrs
@@ -33,7 +33,7 @@ from edgeinfer.quantization.sensitivity import (
     sensitivity,
 )
 from edgeinfer.quantization.state import quantized_for, ranges_of
-from edgeinfer.transforms.base import ReportBuilder, Skipped, TransformReport, TransformResult
+from edgeinfer.transforms.base import Pipeline, ReportBuilder, Skipped, TransformReport, TransformResult
 from edgeinfer.values import as_tuple
 
 __all__ = ["QuantizeInt8"]
@@ -233,14 +233,14 @@ class _Run:
         """Return the attempt with the fewest layers in float, in greedy order, that meets the tolerance."""
         # A layer that the target computes wrongly stands out in a few feeds.
         feeds = self.options.samples if self.judged_on is None else _BARGAIN_FEEDS
-        known, layers, _ = self.ranked(recipe, whole, feeds)
+        known, prepared, layers, _ = self.ranked(recipe, whole, feeds)
         order = [layer.node for layer in layers]
         low, high = 0, len(order)  # with the first `high` in float it is met, with the first `low` it is not
-        found = known.apply(self.model, self.sqnr_db, keep_float=order)
+        found = self.attempt(known, prepared, order)
         while high - low > 1:
             # Few layers usually do, so the first steps are small: 1, 2, 4, …
             middle = (low + high) // 2 if high < len(order) else min(high - 1, max(1, 2 * low))
-            attempt = known.apply(self.model, self.sqnr_db, keep_float=order[:middle])
+            attempt = self.attempt(known, prepared, order[:middle])
             if self.meets(attempt):
                 high, found = middle, attempt
             else:
@@ -249,10 +249,11 @@ class _Run:
 
     def bargain(self, recipe: Recipe, whole: Attempt) -> tuple[Attempt, tuple[str, ...]]:
         """Return the attempt with cheap, noisy layers in float if it is closer and as fast, else `whole`."""
-        known, layers, costs = self.ranked(recipe, whole, _BARGAIN_FEEDS)
-        left = self.options.spend * (
-            self.gains.int8_us if self.gains is not None else sum(layer.macs or 0 for layer in layers)
-        )
+        spend, affordable = self.options.spend, None
+        if self.gains is not None:
+            affordable = self.gains.nodes_within(spend * self.gains.int8_us)
+        known, prepared, layers, costs = self.ranked(recipe, whole, _BARGAIN_FEEDS, affordable)
+        left = spend * (self.gains.int8_us if self.gains is not None else sum(costs.values()))
         cheap = []
         for layer in layers:
             cost = costs[layer.node]
@@ -262,7 +263,7 @@ class _Run:
             cheap.append(layer.node)
         if not cheap:
             return whole, ()
-        attempt = known.apply(self.model, self.sqnr_db, keep_float=cheap)
+        attempt = self.attempt(known, prepared, cheap)
         if attempt.sqnr_db < whole.sqnr_db + _BARGAIN_DB or quantized_for(attempt.model.ir) is None:
             return whole, ()
         speed = measure_speedup(whole.model, attempt.model, self.judged[0], target=self.options.target)
@@ -271,21 +272,28 @@ class _Run:
         return attempt, tuple(cheap)
 
     def ranked(
-        self, recipe: Recipe, whole: Attempt, samples: int
-    ) -> tuple[Recipe, list[LayerSensitivity], dict[str, float]]:
-        """Return the recipe with its ranges known, layers by noise per time, most first, with their times."""
+        self, recipe: Recipe, whole: Attempt, samples: int, nodes: Collection[str] | None = None
+    ) -> tuple[Recipe, TransformResult, list[LayerSensitivity], dict[str, float]]:
+        """Rank layers for giving them back to float.
+
+        Returns:
+            The rest of the recipe with its ranges known, what it is to be applied to, the layers by noise per
+            time, most first, and their times.
+        """
         ranges = ranges_of(whole.model.ir)
+        prepared = Pipeline(recipe.before).apply(self.model)
         table = sensitivity(
-            self.model,
+            prepared.model,
             self.feeds,
             target=self.options.target,
             samples=samples,
             method=recipe.quantize.method,
-            ranges=None if recipe.before else ranges,
+            ranges=ranges,
             on_target=self.judged_on is not None,
+            nodes=nodes,
         )
         self.data["sensitivity"] = table
-        known = attrs.evolve(recipe, quantize=attrs.evolve(recipe.quantize, ranges=ranges))
+        known = attrs.evolve(recipe, before=(), quantize=attrs.evolve(recipe.quantize, ranges=ranges))
         integer = integer_nodes(whole.model.ir)
         layers = [layer for layer in table.layers if layer.node in integer]
         costs = costs_of_float({layer.node: float(layer.macs or 0) for layer in layers}, self.gains)
@@ -293,7 +301,12 @@ class _Run:
         def noise_per_time(layer: LayerSensitivity) -> float:
             return float(10.0 ** (-layer.sqnr_db / 10) / max(costs[layer.node], 1e-9))
 
-        return known, sorted(layers, key=noise_per_time, reverse=True), costs
+        return known, prepared, sorted(layers, key=noise_per_time, reverse=True), costs
+
+    def attempt(self, known: Recipe, prepared: TransformResult, keep_float: Collection[str]) -> Attempt:
+        """Apply the rest of a recipe to what its first steps made, with some layers in float."""
+        attempt = known.apply(prepared.model, self.sqnr_db, keep_float=keep_float)
+        return attrs.evolve(attempt, steps=(*prepared.report.steps, *attempt.steps))
 
     def meets(self, attempt: Attempt) -> bool:
         """Whether an attempt keeps every tolerance that was given."""

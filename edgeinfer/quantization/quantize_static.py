@@ -106,7 +106,11 @@ class QuantizeStatic(GraphTransform):
         prepare(model)
         samples = as_calibration(self.calibration, Model(model).signature)
         placement = place(
-            model, dialect, keep_float=self.keep_float, skip=report.skip, shapes=_shapes(model, samples)
+            model,
+            dialect,
+            keep_float=self.keep_float,
+            skip=report.skip,
+            shapes=_shapes(model, samples) if dialect.costs is not None else None,
         )
         if not placement.regions:
             refuse_half(model)
@@ -137,10 +141,12 @@ class QuantizeStatic(GraphTransform):
         """Find the ranges of all tensors that any dialect quantizes, so that RetargetQDQ has them."""
         dtype = self.activation_dtype or dialect.activation_dtype
         names = [name for group in placement.groups for name in group]
+        known = dict(self.ranges or {})
+        if known.keys() >= set(names):
+            return known
         for each in known_dialects():
             other = place(model.ir, attrs.evolve(each, costs=None), keep_float=self.keep_float)
             names += [str(value.name) for value in other.tensors]
-        known = dict(self.ranges or {})
         observers = {
             name: make_observer(self.method, dtype=dtype, symmetric=dialect.activation_symmetric)
             for name in dict.fromkeys(names)

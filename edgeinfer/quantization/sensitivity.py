@@ -8,7 +8,7 @@ ones to give back to float first.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, final
 
 import attrs
@@ -21,6 +21,7 @@ from edgeinfer.backends.base import QDQDialect
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import Table, track
 from edgeinfer.errors import EdgeInferError
+from edgeinfer.executor import reference_session
 from edgeinfer.measure.closeness import ClosenessAccumulator
 from edgeinfer.measure.inspect import inspect
 from edgeinfer.model import Model, ModelSource
@@ -120,6 +121,7 @@ def sensitivity(
     method: str = "mse",
     ranges: Mapping[str, tuple[float, float]] | None = None,
     on_target: bool = False,
+    nodes: Collection[str] | None = None,
     progress: bool | None = None,
 ) -> Sensitivity:
     """Quantize one layer at a time and measure what that does to the outputs.
@@ -133,6 +135,7 @@ def sensitivity(
         method: How ranges are found; see `QuantizeStatic`.
         ranges: Ranges that are known already; see `QuantizeStatic`.
         on_target: Run the int8 models in the target's own runtime where that is here, not in ONNX Runtime.
+        nodes: The names of the nodes to measure; None for all that would run in integers.
         progress: Show it; None in a terminal or notebook only.
 
     Raises:
@@ -151,7 +154,8 @@ def sensitivity(
     macs = {cost.node: cost.macs for cost in inspect(loaded, shapes=_shapes_of(judged)).nodes}
     known = ranges_of(whole.ir)
     found = []
-    for node in track(layers, "sensitivity", progress=progress):
+    measured = [node for node in layers if nodes is None or node.name in nodes]
+    for node in track(measured, "sensitivity", progress=progress):
         others = [str(other.name) for other in layers if other.name != node.name]
         single = attrs.evolve(quantize, ranges=known, keep_float=others)
         candidate = single.apply(loaded).model
@@ -196,12 +200,10 @@ def run_outputs(
     parsed = Target.parse(target) if target is not None and not isinstance(target, QDQDialect) else None
     if parsed is not None and parsed.backend != _REFERENCE:
         with contextlib.suppress(EdgeInferError):  # not here, or it does not take the model
-            return _run_outputs(model, feeds, parsed)
-    return _run_outputs(model, feeds, Target(backend=_REFERENCE))
-
-
-def _run_outputs(model: Model, feeds: Any, target: Target) -> Outputs:
-    with load(compile_model(model, target.backend, device=target.device or None)) as session:
+            artifact = compile_model(model, parsed.backend, device=parsed.device or None)
+            with load(artifact) as session:
+                return [list(session.infer(dict(feed)).values()) for feed in feeds]
+    with reference_session(model) as session:
         return [list(session.infer(dict(feed)).values()) for feed in feeds]
 
 
