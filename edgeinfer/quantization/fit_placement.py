@@ -18,7 +18,7 @@ from edgeinfer.devices.profile import Target
 from edgeinfer.measure.speedup import Speedup, measure_speedup
 from edgeinfer.model import Model
 from edgeinfer.quantization.dialects import dialect_of
-from edgeinfer.quantization.gains import LayerGains, layer_gains
+from edgeinfer.quantization.gains import LayerGain, LayerGains, layer_gains
 from edgeinfer.quantization.quantize_static import QuantizeStatic
 from edgeinfer.quantization.state import quantized_for
 from edgeinfer.transforms.base import Skipped
@@ -79,24 +79,26 @@ def fit_placement(
     if gains is None:
         return Fit(dialect=dialect)
     slow = sorted((layer for layer in gains.layers if layer.slower), key=lambda layer: layer.gain_us)
-    # All of them, or else those that lose most: a float layer among int8 ones needs quantizers around it.
-    for layers in dict.fromkeys((tuple(slow), tuple(slow[: (len(slow) + 1) // 2]))):
-        names = {layer.node for layer in layers}
-        if not names:
-            break
-        speed = trial.faster(best, trial.quantized(dialect, names))
-        if speed:
-            slower = [
-                Skipped(
-                    layer.node,
-                    f"slower in int8 here: {layer.int8_us:.1f} µs against {layer.float_us:.1f} in float; "
-                    f"with {len(names)} such layers in float the model is {speed.ratio:.2f}x as fast",
-                )
-                for layer in layers
-            ]
-            kept = [layer for layer in gains.layers if layer.node not in names]
-            return Fit(dialect=dialect, slower=slower, gains=attrs.evolve(gains, layers=kept))
-    return Fit(dialect=dialect, gains=gains)
+    # All of them, or those that lose most: a float layer among int8 ones needs quantizers around it.
+    sizes = dict.fromkeys((len(slow), (len(slow) + 1) // 2, min(len(slow), 1)))
+    found: tuple[Speedup, list[LayerGain]] | None = None
+    for size in filter(None, sizes):
+        speed = trial.faster(best, trial.quantized(dialect, {layer.node for layer in slow[:size]}))
+        if speed is not None and (found is None or speed.ratio > found[0].ratio):
+            found = speed, slow[:size]
+    if found is None:
+        return Fit(dialect=dialect, gains=gains)
+    speed, layers = found
+    slower = [
+        Skipped(
+            layer.node,
+            f"slower in int8 here: {layer.int8_us:.1f} µs against {layer.float_us:.1f} in float; "
+            f"with {len(layers)} such layers in float the model is {speed.ratio:.2f}x as fast",
+        )
+        for layer in layers
+    ]
+    kept = [layer for layer in gains.layers if layer not in layers]
+    return Fit(dialect=dialect, slower=slower, gains=attrs.evolve(gains, layers=kept))
 
 
 @attrs.frozen
