@@ -1,11 +1,11 @@
 """The table of quantizers: ours beside the peers, in ONNX Runtime and OpenVINO, measured in one run.
 
-    python benchmarks/quantization/peers_table.py [--peer-python PYTHON] [--peer-metrics] OUT [MODEL ...]
+    python benchmarks/quantization/peers_table.py [--peer-python PYTHON] [--peer-metrics] [--reuse] OUT [MODEL …]
 
 Ours is one call, `optimize(model, target=..., calibration=...)`. The peers quantize in an environment of
 their own, which is made and filled when none is given (`peers.py`). For each cell: the metric on the
 evaluation rows (the peers' only with --peer-metrics: it takes long), the SQNR of the outputs against float
-on 16 evaluation feeds, the speed-up over the same runtime's float32 on one thread (interleaved, medians).
+on 16 evaluation feeds, the speed-up over the same runtime's float32 on one thread (see `speedup`).
 Lines are printed and appended to OUT/table.jsonl as they are measured.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import shared_models as shared
-from run_table import METRIC, interleaved_ms, sqnr_db
+from run_table import METRIC, speedup, sqnr_db
 
 import edgeinfer as ei
 
@@ -61,10 +61,10 @@ def measure(
     closeness = [sqnr_db([a[i] for a, _ in pairs], [b[i] for _, b in pairs]) for i in range(len(pairs[0][0]))]
     feed = shared.example(name)
     fast_float, fast = (run_in(backend, each, name, fixed=True) for each in (original, model))
-    float_ms, int_ms = interleaved_ms([lambda: fast_float(feed), lambda: fast(feed)], seconds)
+    ratio, int_ms = speedup(lambda: fast_float(feed), lambda: fast(feed), seconds)
     cell: dict[str, object] = {
         "sqnr_db": round(min(float(np.mean(closeness)), 200.0), 1),
-        "speedup": round(float_ms / int_ms, 2),
+        "speedup": round(ratio, 2),
         "ms": round(int_ms, 4),
     }
     if metric:
@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--peer-python")
     parser.add_argument("--peer-metrics", action="store_true")
     parser.add_argument("--no-metrics", action="store_true")
+    parser.add_argument("--reuse", action="store_true", help="measure our models of the last run again")
     parser.add_argument("--seconds", type=float, default=1.0)
     given = parser.parse_args()
     names = given.models or shared.names()
@@ -95,7 +96,14 @@ def main() -> None:
         for backend in ("onnxruntime", "openvino"):
             started = time.perf_counter()
             try:
-                model = ei.optimize(shared.path(name), target=backend, calibration=shared.calibration(name))
+                kept = given.out / f"{name}.edgeinfer_{backend}.onnx"
+                if given.reuse and kept.is_file():
+                    model = ei.Model.load(kept)
+                else:
+                    model = ei.optimize(
+                        shared.path(name), target=backend, calibration=shared.calibration(name)
+                    )
+                    model.save(kept)
                 took = round(time.perf_counter() - started, 1)
                 cell = measure(
                     name, backend, model.to_bytes(), metric=not given.no_metrics, seconds=given.seconds

@@ -3,7 +3,7 @@
     python benchmarks/quantization/run_table.py [--backends onnxruntime,openvino] [--method mse] [MODEL ...]
 
 For each model: the task's metric on the evaluation rows, the output's SQNR against the float model (in dB),
-and the speed-up over the same runtime's float32 on one thread (interleaved runs, medians).
+and the speed-up over the same runtime's float32 on one thread (see `speedup`).
 """
 
 from __future__ import annotations
@@ -31,22 +31,29 @@ def sqnr_db(float_outputs: list[np.ndarray], outputs: list[np.ndarray]) -> float
     return float(10 * np.log10(signal / max(error, 1e-30)))
 
 
-def interleaved_ms(calls: list[Callable[[], object]], seconds: float) -> list[float]:
-    """Return each call's median time in milliseconds; the calls take turns, so that noise meets all alike."""
-    for call in calls:
+def speedup(base: Callable[[], object], call: Callable[[], object], seconds: float) -> tuple[float, float]:
+    """Return how many times as fast as `base` a call is, and its time in milliseconds.
+
+    The median over bursts that take turns. Time is processor time, which on one thread is the latency of an
+    idle machine even where others are at work.
+    """
+    for each in (base, call):
         for _ in range(5):
-            call()
-    times: list[list[float]] = [[] for _ in calls]
-    end = time.perf_counter() + seconds * len(calls)
-    while time.perf_counter() < end or len(times[0]) < 9:
-        for call, taken in zip(calls, times, strict=True):
+            each()
+    pairs = []
+    end = time.perf_counter() + 2 * seconds
+    while time.perf_counter() < end or len(pairs) < 9:
+        pair = []
+        for each in (base, call):
             burst = []
             for _ in range(5):
-                start = time.perf_counter()
-                call()
-                burst.append(time.perf_counter() - start)
-            taken.append(min(burst))
-    return [1e3 * float(np.median(taken)) for taken in times]
+                started = time.process_time()
+                each()
+                burst.append(time.process_time() - started)
+            pair.append(min(burst))
+        pairs.append(pair)
+    times = np.array(pairs)
+    return float(np.median(times[:, 0] / times[:, 1])), 1e3 * float(np.median(times[:, 1]))
 
 
 def runner(backend: str, model: bytes, name: str, fixed: bool) -> shared.Run:
@@ -70,9 +77,9 @@ def measure(name: str, backend: str, quantize: QuantizeStatic, *, accuracy: bool
     closeness = [sqnr_db([a[i] for a, _ in pairs], [b[i] for _, b in pairs]) for i in range(len(pairs[0][0]))]
     feed = shared.example(name)
     fast_float, fast_int = runner(backend, before, name, True), runner(backend, after, name, True)
-    float_ms, int_ms = interleaved_ms([lambda: fast_float(feed), lambda: fast_int(feed)], seconds)
+    ratio, int_ms = speedup(lambda: fast_float(feed), lambda: fast_int(feed), seconds)
     line = f"{name:24} {backend:12} SQNR {np.mean(closeness):5.1f} dB (worst {min(closeness):5.1f})  "
-    line += f"{float_ms / int_ms:5.2f}x ({float_ms:.3f} -> {int_ms:.3f} ms)  made in {took:.1f} s"
+    line += f"{ratio:5.2f}x ({int_ms:.3f} ms)  made in {took:.1f} s"
     if accuracy:
         metrics = shared.evaluate(name, run_int)
         line += f"  {metrics_text(name, metrics)}"

@@ -6,7 +6,7 @@ OUT is the folder of `peers.py` or `peers_table.py` with the peers' models; thos
 out. Ours starts with `optimize(model, target=..., calibration=...)` and gives layers back to float in the
 order of its search: the most noise for the least time first. The most layers in float are half of them. For
 each point: SQNR against float on 16 evaluation feeds, the speed-up over the same runtime's float32 on one
-thread (every point takes turns with float; the median of the ratios), and with --metric the task's metric.
+thread (every point takes turns with float), and with --metric the task's metric.
 Writes `tradeoff.json` and `tradeoff.png` to `benchmarks/quantization/results/`; with --only, the other curves
 in `tradeoff.json` are kept.
 """
@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ import attrs
 import numpy as np
 import shared_models as shared
 from peers_table import PEERS, run_in
-from run_table import METRIC, sqnr_db
+from run_table import METRIC, speedup, sqnr_db
 
 import edgeinfer as ei
 from edgeinfer.quantization.gains import LayerGains, costs_of_float
@@ -43,26 +41,6 @@ CASES = (
     "nanodet_m_320:openvino",
 )
 Point = dict[str, Any]
-
-
-def ratio_of(base: Callable[[], object], call: Callable[[], object], seconds: float) -> float:
-    """Return the median of the ratios of bursts that were timed one right after the other."""
-    for each in (base, call):
-        for _ in range(5):
-            each()
-    ratios = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(ratios) < 9:
-        pair = []
-        for each in (base, call):
-            burst = []
-            for _ in range(4):
-                started = time.perf_counter()
-                each()
-                burst.append(time.perf_counter() - started)
-            pair.append(min(burst))
-        ratios.append(pair[0] / pair[1])
-    return float(np.median(ratios))
 
 
 @attrs.frozen
@@ -86,7 +64,7 @@ class Case:
         found: Point = {
             **facts,
             "sqnr_db": round(min(float(np.mean(closeness)), 200.0), 1),
-            "speedup": round(ratio_of(lambda: base(feed), lambda: fast(feed), self.seconds), 2),
+            "speedup": round(speedup(lambda: base(feed), lambda: fast(feed), self.seconds)[0], 2),
         }
         if self.metric:
             metrics = shared.evaluate(self.name, run)
