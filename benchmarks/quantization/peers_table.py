@@ -1,6 +1,6 @@
 """The table of quantizers: ours beside the peers, in ONNX Runtime and OpenVINO, measured in one run.
 
-    python benchmarks/quantization/peers_table.py [--peer-python PYTHON] [--peer-metrics] [--reuse] OUT [MODEL]
+    python benchmarks/quantization/peers_table.py [--peer-python PYTHON] [--peer-metrics] [--reuse] OUT MODEL
 
 Ours is one call, `optimize(model, target=..., calibration=...)`. The peers quantize in an environment of
 their own, which is made and filled when none is given (`peers.py`). For each cell: the metric on the
