@@ -146,16 +146,15 @@ def plan(
     some = few(held, settings.measure) if held else []
     if some:
         errors = measured_errors(model, groups, rankings, moments, some, progress=settings.progress)
+
+    def error_of(counts: Mapping[str, int]) -> float:
+        return plan_error(model, groups, _chosen(rankings, counts), moments, some)
+
+    trial = error_of if some else None
     if settings.budget.metric == "latency":
-        counts, before, after = _by_latency(model, dependencies, errors, rankings, settings, budget)
+        counts, before, after = _by_latency(model, dependencies, errors, rankings, settings, budget, trial)
     else:
-
-        def trial(counts: Mapping[str, int]) -> float:
-            return plan_error(model, groups, _chosen(rankings, counts), moments, some)
-
-        counts, before, after = _by_cost(
-            model, dependencies, errors, settings, budget, trial if some else None
-        )
+        counts, before, after = _by_cost(model, dependencies, errors, settings, budget, trial)
     return Plan(
         removed=_chosen(rankings, counts),
         before=before,
@@ -200,50 +199,93 @@ def _by_latency(
     rankings: Mapping[str, Ranking],
     settings: Settings,
     budget: float | None,
+    trial: Callable[[Mapping[str, int]], float] | None,
 ) -> tuple[dict[str, int], float, float]:
     """Return the channels to remove from each group, and the model's latency before and after in ms.
 
-    The layers' own times do not add up to the model's, so the limit on their sum is corrected by what the
-    model takes without those channels, until that is within the budget and close to it.
+    Two costs guide the plans: the layers' own times, which know of blocked kernels but also hold what a
+    runtime does around a layer that stands alone, and multiply-accumulates. Of the plans that meet the budget
+    `trial` chooses.
     """
-    feeds = settings.feeds or ()
-    shapes = observed_shapes(model, feeds)
+    shapes = observed_shapes(model, settings.feeds or ())
     target = settings.target or Target.parse("onnxruntime")
-    cost = latency_cost(
-        CostModel.of(model.graph, dependencies, "parameters", shapes),
-        dependencies.layers,
-        shapes,
-        target,
-        settings.multiple,
-        progress=settings.progress,
+    parameters = CostModel.of(model.graph, dependencies, "parameters", shapes)
+    costs = (
+        latency_cost(
+            parameters,
+            dependencies.layers,
+            shapes,
+            target,
+            settings.multiple,
+            progress=settings.progress,
+        ),
+        CostModel.of(model.graph, dependencies, "macs", shapes),
     )
-    first = next(iter(feeds), None)
+    first = next(iter(settings.feeds or ()), None)
     feed = None if first is None else _one_sample(model.graph, first)
+
+    def timed(counts: Mapping[str, int]) -> tuple[float, float]:
+        models = [Model(model), Model(_pruned(model, rankings, counts))]
+        before, after = least_ms(models, feed, target, seconds=_SECONDS)
+        return before, after
+
+    found = [_within(dependencies, errors, cost, settings, budget, timed) for cost in costs]
+    met = [timing for timing in found if timing.met]
+    if len(met) > 1 and trial is not None:
+        best = min(met, key=lambda timing: trial(timing.counts))
+    else:
+        best = max(found, key=_Timing.rank)
+    return dict(best.counts), best.before, best.after
+
+
+@final
+@attrs.frozen(kw_only=True)
+class _Timing:
+    """A plan, and the model's latency without it and with it in ms."""
+
+    counts: Mapping[str, int]
+    before: float
+    after: float
+    met: bool
+
+    def rank(self) -> tuple[bool, float]:
+        """The best plan meets the budget and saves no more than it must; failing that, it saves the most."""
+        ratio = self.after / self.before
+        return self.met, ratio if self.met else -ratio
+
+
+def _within(
+    dependencies: Dependencies,
+    errors: Mapping[str, Sequence[float]],
+    cost: CostModel,
+    settings: Settings,
+    budget: float | None,
+    timed: Callable[[Mapping[str, int]], tuple[float, float]],
+) -> _Timing:
+    """Return a plan by a cost that meets a latency and is close to it.
+
+    The cost only guides: how much of it may stay is corrected by what the whole model takes.
+    """
     aim, saved = settings.budget.keep, 1 - settings.budget.keep
-    tried: list[tuple[bool, float, dict[str, int], float, float]] = []
+    tried: list[_Timing] = []
     for _ in track(range(_TRIALS), "measuring plans", progress=settings.progress):
-        counts = allocate(
-            dependencies.groups, errors, cost, cost.cost({}) * (1 - saved), multiple=settings.multiple
-        )
-        if any(counts == other[2] for other in tried):
-            if any(other[0] for other in tried):
+        limit = cost.cost({}) * (1 - saved)
+        counts = allocate(dependencies.groups, errors, cost, limit, multiple=settings.multiple)
+        if any(counts == other.counts for other in tried):
+            if any(other.met for other in tried):
                 break
             saved = min(1.15 * saved, 0.95)
             continue
-        pruned = Model(_pruned(model, rankings, counts))
-        before, after = least_ms([Model(model), pruned], feed, target, seconds=_SECONDS)
+        before, after = timed(counts)
         if budget is not None:
             aim = budget / before
         ratio = after / before
-        met = ratio <= aim
-        # The best plan meets the budget and saves no more than it must; failing that, it saves the most.
-        tried.append((met, ratio if met else -ratio, counts, before, after))
-        if met and ratio > aim - _CLOSE:
+        tried.append(_Timing(counts=counts, before=before, after=after, met=ratio <= aim))
+        if aim - _CLOSE < ratio <= aim:
             break
         gained = max(1 - ratio, 0.2 * saved)
         saved = min(saved * (1 - aim + 0.25 * _CLOSE) / gained, 0.95)
-    _, _, counts, before, after = max(tried, key=lambda trial: trial[:2])
-    return counts, before, after
+    return max(tried, key=_Timing.rank)
 
 
 def _pruned(model: ir.Model, rankings: Mapping[str, Ranking], counts: Mapping[str, int]) -> ir.Model:
