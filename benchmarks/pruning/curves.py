@@ -198,7 +198,8 @@ def picture(points: list[Point], path: Path) -> None:
             axis.set_title(f"{name}: {METRIC.get(name, 'top1')}", fontsize=9)
             axis.set_xlabel(f"{title}, part of float", fontsize=8)
             axis.grid(alpha=0.3)
-            axis.legend(fontsize=6)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
 
