@@ -6,12 +6,14 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from onnxscript.optimizer import fold_constants
 
+from edgeinfer.pruning.fix_sizes import fix_sizes
 from edgeinfer.transforms.infer_shapes import infer_shapes
 
 __all__ = ["prepare"]
 
 _MAX_FOLDED_BYTES = 1 << 20
 _SMALL = 64
+_MAX_ROUNDS = 40
 
 
 def prepare(model: ir.Model) -> None:
@@ -21,6 +23,15 @@ def prepare(model: ir.Model) -> None:
     """
     common_passes.RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version or 4, 4)  # weights need not be inputs from version 4 on
+    _fold_and_infer(model)
+    for _ in range(_MAX_ROUNDS):  # a block at a time, where every block reads its own sizes
+        if not fix_sizes(model.graph):
+            break
+        _fold_and_infer(model)
+    common_passes.TopologicalSortPass()(model)
+
+
+def _fold_and_infer(model: ir.Model) -> None:
     fold_constants(
         model,
         input_size_limit=_MAX_FOLDED_BYTES,
@@ -30,7 +41,6 @@ def prepare(model: ir.Model) -> None:
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common_passes.RemoveUnusedNodesPass()(model)
     infer_shapes(model, data_prop=True)
-    common_passes.TopologicalSortPass()(model)
 
 
 def _should_fold(node: ir.Node) -> bool | None:

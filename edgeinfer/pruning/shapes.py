@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["add_constant", "literal_elements", "with_elements"]
+__all__ = ["add_constant", "literal_elements", "read_size", "with_elements"]
 
 
 def literal_elements(value: ir.Value) -> list[int | None] | None:
@@ -30,13 +30,13 @@ def literal_elements(value: ir.Value) -> list[int | None] | None:
     return None
 
 
-def _static_size(value: ir.Value | None) -> int | None:
-    """Follow Unsqueeze(Gather(Shape(x), i)) to a dimension of x that is a number."""
+def read_size(value: ir.Value | None) -> int | str | None:
+    """Follow Unsqueeze(Gather(Shape(x), i)) to a dimension of x: its size, its name, or None."""
     node = None if value is None else value.producer()
     if node is None:
         return None
     if node.op_type in ("Unsqueeze", "Squeeze", "Cast", "Identity", "Reshape"):
-        return _static_size(node.inputs[0])
+        return read_size(node.inputs[0])
     if node.op_type != "Gather" or node.inputs[0] is None or node.inputs[1] is None:
         return None
     shape, pick = node.inputs[0].producer(), node.inputs[1].const_value
@@ -44,6 +44,11 @@ def _static_size(value: ir.Value | None) -> int | None:
         return None
     sizes = None if shape.inputs[0] is None else shape.inputs[0].shape
     size = None if sizes is None else sizes[int(pick.numpy().reshape(-1)[0])]
+    return size.value if isinstance(size, ir.SymbolicDim) else size
+
+
+def _static_size(value: ir.Value) -> int | None:
+    size = read_size(value)
     return size if isinstance(size, int) else None
 
 

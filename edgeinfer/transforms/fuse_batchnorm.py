@@ -19,7 +19,8 @@ and for MatMul (the last axis; its bias is the Add that follows it).
 
 Padding puts zeros where the affine node would have given c, so c must be 0 or the convolution unpadded.
 
-A constant Mul, Div, Add or Sub is the same with a or c given. All arithmetic is done in float64 and the
+A constant Mul, Div, Add or Sub is the same with a or c given, and so are alpha and beta of a Gemm, which keep
+runtimes and quantization from taking it as a plain layer. All arithmetic is done in float64 and the
 results are rounded once to the weights' dtype.
 """
 
@@ -65,11 +66,29 @@ class FuseBatchNorm(GraphTransform):
                     if what:
                         report.apply(node, what)
                         fused = True
+        reasons |= _fold_factors(model, report)
         if report.applied:
             model.ir_version = max(model.ir_version, 4)  # before it, every initializer had to be an input
             _remove_unused(used)
         for node, reason in reasons.items():
             report.skip(node, f"{node.op_type} is not fused: {reason}")
+
+
+def _fold_factors(model: ir.Model, report: ReportBuilder) -> dict[ir.Node, str]:
+    """Make alpha and beta of every Gemm 1, and return the reasons where that is not possible."""
+    reasons: dict[ir.Node, str] = {}
+    for node in model.graph.all_nodes():
+        if (node.domain, node.op_type) != ("", "Gemm"):
+            continue
+        if all(node.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta")):
+            continue
+        try:
+            Linear.ending_at(node).fold_factors()
+        except NotAffineError as error:
+            reasons[node] = f"its alpha and beta stay: {error}"
+        else:
+            report.apply(node, "folded alpha and beta of Gemm into its weight and bias")
+    return reasons
 
 
 def _used_constants(model: ir.Model) -> list[ir.Value]:

@@ -157,6 +157,20 @@ class Linear:
             bias = self._bias() + (self.weight * for_weight(affine.shift)).sum(axis=axes)
         self._store(self.weight * for_weight(affine.scale), bias)
 
+    def fold_factors(self) -> bool:
+        """Multiply a Gemm's alpha into W and its beta into b, and tell whether there was anything to fold.
+
+        Raises:
+            NotAffineError: The result does not fit the weights' dtype; nothing was changed.
+        """
+        factors = {name: self.node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")}
+        if self.node.op_type != "Gemm" or set(factors.values()) == {1.0}:
+            return False
+        self._store(self.weight * factors["alpha"], self.bias)
+        for name in factors:
+            self.node.attributes.pop(name, None)
+        return True
+
     def new_weight(self, name: str, array: Vector) -> ir.Value:
         """Register an initializer of the layer's dtype beside the node and return it.
 

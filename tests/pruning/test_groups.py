@@ -170,6 +170,33 @@ def test_channel_shuffle_pairs_the_branches():
     drop_first(model)
 
 
+def sized_shuffle(b, x: str, groups: int, channels: int, opset: int) -> str:
+    """The shuffle as exporters write it for a batch of any size: every size is read from a shape."""
+    shape = b.op("Shape", x)
+
+    def size(axis: int) -> str:
+        scalar = b.op("Gather", shape, b.constant(np.array(axis)))
+        return b.op("Unsqueeze", scalar, axes=[0]) if opset < 13 else b.op("Unsqueeze", scalar, b.ints(0))
+
+    target = b.op("Concat", size(0), b.ints(groups), b.ints(channels // groups), size(2), size(3), axis=0)
+    swapped = b.op("Transpose", b.op("Reshape", x, target), perm=[0, 2, 1, 3, 4])
+    return b.op("Reshape", swapped, b.op("Concat", size(0), size(1), size(2), size(3), axis=0))
+
+
+@pytest.mark.parametrize("opset", [12, 17])
+@pytest.mark.parametrize("shape", [["N", 3, 8, 8], ["N", 3, "H", "W"], [2, 3, 8, 8]])
+def test_channel_shuffles_with_sizes_read_from_shapes(shape, opset: int):
+    b = Builder(opset=opset)
+    x = b.input("x", shape)
+    joined = b.op("Concat", b.conv(x, 3, 4), b.conv(x, 3, 4, 1), axis=1)
+    first = b.conv(sized_shuffle(b, joined, 2, 8, opset), 8, 8)
+    model = b.model(head(b, b.conv(sized_shuffle(b, first, 2, 8, opset), 8, 6), 6))
+    groups = groups_of(model)
+    assert groups["Conv0"].producers == ("Conv0", "Conv1")
+    assert [group.size for group in groups.values()] == [4, 4, 6]
+    drop_first(model)
+
+
 def test_padded_shortcut():
     b, x = start()
     narrow = b.op("Relu", b.conv(x, 3, 4))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeinfer.model import Model
-from edgeinfer.transforms import FuseBatchNorm, Simplify
+from edgeinfer.transforms import FuseBatchNorm, Pipeline, QuantizeStatic, Simplify
 
 # On |a - b| / max|a|.
 BOUND = {np.float16: 1e-2, np.float32: 2e-5, np.float64: 1e-12}
@@ -121,6 +121,35 @@ def test_batchnorm_after_gemm(trans, bias, run) -> None:
         "Gemm", net.random(*((5, 4) if trans else (4, 5))), *extra, transB=trans, alpha=0.5, beta=2.0
     ).norm(5)
     assert fuse(net, run)[0] == ["Gemm"]
+
+
+@pytest.mark.parametrize("bias", [None, (), (1,), (5,), (1, 5)])
+@pytest.mark.parametrize("trans", [0, 1])
+def test_factors_of_gemm_go_into_its_weights(trans, bias, run) -> None:
+    net = Net((3, 4))
+    extra = () if bias is None else (net.random(*bias),)
+    net.node("Gemm", net.random(*((5, 4) if trans else (4, 5))), *extra, transB=trans, alpha=0.5, beta=-2.0)
+    kinds, report = fuse(net, run)
+    assert kinds == ["Gemm"]
+    assert [(entry.node, entry.what) for entry in report.applied] == [
+        ("n0", "folded alpha and beta of Gemm into its weight and bias")
+    ]
+
+
+def test_gemm_is_quantized_once_its_factors_are_folded() -> None:
+    net = Net((3, 4))
+    model = net.node("Gemm", net.random(4, 5), net.random(5), alpha=0.5).model()
+    feeds = [{"x": net.rng.standard_normal((3, 4)).astype(np.float32)}]
+    quantize = QuantizeStatic(calibration=feeds, target="tensorrt")
+    as_it_is, folded = quantize.apply(model), Pipeline((FuseBatchNorm(), quantize)).apply(model)
+    assert "its alpha or beta is not 1" in {skip.reason for skip in as_it_is.report.skipped}
+    assert "QuantizeLinear" in {node.op_type for node in folded.model.ir.graph}
+
+
+def test_factors_of_gemm_stay_with_a_bias_for_each_row(run) -> None:
+    net = Net((3, 4))
+    net.node("Gemm", net.random(4, 5), net.random(3, 1), alpha=0.5)
+    assert "its alpha and beta stay: the bias of n0 varies" in reason_of(net, run)
 
 
 def test_batchnorm_after_matmul_leaves_its_shift(run) -> None:
