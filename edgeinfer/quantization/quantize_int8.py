@@ -139,7 +139,10 @@ class QuantizeInt8:
         report = ReportBuilder()
         for step in steps:
             report.include(step, applied=after.digest != before.digest)
-        report.skipped.extend(skipped or ())
+        # One reason a node: ours says why, then QuantizeStatic's; the steps behind it only follow suit.
+        report.skipped = list(
+            {entry.node: entry for entry in (*report.skipped[::-1], *(skipped or ()))}.values()
+        )
         report.notes.extend(notes or ())
         report.data.update(data or {})
         name = type(self).__name__
