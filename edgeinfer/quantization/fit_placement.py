@@ -89,11 +89,12 @@ def fit_placement(
     if found is None:
         return Fit(dialect=dialect, gains=gains)
     speed, layers = found
+    which = "it" if len(layers) == 1 else f"{len(layers)} such layers"
     slower = [
         Skipped(
             layer.node,
             f"slower in int8 here: {layer.int8_us:.1f} µs against {layer.float_us:.1f} in float; "
-            f"with {len(layers)} such layers in float the model is {speed.ratio:.2f}x as fast",
+            f"with {which} in float the model is {speed.ratio:.2f}x as fast",
         )
         for layer in layers
     ]
