@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.pruning.shapes import add_constant, literal_elements, read_size
+from edgeinfer.pruning.shapes import add_constant, literal_elements, read_sizes
 
 __all__ = ["fix_sizes"]
 
@@ -36,7 +36,7 @@ def fix_sizes(graph: ir.Graph) -> bool:
 
 
 def _fix_gather(node: ir.Node, graph: ir.Graph) -> bool:
-    size = read_size(node.outputs[0])
+    (size,) = read_sizes(node.outputs[0]) or [None]
     if not isinstance(size, int) or not node.outputs[0].uses():
         return False
     pick = node.inputs[1]
@@ -51,13 +51,16 @@ def _fix_target(node: ir.Node, graph: ir.Graph) -> bool:
     x, target = node.inputs[0], node.inputs[1]
     if x is None or target is None or target.const_value is not None:
         return False
-    elements = literal_elements(target)
-    if elements is None or node.attributes.get_int("allowzero", 0) != 0:
+    read = _elements(target)
+    if read is None or node.attributes.get_int("allowzero", 0) != 0:
         return False
     before = [] if x.shape is None else [_plain(size) for size in x.shape]
-    names = _names(target)
+    names = [element if isinstance(element, str) else None for element in read]
     copied = [name is not None and before[i : i + 1] == [name] for i, name in enumerate(names)]
-    elements = [0 if same else element for same, element in zip(copied, elements, strict=True)]
+    elements = [
+        0 if same else element if isinstance(element, int) else None
+        for same, element in zip(copied, read, strict=True)
+    ]
     if elements.count(None) > 1 or (None in elements and -1 in elements):
         return _name_output(node, elements, names, before, graph)
     literal = np.array([-1 if element is None else element for element in elements], np.int64)
@@ -96,13 +99,14 @@ def _name_output(
     return True
 
 
-def _names(target: ir.Value) -> list[str | None]:
-    """Return the name of the size that each element of a target is read from, None where there is none."""
+def _elements(target: ir.Value) -> list[int | str | None] | None:
+    """Return the elements of a target: numbers, names of the sizes that they are read from, or None."""
     node = target.producer()
     if node is not None and node.op_type == "Concat":
-        return [name for part in node.inputs if part is not None for name in _names(part)]
-    size = read_size(target)
-    return [size if isinstance(size, str) else None] * len(literal_elements(target) or ())
+        parts = [_elements(part) for part in node.inputs if part is not None]
+        return None if any(part is None for part in parts) else [e for part in parts for e in part or ()]
+    sizes = read_sizes(target)
+    return list(literal_elements(target) or ()) or None if sizes is None else sizes
 
 
 def _plain(size: int | ir.SymbolicDim) -> int | str | None:

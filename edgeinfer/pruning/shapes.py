@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["add_constant", "literal_elements", "read_size", "with_elements"]
+__all__ = ["add_constant", "literal_elements", "read_sizes", "with_elements"]
 
 
 def literal_elements(value: ir.Value) -> list[int | None] | None:
@@ -30,26 +30,37 @@ def literal_elements(value: ir.Value) -> list[int | None] | None:
     return None
 
 
-def read_size(value: ir.Value | None) -> int | str | None:
-    """Follow Unsqueeze(Gather(Shape(x), i)) to a dimension of x: its size, its name, or None."""
+def read_sizes(value: ir.Value | None) -> list[int | str | None] | None:
+    """Follow Gather(Shape(x), i) and Slice(Shape(x), ...) to dimensions of x: sizes, names, or None.
+
+    Returns:
+        One entry an element; None when the value is not read from a shape.
+    """
     node = None if value is None else value.producer()
-    if node is None:
+    if node is None or not node.inputs:
         return None
     if node.op_type in ("Unsqueeze", "Squeeze", "Cast", "Identity", "Reshape"):
-        return read_size(node.inputs[0])
-    if node.op_type != "Gather" or node.inputs[0] is None or node.inputs[1] is None:
+        return read_sizes(node.inputs[0])
+    x = node.inputs[0]
+    if node.op_type == "Shape":
+        sizes = None if x is None or node.attributes else x.shape
+        return None if sizes is None else [s.value if isinstance(s, ir.SymbolicDim) else s for s in sizes]
+    if node.op_type not in ("Gather", "Slice"):
         return None
-    shape, pick = node.inputs[0].producer(), node.inputs[1].const_value
-    if shape is None or shape.op_type != "Shape" or shape.attributes or pick is None or pick.size != 1:
+    all_sizes = read_sizes(x)
+    fixed = [None if v is None or v.const_value is None else v.const_value.numpy() for v in node.inputs[1:]]
+    if all_sizes is None or not fixed or any(array is None or array.size != 1 for array in fixed):
         return None
-    sizes = None if shape.inputs[0] is None else shape.inputs[0].shape
-    size = None if sizes is None else sizes[int(pick.numpy().reshape(-1)[0])]
-    return size.value if isinstance(size, ir.SymbolicDim) else size
+    numbers = [int(array.reshape(-1)[0]) for array in fixed if array is not None]
+    if node.op_type == "Gather":
+        return [all_sizes[numbers[0]]]
+    step = numbers[3] if len(numbers) > 3 else 1
+    return all_sizes[numbers[0] : numbers[1]] if step == 1 else None
 
 
 def _static_size(value: ir.Value) -> int | None:
-    size = read_size(value)
-    return size if isinstance(size, int) else None
+    sizes = read_sizes(value) or [None]
+    return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None
 
 
 def with_elements(value: ir.Value, changes: Mapping[int, int], graph: ir.Graph) -> ir.Value:

@@ -197,6 +197,18 @@ def test_channel_shuffles_with_sizes_read_from_shapes(shape, opset: int):
     drop_first(model)
 
 
+def test_rows_of_channels_with_sizes_cut_from_a_shape():
+    """Flatten of the spatial axes, as exporters write it: the shape up to the channels, then -1."""
+    b = Builder()
+    x = b.conv(b.input("x", ["N", 3, 8, 8]), 3, 8)
+    front = b.op("Slice", b.op("Shape", x), b.ints(0), b.ints(2), b.ints(0))
+    rows = b.op("Reshape", x, b.op("Concat", front, b.ints(-1), axis=0))
+    features = b.op("MatMul", b.op("Transpose", rows, perm=[0, 2, 1]), b.weight(8, 6))
+    model = b.model(b.op("MatMul", features, b.weight(6, 4)))
+    assert [group.size for group in groups_of(model).values()] == [8, 6]
+    drop_first(model)
+
+
 def test_padded_shortcut():
     b, x = start()
     narrow = b.op("Relu", b.conv(x, 3, 4))
