@@ -55,6 +55,12 @@ class Calibration:
         limit = count if self._limit is None else min(count, self._limit)
         return Calibration(self._items, self._signature, limit=limit)
 
+    def every_other(self) -> Calibration:
+        """Return every other feed, beginning with the first."""
+        return Calibration(
+            lambda: (feed for index, feed in enumerate(self) if index % 2 == 0), self._signature
+        )
+
     def hold_out(self, count: int) -> tuple[Calibration, list[dict[str, np.ndarray]]]:
         """Return the feeds to fit on and at most `count` feeds, evenly spread, to judge by.
 

@@ -13,6 +13,7 @@ Measured on MiniLM-L6 with QuantizeStatic(method="minmax") in ONNX Runtime: 16.1
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, final
 
 import attrs
@@ -32,6 +33,7 @@ from edgeinfer.quantization.linear import (
     set_constant,
 )
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
+from edgeinfer.values import as_frozenset
 
 __all__ = ["SmoothQuant"]
 
@@ -51,17 +53,22 @@ class SmoothQuant(GraphTransform):
         calibration: Representative feeds.
         alpha: How much of the difficulty goes to the weights, 0 to 1.
         insert: Insert a Mul where the factors cannot be folded; it is one more operator to run.
+        keep_float: Names of nodes that stay in float, so that nothing is to be made easier for them.
     """
 
     calibration: Any = attrs.field(default=None, eq=False)
     alpha: float = attrs.field(default=0.5, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
     insert: bool = attrs.field(default=False, kw_only=True)
+    keep_float: Collection[str] = attrs.field(default=(), kw_only=True, converter=as_frozenset)
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Measure the activations and scale."""
         groups: dict[ir.Value, list[Linear]] = {}
         for node in model.graph:
             if node.op_type not in ("Gemm", "MatMul"):
+                continue
+            if node.name in self.keep_float:
+                report.skip(node, "it stays in float")
                 continue
             layer = find_linear(node)
             if isinstance(layer, str) or layer.dequantize is not None:

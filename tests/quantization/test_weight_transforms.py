@@ -86,6 +86,8 @@ def test_smooth_quant_inserts_only_when_asked():
     assert any("Relu" in reason for _, reason in skipped)
     result = SmoothQuant(calibration=given, insert=True).apply(model)
     assert len(result.model.ir.graph) == len(model.ir.graph) + 1
+    layers = [node.name for node in model.ir.graph if node.op_type in ("MatMul", "Gemm")]
+    assert not SmoothQuant(calibration=given, insert=True, keep_float=layers).apply(model).report.modified
     np.testing.assert_allclose(run(result.model, given), run(model, given), rtol=1e-4, atol=1e-4)
 
 
