@@ -146,6 +146,8 @@ class QDQDialect:
             their kernel; what reads them, or what is computed from them value by value, stays in float.
         bias_where_shared: A convolution without a bias whose output several nodes read gets one, of next to
             nothing.
+        keeps_float_by_axis: The runtime quantizes the weights of float layers between quantizers unasked,
+            unless their input is dequantized with a scale for each channel; so it is.
         costs: Where given, what would gain nothing from integers stays in float.
     """
 
@@ -165,6 +167,7 @@ class QDQDialect:
     requantize_moved: bool = True
     wrong_before: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     bias_where_shared: bool = False
+    keeps_float_by_axis: bool = False
     costs: KernelCosts | None = None
 
 

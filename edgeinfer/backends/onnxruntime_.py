@@ -68,6 +68,9 @@ DIALECT = QDQDialect(
     needs_output={"Conv"},
     requantizing={"Add", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"},
     moving=MOVING_OPS | {"Concat", "Resize"},  # where its inputs share a scale, a Concat copies
+    # WeightBiasQuantization gives such layers one scale for all channels: on MobileNetV2 the outputs were at
+    # 23 dB with four layers in float, and are at 29 dB when it is kept off.
+    keeps_float_by_axis=True,
     costs=COSTS,
 )
 

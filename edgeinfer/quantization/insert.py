@@ -84,6 +84,9 @@ def insert_qdq(
             _write_bias_where_shared(emitter, region)
     for value, uses in placement.tensors.items():
         emitter.activation(value, qparams[str(value.name)], uses)
+    if dialect.keeps_float_by_axis:
+        for node in list(model.graph):
+            _dequantize_by_axis(emitter, node)
     common_passes.RemoveUnusedNodesPass()(model)
     model.metadata_props[DIALECT_KEY] = dialect.name
     notes = {"ranges": {name: list(ends) for name, ends in ranges.items()}, "keep_float": sorted(keep_float)}
@@ -133,6 +136,40 @@ def _write_bias_where_shared(emitter: Emitter, region: Region) -> None:
         node.resize_inputs(BIAS + 1)
         nothing = np.full(region.weight.shape[region.axis], _NEXT_TO_NOTHING, np.float32)
         node.replace_input_with(BIAS, emitter.initializer(f"{node.name}_bias", nothing))
+
+
+def _dequantize_by_axis(emitter: Emitter, node: ir.Node) -> None:
+    """Let a float layer read its input from a dequantizer with one and the same scale for each channel."""
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or node.attributes.get_int("transA", 0) != 0:
+        return
+    data, weight = node.inputs[DATA], node.inputs[WEIGHT]
+    dequantize = data.producer() if data is not None else None
+    if dequantize is None or dequantize.op_type != "DequantizeLinear" or weight is None:
+        return
+    array = constant_value(weight)
+    if array is None or len(dequantize.inputs) < 3:
+        return  # the weight is quantized
+    if node.op_type == "Conv":
+        channels = array.shape[1] * node.attributes.get_int("group", 1)
+    else:
+        channels = array.shape[int(node.attributes.get_int("transB", 0) != 0)]
+    scale, zero_point = (constant_value(value) for value in dequantize.inputs[1:3])
+    assert scale is not None
+    assert zero_point is not None
+    if scale.size != 1:
+        return
+    name = f"{node.name}_input"
+    parameters = emitter.parameters(name, np.repeat(scale, channels), np.repeat(zero_point, channels))
+    own = ir.node(
+        "DequantizeLinear",
+        [dequantize.inputs[0], *parameters],
+        {"axis": 1},
+        name=f"{name}_DequantizeLinear",
+    )
+    own.outputs[0].name = f"{name}_dequantized"
+    own.outputs[0].shape, own.outputs[0].type = data.shape, data.type  # type: ignore[union-attr]
+    emitter.graph.insert_before(node, own)
+    node.replace_input_with(DATA, own.outputs[0])
 
 
 def _bias(region: Region) -> np.ndarray | None:
