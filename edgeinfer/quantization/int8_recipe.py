@@ -21,6 +21,7 @@ from edgeinfer.quantization.equalize_activations import EqualizeActivations
 from edgeinfer.quantization.equalize_weights import EqualizeWeights
 from edgeinfer.quantization.quantize_static import QuantizeStatic
 from edgeinfer.quantization.round_weights import RoundWeights
+from edgeinfer.quantization.score import Score
 from edgeinfer.quantization.smooth_quant import SmoothQuant
 from edgeinfer.quantization.state import quantized_for
 from edgeinfer.transforms.base import Pipeline, Transform, TransformReport
@@ -29,7 +30,7 @@ __all__ = ["Attempt", "Recipe", "best_recipe"]
 
 # A step that changes the float graph must win more than chance may.
 _PREPARATION_DB = 0.5
-_HOPELESS_DB = 3.0  # more than rounding weights makes good
+_HOPELESS_DB = 3.0  # more than rounding weights makes good of a difference
 _METHODS = ("mse", "minmax")
 
 
@@ -41,12 +42,17 @@ class Attempt:
     Attributes:
         model: The model; the float one when nothing could be quantized.
         steps: What was done.
-        sqnr_db: How close its worst output is to float.
+        score: How close its outputs are to float.
     """
 
     model: Model
     steps: tuple[TransformReport, ...]
-    sqnr_db: float
+    score: Score
+
+    @property
+    def rank_db(self) -> float:
+        """What attempts are compared by."""
+        return self.score.rank_db
 
 
 @final
@@ -65,24 +71,24 @@ class Recipe:
     after: tuple[Transform, ...]
 
     def apply(
-        self, model: Model, sqnr_db: Callable[[Model], float], *, keep_float: Collection[str] = ()
+        self, model: Model, judge: Callable[[Model], Score], *, keep_float: Collection[str] = ()
     ) -> Attempt:
         """Apply all steps to a float model, with some layers left in float.
 
         Args:
             model: The float model.
-            sqnr_db: Judges a model against float.
+            judge: Judges a model against float.
             keep_float: Names of nodes that stay in float.
         """
         quantize = attrs.evolve(self.quantize, keep_float={*self.quantize.keep_float, *keep_float})
-        return _attempt(model, (*self.before, quantize, *self.after), sqnr_db)
+        return _attempt(model, (*self.before, quantize, *self.after), judge)
 
 
 def best_recipe(
     model: Model,
     calibration: Any,
     target: Target | str | QDQDialect | None,
-    sqnr_db: Callable[[Model], float],
+    judge: Callable[[Model], Score],
     *,
     keep_float: Collection[str] = (),
     method: str | None = None,
@@ -93,21 +99,20 @@ def best_recipe(
         model: The float model.
         calibration: Representative feeds.
         target: Where the model will run.
-        sqnr_db: Judges a model against float.
+        judge: Judges a model against float.
         keep_float: Names of nodes that stay in float.
         method: How ranges are found; None to try the usual ones.
 
     Returns:
         The recipe, and the model that it makes.
     """
+    search = _Search(model, calibration, judge)
     plain = QuantizeStatic(calibration=calibration, target=target, keep_float=keep_float)
-    candidates = [
-        Recipe(before=(), quantize=attrs.evolve(plain, method=name), after=())
-        for name in ((method,) if method else _METHODS)
-    ]
-    recipe, best = _better(model, candidates, sqnr_db)
-    if quantized_for(best.model.ir) is None:
-        return recipe, best
+    methods = (method,) if method else _METHODS
+    recipes = [Recipe(before=(), quantize=attrs.evolve(plain, method=name), after=()) for name in methods]
+    recipe, bare = max(((each, search.bare(each)) for each in recipes), key=lambda pair: pair[1].rank_db)
+    if quantized_for(bare.model.ir) is None:
+        return recipe, bare
     # Factors from few feeds suit these feeds only: a feature that they hardly show may be ten times as large
     # elsewhere. So half of them make the factors, and the ranges, which are from all, show the harm.
     half = as_calibration(calibration, model.signature).every_other()
@@ -116,43 +121,64 @@ def best_recipe(
         if not step.apply(model).report.modified:
             continue
         changed = attrs.evolve(recipe, before=(*recipe.before, step))
-        attempt = changed.apply(model, sqnr_db)
-        if attempt.sqnr_db > best.sqnr_db + _PREPARATION_DB:
-            recipe, best = changed, attempt
-    mended = _mended(recipe, best, calibration, sqnr_db)
-    # It makes weights harder to round, so it is judged with RoundWeights behind it.
+        attempt = search.bare(changed)
+        if attempt.rank_db > bare.rank_db + _PREPARATION_DB:
+            recipe, bare = changed, attempt
+    found = search.mended(recipe, bare)
+    # The rest may make weights harder to round, or be better only where they are rounded well, so it is
+    # judged with RoundWeights behind it.
     equalize = EqualizeActivations(calibration=calibration)
-    equalized = Pipeline((equalize,)).apply(model)
-    if equalized.report.modified:
-        attempt = recipe.apply(equalized.model, sqnr_db)
-        if attempt.sqnr_db > best.sqnr_db - _HOPELESS_DB:
-            attempt = attrs.evolve(attempt, steps=(*equalized.report.steps, *attempt.steps))
-            changed = attrs.evolve(recipe, before=(equalize, *recipe.before))
-            other = _mended(changed, attempt, calibration, sqnr_db)
-            if other[1].sqnr_db > mended[1].sqnr_db + _PREPARATION_DB:
-                return other
-    return mended
+    if equalize.apply(model).report.modified:
+        found = search.better(found, attrs.evolve(found.recipe, before=(equalize, *found.recipe.before)))
+    for name in methods:
+        if name != found.recipe.quantize.method:
+            other = attrs.evolve(found.recipe.quantize, method=name)
+            found = search.better(found, attrs.evolve(found.recipe, quantize=other))
+    return attrs.evolve(found.recipe, after=found.after), found.attempt
 
 
-def _mended(
-    recipe: Recipe, best: Attempt, calibration: Any, sqnr_db: Callable[[Model], float]
-) -> tuple[Recipe, Attempt]:
-    """Return the recipe and its model with weights rounded anew and biases corrected, where that helps."""
-    for mend in (RoundWeights(calibration=calibration), CorrectBias(calibration=calibration)):
-        attempt = _attempt(best.model, (mend,), sqnr_db)
-        if attempt.sqnr_db > best.sqnr_db:
-            recipe = attrs.evolve(recipe, after=(*recipe.after, mend))
-            best = attrs.evolve(attempt, steps=(*best.steps, *attempt.steps))
-    return recipe, best
+@attrs.frozen
+class _Found:
+    """A recipe without and with what mends weights and biases."""
+
+    recipe: Recipe
+    bare: Attempt
+    after: tuple[Transform, ...]
+    attempt: Attempt
 
 
-def _better(
-    model: Model, candidates: list[Recipe], sqnr_db: Callable[[Model], float]
-) -> tuple[Recipe, Attempt]:
-    attempts = [(recipe, recipe.apply(model, sqnr_db)) for recipe in candidates]
-    return max(attempts, key=lambda pair: pair[1].sqnr_db)
+@attrs.frozen
+class _Search:
+    """What all attempts have in common."""
+
+    model: Model
+    calibration: Any
+    judge: Callable[[Model], Score]
+
+    def bare(self, recipe: Recipe) -> Attempt:
+        """Apply a recipe."""
+        return recipe.apply(self.model, self.judge)
+
+    def mended(self, recipe: Recipe, bare: Attempt) -> _Found:
+        """Round weights anew and correct biases, where that helps."""
+        after: tuple[Transform, ...] = ()
+        best = bare
+        for mend in (RoundWeights(calibration=self.calibration), CorrectBias(calibration=self.calibration)):
+            attempt = _attempt(best.model, (mend,), self.judge)
+            if attempt.rank_db > best.rank_db:
+                after = (*after, mend)
+                best = attrs.evolve(attempt, steps=(*best.steps, *attempt.steps))
+        return _Found(recipe, bare, after, best)
+
+    def better(self, found: _Found, changed: Recipe) -> _Found:
+        """Return what a changed recipe makes if it is closer to float, else what was found before."""
+        bare = self.bare(changed)
+        if bare.rank_db <= found.bare.rank_db - _HOPELESS_DB:
+            return found
+        other = self.mended(changed, bare)
+        return other if other.attempt.rank_db > found.attempt.rank_db + _PREPARATION_DB else found
 
 
-def _attempt(model: Model, steps: tuple[Transform, ...], sqnr_db: Callable[[Model], float]) -> Attempt:
+def _attempt(model: Model, steps: tuple[Transform, ...], judge: Callable[[Model], Score]) -> Attempt:
     result = Pipeline(steps).apply(model)
-    return Attempt(model=result.model, steps=result.report.steps, sqnr_db=sqnr_db(result.model))
+    return Attempt(model=result.model, steps=result.report.steps, score=judge(result.model))

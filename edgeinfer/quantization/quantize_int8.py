@@ -25,13 +25,8 @@ from edgeinfer.quantization.dialects import dialect_of
 from edgeinfer.quantization.fit_placement import Fit, fit_placement
 from edgeinfer.quantization.gains import LayerGains, costs_of_float, integer_nodes
 from edgeinfer.quantization.int8_recipe import Attempt, Recipe, best_recipe
-from edgeinfer.quantization.sensitivity import (
-    LayerSensitivity,
-    Outputs,
-    output_sqnr_db,
-    run_outputs,
-    sensitivity,
-)
+from edgeinfer.quantization.score import Score, Scorer, run_outputs
+from edgeinfer.quantization.sensitivity import LayerSensitivity, sensitivity
 from edgeinfer.quantization.state import quantized_for, ranges_of
 from edgeinfer.transforms.base import Pipeline, ReportBuilder, Skipped, TransformReport, TransformResult
 from edgeinfer.values import as_tuple
@@ -163,7 +158,7 @@ class _Run:
         self.judged_on: Target | str | None = None  # ONNX Runtime, until the target turns out to differ
         self.least_db = _BROKEN_DB  # what the outputs must keep when nothing is said about it
         self.gains: LayerGains | None = None
-        self._reference: Outputs | None = None
+        self._scorer: Scorer | None = None
         self._float_metric: float | None = None
 
     def result(self) -> TransformResult:
@@ -174,7 +169,7 @@ class _Run:
             model,
             self.feeds,
             fit.dialect,
-            self.sqnr_db,
+            self.score,
             keep_float={*options.keep_float, *(slow.node for slow in fit.slower)},
             method=options.method,
         )
@@ -183,15 +178,15 @@ class _Run:
             notes = ["nothing in the model gains from int8; it stays in float"]
             return options._report(model, model, self.started, steps=best.steps, skipped=skipped, notes=notes)
         notes = []
-        on_target = output_sqnr_db(self.reference(), run_outputs(best.model, self.judged, options.target))
-        if on_target < best.sqnr_db - _DIFFERS_DB:
+        on_target = self.scorer().score(run_outputs(best.model, self.judged, options.target))
+        if on_target.sqnr_db < best.score.sqnr_db - _DIFFERS_DB:
             notes.append(
-                f"{options.target} gives {on_target:.1f} dB where ONNX Runtime gives {best.sqnr_db:.1f}: "
-                "layers are judged on it"
+                f"{options.target} gives {on_target.sqnr_db:.1f} dB where ONNX Runtime gives "
+                f"{best.score.sqnr_db:.1f}: layers are judged on it"
             )
             self.judged_on = options.target
-            self.least_db = min(best.sqnr_db - _DIFFERS_DB, _GOOD_DB)
-            best = attrs.evolve(best, sqnr_db=on_target)
+            self.least_db = min(best.score.sqnr_db - _DIFFERS_DB, _GOOD_DB)
+            best = attrs.evolve(best, score=on_target)
         given_back: tuple[str, ...] = ()
         why = "given back to float to meet the tolerance"
         if not self.meets(best):
@@ -203,8 +198,8 @@ class _Run:
         if quantized_for(best.model.ir) is None:
             notes.append("the tolerance leaves no layer in int8; the model stays in float")
             return options._report(model, model, self.started, steps=best.steps, skipped=skipped, notes=notes)
-        self.data["sqnr_db"] = best.sqnr_db
-        notes.append(f"output SQNR {best.sqnr_db:.1f} dB on {len(self.judged)} feeds")
+        self.data["sqnr_db"] = best.score.sqnr_db
+        notes.append(f"output SQNR {best.score.sqnr_db:.1f} dB on {len(self.judged)} feeds")
         after = best.model
         if options.measure:
             speed = measure_speedup(model, after, self.judged[0], target=options.target)
@@ -267,7 +262,7 @@ class _Run:
         if not cheap:
             return whole, ()
         attempt = self.attempt(known, prepared, cheap)
-        if attempt.sqnr_db < whole.sqnr_db + _BARGAIN_DB or quantized_for(attempt.model.ir) is None:
+        if attempt.rank_db < whole.rank_db + _BARGAIN_DB or quantized_for(attempt.model.ir) is None:
             return whole, ()
         speed = measure_speedup(whole.model, attempt.model, self.judged[0], target=self.options.target)
         if speed is not None and speed.ratio < _AS_FAST:
@@ -302,13 +297,13 @@ class _Run:
         costs = costs_of_float({layer.node: float(layer.macs or 0) for layer in layers}, self.gains)
 
         def noise_per_time(layer: LayerSensitivity) -> float:
-            return float(10.0 ** (-layer.sqnr_db / 10) / max(costs[layer.node], 1e-9))
+            return float(10.0 ** (-layer.rank_db / 10) / max(costs[layer.node], 1e-9))
 
         return known, prepared, sorted(layers, key=noise_per_time, reverse=True), costs
 
     def attempt(self, known: Recipe, prepared: TransformResult, keep_float: Collection[str]) -> Attempt:
         """Apply the rest of a recipe to what its first steps made, with some layers in float."""
-        attempt = known.apply(prepared.model, self.sqnr_db, keep_float=keep_float)
+        attempt = known.apply(prepared.model, self.score, keep_float=keep_float)
         return attrs.evolve(attempt, steps=(*prepared.report.steps, *attempt.steps))
 
     def meets(self, attempt: Attempt) -> bool:
@@ -317,7 +312,7 @@ class _Run:
         least_db = options.min_sqnr_db
         if least_db is None and options.evaluate is None:
             least_db = self.least_db
-        if least_db is not None and attempt.sqnr_db < least_db:
+        if least_db is not None and attempt.score.sqnr_db < least_db:
             return False
         if options.evaluate is None or options.max_drop is None:
             return True
@@ -327,12 +322,12 @@ class _Run:
         self.data["metric"] = options.evaluate(attempt.model)
         return bool(self.data["metric"] >= self._float_metric - options.max_drop)
 
-    def sqnr_db(self, candidate: Model) -> float:
-        """Return the SQNR in dB of a candidate's worst output."""
-        return output_sqnr_db(self.reference(), run_outputs(candidate, self.judged, self.judged_on))
+    def score(self, candidate: Model) -> Score:
+        """Return how close a candidate's outputs on the judged feeds are to float."""
+        return self.scorer().score(run_outputs(candidate, self.judged, self.judged_on))
 
-    def reference(self) -> Outputs:
-        """Return the float model's outputs on the judged feeds."""
-        if self._reference is None:
-            self._reference = run_outputs(self.model, self.judged)
-        return self._reference
+    def scorer(self) -> Scorer:
+        """Return what scores outputs on the judged feeds."""
+        if self._scorer is None:
+            self._scorer = Scorer(self.model, run_outputs(self.model, self.judged))
+        return self._scorer

@@ -7,7 +7,6 @@ ones to give back to float first.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, final
 
@@ -15,29 +14,23 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.api import compile as compile_model
-from edgeinfer.api import load
 from edgeinfer.backends.base import QDQDialect
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import Table, track
-from edgeinfer.errors import EdgeInferError
-from edgeinfer.executor import reference_session
-from edgeinfer.measure.closeness import ClosenessAccumulator
 from edgeinfer.measure.inspect import inspect
 from edgeinfer.model import Model, ModelSource
-from edgeinfer.quantization.calibration import Calibration, as_calibration
+from edgeinfer.quantization.calibration import as_calibration
 from edgeinfer.quantization.dialects import dialect_of
 from edgeinfer.quantization.insert import prepare
 from edgeinfer.quantization.placement import place
 from edgeinfer.quantization.quantize_static import QuantizeStatic
+from edgeinfer.quantization.score import Scorer, run_outputs
 from edgeinfer.quantization.state import ranges_of
 from edgeinfer.values import as_tuple
 
-__all__ = ["LayerSensitivity", "Sensitivity", "output_sqnr_db", "run_outputs", "sensitivity"]
+__all__ = ["LayerSensitivity", "Sensitivity", "sensitivity"]
 
-Outputs = list[list[np.ndarray]]
 Evaluate = Callable[[Model], float]
-_REFERENCE = "onnxruntime"
 
 
 @final
@@ -49,6 +42,7 @@ class LayerSensitivity:
         node: The name of its ONNX node.
         op_type: Its operator.
         sqnr_db: SQNR of the model's worst output in dB, against float.
+        rank_db: What layers are ranked by where feeds are few; see `edgeinfer.quantization.score`.
         metric: The caller's metric, if one was given.
         macs: The layer's multiply-accumulates, or None when a shape is not known.
     """
@@ -56,6 +50,7 @@ class LayerSensitivity:
     node: str
     op_type: str
     sqnr_db: float
+    rank_db: float
     metric: float | None = None
     macs: int | None = None
 
@@ -150,7 +145,7 @@ def sensitivity(
     whole = quantize.apply(loaded).model
     layers = quantizable_layers(loaded, dialect)
     judged = list(feeds.take(samples))
-    reference = run_outputs(loaded, judged)
+    scorer = Scorer(loaded, run_outputs(loaded, judged))
     macs = {cost.node: cost.macs for cost in inspect(loaded, shapes=_shapes_of(judged)).nodes}
     known = ranges_of(whole.ir)
     found = []
@@ -159,11 +154,13 @@ def sensitivity(
         others = [str(other.name) for other in layers if other.name != node.name]
         single = attrs.evolve(quantize, ranges=known, keep_float=others)
         candidate = single.apply(loaded).model
+        score = scorer.score(run_outputs(candidate, judged, where))
         found.append(
             LayerSensitivity(
                 node=node.name or "",
                 op_type=node.op_type,
-                sqnr_db=output_sqnr_db(reference, run_outputs(candidate, judged, where)),
+                sqnr_db=score.sqnr_db,
+                rank_db=score.rank_db,
                 metric=evaluate(candidate) if evaluate is not None else None,
                 macs=macs.get(node.name or ""),
             )
@@ -171,7 +168,7 @@ def sensitivity(
     return Sensitivity(
         target=dialect.name,
         layers=sorted(found, key=lambda layer: layer.sqnr_db),
-        sqnr_db=output_sqnr_db(reference, run_outputs(whole, judged, where)),
+        sqnr_db=scorer.score(run_outputs(whole, judged, where)).sqnr_db,
         metric_float=evaluate(loaded) if evaluate is not None else None,
         metric=evaluate(whole) if evaluate is not None else None,
         samples=len(judged),
@@ -183,39 +180,6 @@ def quantizable_layers(model: Model, dialect: QDQDialect) -> list[ir.Node]:
     graph = model.copy_ir()
     prepare(graph)
     return [region.node for region in place(graph, dialect).regions]
-
-
-def run_outputs(
-    model: Model,
-    feeds: Sequence[Mapping[str, np.ndarray]] | Calibration,
-    target: Target | str | QDQDialect | None = None,
-) -> Outputs:
-    """Run a model on feeds; return the outputs, in the signature's order, feed by feed.
-
-    Args:
-        model: The model.
-        feeds: Its inputs.
-        target: Where to run it. What cannot be run there runs in ONNX Runtime, as for None.
-    """
-    parsed = Target.parse(target) if target is not None and not isinstance(target, QDQDialect) else None
-    if parsed is not None and parsed.backend != _REFERENCE:
-        with contextlib.suppress(EdgeInferError):  # not here, or it does not take the model
-            artifact = compile_model(model, parsed.backend, device=parsed.device or None)
-            with load(artifact) as session:
-                return [list(session.infer(dict(feed)).values()) for feed in feeds]
-    with reference_session(model) as session:
-        return [list(session.infer(dict(feed)).values()) for feed in feeds]
-
-
-def output_sqnr_db(reference: Outputs, outputs: Outputs) -> float:
-    """Return the SQNR in dB of the worst of a model's outputs."""
-    worst = np.inf
-    for index in range(len(reference[0])):
-        closeness = ClosenessAccumulator()
-        for expected, found in zip(reference, outputs, strict=True):
-            closeness.update(expected[index], found[index])
-        worst = min(worst, closeness.result().sqnr_db)
-    return float(worst)
 
 
 def _shapes_of(feeds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, tuple[int, ...]]:

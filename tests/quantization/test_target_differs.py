@@ -11,7 +11,7 @@ import edgeinfer as ei
 from edgeinfer.backends import openvino_dialect
 from edgeinfer.model import Model
 from edgeinfer.quantization.quantize_int8 import QuantizeInt8
-from edgeinfer.quantization.sensitivity import output_sqnr_db, run_outputs
+from edgeinfer.quantization.score import output_sqnr_db, run_outputs
 from edgeinfer.transforms import QuantizeStatic
 
 SAME_DB = 40.0  # two runtimes on one int8 graph
