@@ -193,6 +193,24 @@ def test_outputs_that_join_tensors_are_never_made_of_8_bits() -> None:
     assert output_layers(model, ON) == frozenset()
 
 
+def test_a_head_that_is_split_into_outputs(tmp_path: Path) -> None:
+    b = Builder(1, CHANNELS, 8, 8)
+    head = ir.node("Split", [b.conv(b.input, "head", CHANNELS, 16)], {"axis": 1}, num_outputs=2, name="split")
+    scores, boxes = head.outputs
+    scores.name, boxes.name = "scores", "boxes"
+    b.nodes.append(head)
+    b.node("Transpose", boxes, name="moved", perm=[0, 2, 3, 1])
+    model = _with_outputs(
+        b.model(b.node("Sigmoid", scores, name="gate"), 1, 8, 8, 8), "moved_out", "gate_out", "scores"
+    )
+    quantized = _quantized(model)
+    _assert_close(model, quantized)
+    kernels = _kernels(quantized, tmp_path)
+    assert kernels["QLinearConv"] == 1
+    assert "Conv" not in kernels
+    assert output_layers(model, ON) == {"head"}
+
+
 def test_a_unet(tmp_path: Path) -> None:
     model = _unet()
     quantized = _quantized(model)
