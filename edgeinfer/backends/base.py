@@ -136,6 +136,9 @@ class QDQDialect:
         integer_ops: Operators with a constant weight that have an integer kernel worth quantizing for.
         needs_output: Those of them that run in integers only when their own output is quantized, and by
             nothing but that quantizer: float readers then read the dequantized value.
+        quantize_outputs: Whether one of `needs_output` may make an output of the model, whose values are then
+            8-bit ones behind DequantizeLinear: faster, and as coarse as that. Never where a Concat joins it
+            with others on the way.
         epilogue: Operators that such a kernel takes in behind it. `Add` is a residual, `SiLU` is
             `Mul(x, Sigmoid(x))`.
         requantizing: Operators with an integer kernel of their own, each tensor with its own scale.
@@ -161,6 +164,7 @@ class QDQDialect:
     min_opset: int = 13
     integer_ops: frozenset[str] = attrs.field(default=frozenset({"Conv", "Gemm", "MatMul"}), converter=_names)
     needs_output: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    quantize_outputs: bool = False
     epilogue: frozenset[str] = attrs.field(default=frozenset({"Relu", "Clip"}), converter=_names)
     requantizing: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     moving: frozenset[str] = attrs.field(default=MOVING_OPS, converter=_names)

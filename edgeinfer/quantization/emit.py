@@ -1,7 +1,8 @@
 """Writing QuantizeLinear and DequantizeLinear into a graph.
 
 Names: the float tensor `t` keeps its name; beside it stand `t_quantized`, `t_dequantized`, `t_scale` and
-`t_zero_point`, and the nodes `t_QuantizeLinear` and `t_DequantizeLinear`.
+`t_zero_point`, and the nodes `t_QuantizeLinear` and `t_DequantizeLinear`. Where the dequantized value is an
+output of the model, that has the name `t`, and the float tensor is `t_float`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Emitter:
 
     graph: ir.Graph
 
-    def activation(self, value: ir.Value, qparams: QParams, uses: Iterable[tuple[ir.Node, int]]) -> None:
-        """Quantize and dequantize `value`, and let `uses` read the result."""
+    def activation(self, value: ir.Value, qparams: QParams, uses: Iterable[tuple[ir.Node, int]]) -> ir.Value:
+        """Quantize and dequantize `value`, let `uses` read the result and return it."""
         scale, zero_point = self.parameters(value.name or "", qparams.scale, qparams.zero_point)
         quantize = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{value.name}_QuantizeLinear")
         quantized, dequantized = quantize.outputs[0], ir.Value()
@@ -50,6 +51,16 @@ class Emitter:
             self.graph.insert_before(self.graph[0], [quantize, dequantize])
         for node, index in uses:
             node.replace_input_with(index, dequantized)
+        return dequantized
+
+    def output(self, value: ir.Value, dequantized: ir.Value) -> None:
+        """Let the dequantized `value` be the output of the model that `value` is, by the same name."""
+        outputs = self.graph.outputs
+        for index, output in enumerate(outputs):
+            if output is value:
+                outputs[index] = dequantized
+        name = value.name
+        value.name, dequantized.name = f"{name}_float", name
 
     def constant(
         self, name: str, array: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, axis: int | None

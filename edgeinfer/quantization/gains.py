@@ -141,7 +141,7 @@ def layer_gains(
     graph = model.copy_ir()
     prepare(graph)
     integer = integer_nodes(quantized.ir)
-    dialect = attrs.evolve(dialect_of(parsed), costs=None)
+    dialect = attrs.evolve(dialect_of(parsed), costs=None, quantize_outputs=True)
     regions = [region for region in place(graph, dialect).regions if region.node.name in integer]
     return LayerGains(
         where=before.where,

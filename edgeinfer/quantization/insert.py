@@ -83,7 +83,9 @@ def insert_qdq(
         if dialect.bias_where_shared:
             _write_bias_where_shared(emitter, region)
     for value, uses in placement.tensors.items():
-        emitter.activation(value, qparams[str(value.name)], uses)
+        dequantized = emitter.activation(value, qparams[str(value.name)], uses)
+        if value in placement.outputs:
+            emitter.output(value, dequantized)
     if dialect.keeps_float_by_axis:
         for node in list(model.graph):
             _dequantize_by_axis(emitter, node)

@@ -38,12 +38,14 @@ class Placement:
         regions: The kernels that run in integers.
         tensors: The activations that are quantized, in topological order, with the uses, as (node, input
             index), that read the dequantized value.
+        outputs: Those of them that are outputs of the model and whose dequantized value is that output.
         groups: Names of the tensors that share one scale; each name is in one group. They include those that
             need no quantizer because the one above the operators that move them says it all.
     """
 
     regions: tuple[Region, ...]
     tensors: Mapping[ir.Value, tuple[tuple[ir.Node, int], ...]]
+    outputs: frozenset[ir.Value] = frozenset()
     groups: tuple[tuple[str, ...], ...]
 
 
@@ -137,6 +139,10 @@ class _Plan:
         for region in regions:
             if region.node.op_type in dialect.needs_output:
                 self.want(region.output)
+        self.read = {value for value, uses in self.wanted.items() if uses}
+        self.outputs = frozenset(value for value in graph.outputs if self.is_integer_output(value))
+        for value in self.outputs:
+            self.want(value)
 
     def want(self, value: ir.Value, node: ir.Node | None = None, index: int = 0) -> None:
         """Quantize `value`, for a use of it or for its own sake, and spread upwards."""
@@ -222,28 +228,42 @@ class _Plan:
         """Say why a region that needs a quantized output is not worth one, or None.
 
         When its values reach the model's outputs one by one, with no integer kernel on the way that would
-        read them, 8 bits of output cost accuracy that nothing makes up for.
+        read them, 8 bits of output cost accuracy, which only the dialect can say yes to. It cannot where
+        the output holds other tensors, too: what is coarse enough for one may be nothing for the other.
         """
         if region.node.op_type not in self.dialect.needs_output:
             return None
-        front, seen = [region.output], set[ir.Value]()
+        followed = self.dialect.moving | self.dialect.epilogue | {"Concat", "Sigmoid", "Tanh"}
+        front, seen = [(region.output, False)], set[tuple[ir.Value, bool]]()
         while front:
-            value = front.pop()
-            if value.is_graph_output():
+            value, joined = front.pop()
+            if value.is_graph_output() and (joined or not self.dialect.quantize_outputs):
+                beside = " beside those of others" if joined else ""
                 return (
-                    "its output goes to the model's outputs value by value, and 8 bits are too few for that"
+                    f"its output goes to the model's outputs value by value{beside}, "
+                    "and 8 bits are too few for that"
                 )
-            if value in seen or self.wanted.get(value):
+            if (value, joined) in seen or value in self.read:
                 continue
-            seen.add(value)
+            seen.add((value, joined))
             for user in value.consumers():
-                if user.op_type in self.dialect.moving | self.dialect.epilogue | {
-                    "Sigmoid",
-                    "Concat",
-                    "Tanh",
-                }:
-                    front.extend(user.outputs)
+                if user.op_type in followed:
+                    joined_here = joined or user.op_type == "Concat"
+                    front.extend((output, joined_here) for output in user.outputs)
         return None
+
+    def is_integer_output(self, value: ir.Value) -> bool:
+        """Whether an output of the model comes out of a kernel that needs it quantized, or was only moved."""
+        if not self.dialect.quantize_outputs or not self.integer(value):
+            return False
+        while value not in self.made_by:
+            node = value.producer()
+            if node is None or node.op_type not in self.dialect.moving - {"Concat", "Resize"}:
+                return False
+            source = node.inputs[DATA]
+            assert source is not None
+            value = source
+        return self.made_by[value].node.op_type in self.dialect.needs_output
 
     def borders(self) -> Iterator[tuple[ir.Value, int, int]]:
         """Yield each quantized tensor with how often it is quantized (0 or 1) and dequantized in memory."""
@@ -257,19 +277,21 @@ class _Plan:
                     node.op_type in integer and any(output in self.wanted for output in node.outputs)
                 )
                 reads += not stays
+            reads += value in self.outputs
             yield value, int(not made), reads
 
     def placement(self) -> Placement:
         """Return the result, in topological order."""
         ordered = [*self.graph.inputs, *(value for node in self.graph for value in node.outputs)]
         tensors = {value: tuple(self.readers(value)) for value in ordered if value in self.wanted}
-        tensors = {value: uses for value, uses in tensors.items() if uses}
+        tensors = {value: uses for value, uses in tensors.items() if uses or value in self.outputs}
         groups: dict[ir.Value, list[str]] = {}
         for value in tensors:
             groups.setdefault(self.root(value), []).append(value.name or "")
         return Placement(
             regions=tuple(self.regions),
             tensors={value: uses for value, uses in tensors.items() if not self.moved(value)},
+            outputs=self.outputs,
             groups=tuple(tuple(group) for group in groups.values()),
         )
 

@@ -145,7 +145,8 @@ class QuantizeStatic(GraphTransform):
         if known.keys() >= set(names):
             return known
         for each in known_dialects():
-            other = place(model.ir, attrs.evolve(each, costs=None), keep_float=self.keep_float)
+            everything = attrs.evolve(each, costs=None, quantize_outputs=True)
+            other = place(model.ir, everything, keep_float=self.keep_float)
             names += [str(value.name) for value in other.tensors]
         observers = {
             name: make_observer(self.method, dtype=dtype, symmetric=dialect.activation_symmetric)

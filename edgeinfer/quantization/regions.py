@@ -91,7 +91,8 @@ def refusal(node: ir.Node, dialect: QDQDialect) -> str | None:
     above = _wrong_above(data, dialect)
     if above is not None:
         return f"{dialect.name} computes {above.op_type} {above.name!r} wrongly with a quantizer behind it"
-    if node.op_type in dialect.needs_output and node.outputs[0].is_graph_output():
+    refused = dialect.needs_output if not dialect.quantize_outputs else ()
+    if node.op_type in refused and node.outputs[0].is_graph_output():
         return f"it is an output of the model, and {dialect.name} would need it quantized to run in integers"
     return None
 

@@ -97,6 +97,7 @@ def _place_known(
             return placement
         hit = {str(region.node.name) for region in placement.regions if region.output in missing}
         hit |= {str(node.name) for value in missing for node, _ in placement.tensors[value]}
+        hit |= {str(value.producer().name) for value in missing & placement.outputs}  # type: ignore[union-attr]
         for name in sorted(hit - unknown):
             report.skip(name, "the model holds no scale for one of its tensors, so it stays in float")
         unknown |= hit
