@@ -25,6 +25,7 @@ from edgeinfer.quantization.dialects import dialect_of
 from edgeinfer.quantization.fit_placement import Fit, fit_placement
 from edgeinfer.quantization.gains import LayerGains, costs_of_float, integer_nodes
 from edgeinfer.quantization.int8_recipe import Attempt, Recipe, best_recipe
+from edgeinfer.quantization.output_layers import output_layers
 from edgeinfer.quantization.score import Score, Scorer, run_outputs
 from edgeinfer.quantization.sensitivity import LayerSensitivity, sensitivity
 from edgeinfer.quantization.state import quantized_for, ranges_of
@@ -200,6 +201,7 @@ class _Run:
         if quantized_for(best.model.ir) is None:
             notes.append("the tolerance leaves no layer in int8; the model stays in float")
             return options._report(model, model, self.started, steps=best.steps, skipped=skipped, notes=notes)
+        best = self.with_outputs(recipe, best, given_back)
         self.data["sqnr_db"] = best.score.sqnr_db
         notes.append(f"output SQNR {best.score.sqnr_db:.1f} dB on {len(self.judged)} feeds")
         after = best.model
@@ -262,19 +264,12 @@ class _Run:
             left -= cost
             cheap.append(layer.node)
 
-        def speed(names: Collection[str]) -> float:
-            keep_float = {*known.quantize.keep_float, *names}
-            candidate = attrs.evolve(known.quantize, keep_float=keep_float).apply(prepared.model).model
-            target = self.options.target
-            measured = measure_speedup(whole.model, candidate, self.judged[0], target=target)
-            return measured.ratio if measured is not None else 1.0
-
-        ratio = speed(cheap) if cheap else 0.0
+        ratio = self.speed(whole, known, prepared, cheap) if cheap else 0.0
         if ratio < _AS_FAST:
             found: list[str] = []
             for name in cheap[:_BARGAIN_TRIES]:
-                each = speed([*found, name])
-                if each >= max(ratio, _AS_FAST) - _SAME:
+                each = self.speed(whole, known, prepared, [*found, name])
+                if each >= max(ratio - _SAME, _AS_FAST):
                     found.append(name)
                     ratio = each
             cheap = found
@@ -295,20 +290,18 @@ class _Run:
             The rest of the recipe with its ranges known, what it is to be applied to, the layers by noise per
             time, most first, and their times.
         """
-        ranges = ranges_of(whole.model.ir)
-        prepared = Pipeline(recipe.before).apply(self.model)
+        known, prepared = self.prepared(recipe, whole)
         table = sensitivity(
             prepared.model,
             self.feeds,
             target=self.options.target,
             samples=samples,
             method=recipe.quantize.method,
-            ranges=ranges,
+            ranges=known.quantize.ranges,
             on_target=self.judged_on is not None,
             nodes=nodes,
         )
         self.data["sensitivity"] = table
-        known = attrs.evolve(recipe, before=(), quantize=attrs.evolve(recipe.quantize, ranges=ranges))
         integer = integer_nodes(whole.model.ir)
         layers = [layer for layer in table.layers if layer.node in integer]
         costs = costs_of_float({layer.node: float(layer.macs or 0) for layer in layers}, self.gains)
@@ -317,6 +310,39 @@ class _Run:
             return float(10.0 ** (-layer.rank_db / 10) / max(costs[layer.node], 1e-9))
 
         return known, prepared, sorted(layers, key=noise_per_time, reverse=True), costs
+
+    def with_outputs(self, recipe: Recipe, best: Attempt, given_back: Collection[str]) -> Attempt:
+        """Return the attempt whose outputs come from integer kernels if that is worth its noise, else `best`.
+
+        It is where a decibel that it costs saves more time than may be spent on one.
+        """
+        options = self.options
+        dialect = attrs.evolve(dialect_of(recipe.quantize.target), quantize_outputs=True)
+        layers = output_layers(self.model, dialect) - {*recipe.quantize.keep_float}
+        if not layers or not options.measure:
+            return best
+        known, prepared = self.prepared(recipe, best)
+        known = attrs.evolve(known, quantize=attrs.evolve(known.quantize, target=dialect))
+        gained = self.speed(best, known, prepared, given_back) - 1.0
+        if gained < max(options.spend, _SAME):
+            return best
+        attempt = self.attempt(known, prepared, given_back)
+        lost = best.rank_db - attempt.rank_db
+        return attempt if lost * options.spend <= gained and self.meets(attempt) else best
+
+    def prepared(self, recipe: Recipe, whole: Attempt) -> tuple[Recipe, TransformResult]:
+        """Return the rest of a recipe, with the ranges that are known, and what its first steps made."""
+        quantize = attrs.evolve(recipe.quantize, ranges=ranges_of(whole.model.ir))
+        return attrs.evolve(recipe, before=(), quantize=quantize), Pipeline(recipe.before).apply(self.model)
+
+    def speed(
+        self, whole: Attempt, known: Recipe, prepared: TransformResult, keep_float: Collection[str]
+    ) -> float:
+        """Return how many times as fast as `whole` a variant of it is; 1 where that cannot be measured."""
+        quantize = attrs.evolve(known.quantize, keep_float={*known.quantize.keep_float, *keep_float})
+        candidate = quantize.apply(prepared.model).model
+        speed = measure_speedup(whole.model, candidate, self.judged[0], target=self.options.target)
+        return speed.ratio if speed is not None else 1.0
 
     def attempt(self, known: Recipe, prepared: TransformResult, keep_float: Collection[str]) -> Attempt:
         """Apply the rest of a recipe to what its first steps made, with some layers in float."""
