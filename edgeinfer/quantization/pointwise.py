@@ -1,9 +1,12 @@
 """Convolutions that are a Gemm in disguise: a kernel of 1 over an input of spatial size 1.
 
-A classifier behind a global pooling is such, and so are the convolutions of squeeze-and-excite. Some runtimes
-have an integer Gemm with a float output but no such convolution: ONNX Runtime's QLinearConv must round its
-output to 8 bits. Where no integer kernel reads that output, the rounding is noise for nothing (on
-MobileNetV2, a sixth of all), and the Gemm does without.
+A classifier behind a global pooling is such. Some runtimes have an integer Gemm with a float output but no
+such convolution: ONNX Runtime's QLinearConv must round its output to 8 bits. Where no integer kernel reads
+that output, the rounding is noise for nothing, and the Gemm does without.
+
+Measured in ONNX Runtime: on classifiers, and on the layer with HardSwish before them, this gains 0.3 to 6 dB
+and costs no time. The gates of squeeze-and-excite are such convolutions, too: there it gains less than 0.3 dB
+and costs 1.5 % of the time, for the transposes around it, so they stay as they are.
 """
 
 from __future__ import annotations
@@ -48,7 +51,11 @@ def pointwise_as_gemm(
         or "Conv" not in dialect.needs_output
     ):
         return {}
-    names = [str(node.name) for node in model.graph if _is_gemm(node) and node.name not in keep_float]
+    names = [
+        str(node.name)
+        for node in model.graph
+        if node.name not in keep_float and _is_gemm(node) and not _is_gate(node.outputs[0])
+    ]
     same: dict[str, str] = {}
     for name in reversed(names):  # a layer that becomes a Gemm may read the one before it in integers
         placement = place(model, dialect, keep_float=keep_float, shapes=shapes)
@@ -78,11 +85,24 @@ def _is_gemm(node: ir.Node) -> bool:
     return weight.shape[2:] == ones == tuple(data.shape[2:]) and not any(node.attributes.get_ints("pads", ()))
 
 
+def _is_gate(value: ir.Value) -> bool:
+    """Whether something with more than one position, or of unknown shape, is computed from the value."""
+    front, seen = [value], set[ir.Value]()
+    while front:
+        value = front.pop()
+        if value.shape is None or any(size != 1 for size in tuple(value.shape)[2:]):
+            return True
+        for user in value.consumers():
+            front.extend(output for output in user.outputs if output not in seen)
+            seen.update(user.outputs)
+    return False
+
+
 def _rewrite(model: ir.Model, names: Collection[str]) -> dict[str, str]:
     graph = model.graph
     same: dict[str, str] = {}
     for node in [node for node in graph if node.name in names and _is_gemm(node)]:
-        data, output = node.inputs[DATA], node.outputs[0]
+        data = node.inputs[DATA]
         assert data is not None
         assert data.shape is not None
         weight = _matrix(graph, node)
@@ -99,7 +119,7 @@ def _rewrite(model: ir.Model, names: Collection[str]) -> dict[str, str]:
             )
         same[str(flatten.outputs[0].name)] = str(data.name)
         graph.insert_before(node, [flatten, gemm])
-        last = _to_matrix(output, channels)
+        last = _to_matrix(node)
         if last is None:
             last = node
             shape = add_initializer(
@@ -136,10 +156,15 @@ def _matrix(graph: ir.Graph, node: ir.Node) -> ir.Value:
     return value
 
 
-def _to_matrix(output: ir.Value, channels: int) -> ir.Node | None:
-    """Return the node that does nothing but drop the spatial axes, if it alone reads the output."""
+def _to_matrix(node: ir.Node) -> ir.Node | None:
+    """Return the node that does nothing but drop the spatial axes, if it alone reads the node's output."""
+    output = node.outputs[0]
     users = output.consumers()
     if output.is_graph_output() or len(users) != 1 or users[0].op_type not in _TO_MATRIX:
         return None
+    if users[0].graph is not node.graph:
+        return None
     shape = users[0].outputs[0].shape
-    return users[0] if shape is not None and len(shape) == 2 and shape[1] == channels else None
+    if shape is None or output.shape is None or len(shape) != 2:
+        return None
+    return users[0] if isinstance(shape[1], int) and shape[1] == output.shape[1] else None
