@@ -5,8 +5,9 @@ such convolution: ONNX Runtime's QLinearConv must round its output to 8 bits. Wh
 that output, the rounding is noise for nothing, and the Gemm does without.
 
 Measured in ONNX Runtime: on MobileNetV2's classifier this gains 0.3 to 0.9 dB at the output, on small random
-nets 0.4 to 6 dB, also on a layer with HardSwish before the classifier, and it costs no time. The gates of squeeze-and-excite are such convolutions, too: there it gains less than 0.3 dB
-and costs 1.5 % of the time, for the transposes around it, so they stay as they are.
+nets 0.4 to 6 dB, also on a layer with HardSwish before the classifier, and it costs no time. The gates of
+squeeze-and-excite are such convolutions, too: there it gains less than 0.3 dB and costs 1.5 % of the time,
+for the transposes around it, so they stay as they are.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ import pytest
 
 from edgeinfer.backends.onnxruntime_ import DIALECT as ORT
 from edgeinfer.model import Model
-from edgeinfer.quantization.sensitivity import output_sqnr_db, run_outputs, sensitivity
+from edgeinfer.quantization.score import output_sqnr_db, run_outputs
+from edgeinfer.quantization.sensitivity import sensitivity
 from edgeinfer.quantization.state import ranges_of
 from edgeinfer.transforms import CorrectBias, QuantizeStatic, RetargetQDQ, RoundWeights
 from tests.quantization.qdq_models import CHANNELS, Builder
