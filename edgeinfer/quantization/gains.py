@@ -23,6 +23,7 @@ from edgeinfer.model import Model
 from edgeinfer.quantization.dialects import dialect_of
 from edgeinfer.quantization.insert import prepare
 from edgeinfer.quantization.placement import place
+from edgeinfer.quantization.pointwise import follow_gemms
 from edgeinfer.quantization.regions import DATA, WEIGHT, Region
 from edgeinfer.registry import get_backend
 from edgeinfer.values import as_tuple
@@ -140,6 +141,7 @@ def layer_gains(
         return None
     graph = model.copy_ir()
     prepare(graph)
+    follow_gemms(graph, quantized.ir)
     integer = integer_nodes(quantized.ir)
     dialect = attrs.evolve(dialect_of(parsed), costs=None, quantize_outputs=True)
     regions = [region for region in place(graph, dialect).regions if region.node.name in integer]

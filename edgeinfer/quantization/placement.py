@@ -41,12 +41,15 @@ class Placement:
         outputs: Those of them that are outputs of the model and whose dequantized value is that output.
         groups: Names of the tensors that share one scale; each name is in one group. They include those that
             need no quantizer because the one above the operators that move them says it all.
+        read_in_integers: Names of the nodes of those regions whose output an integer kernel reads. The others
+            have a quantized output, if any, for their own sake only.
     """
 
     regions: tuple[Region, ...]
     tensors: Mapping[ir.Value, tuple[tuple[ir.Node, int], ...]]
     outputs: frozenset[ir.Value] = frozenset()
     groups: tuple[tuple[str, ...], ...]
+    read_in_integers: frozenset[str]
 
 
 def _ignore(_: ir.Node, __: str) -> None:
@@ -293,6 +296,9 @@ class _Plan:
             tensors={value: uses for value, uses in tensors.items() if not self.moved(value)},
             outputs=self.outputs,
             groups=tuple(tuple(group) for group in groups.values()),
+            read_in_integers=frozenset(
+                str(region.node.name) for region in self.regions if self.wanted.get(region.output)
+            ),
         )
 
     def moved(self, value: ir.Value) -> bool:

@@ -19,6 +19,7 @@ from edgeinfer.quantization.insert import Range, insert_qdq, prepare
 from edgeinfer.quantization.noted_scale import noted_scale
 from edgeinfer.quantization.observers import make_observer
 from edgeinfer.quantization.placement import Placement, place
+from edgeinfer.quantization.pointwise import pointwise_as_gemm
 from edgeinfer.quantization.qparams import QParams, weight_qparams
 from edgeinfer.quantization.regions import WEIGHT, Region
 from edgeinfer.quantization.state import REFERENCE_KEY, quantized_for, refuse_half, refuse_quantized
@@ -105,19 +106,17 @@ class QuantizeStatic(GraphTransform):
             )
         prepare(model)
         samples = as_calibration(self.calibration, Model(model).signature)
-        placement = place(
-            model,
-            dialect,
-            keep_float=self.keep_float,
-            skip=report.skip,
-            shapes=_shapes(model, samples) if dialect.costs is not None else None,
-        )
+        shapes = _shapes(model, samples) if dialect.costs is not None else None
+        same = pointwise_as_gemm(model, dialect, keep_float=self.keep_float, shapes=shapes)
+        placement = place(model, dialect, keep_float=self.keep_float, skip=report.skip, shapes=shapes)
         if not placement.regions:
             refuse_half(model)
             report.skip("", f"nothing in the graph runs in integers in {dialect.name}; it stays in float")
             return
         reference = model.clone()
-        ranges = self._calibrate(Model(reference), samples, placement, dialect, report)
+        known = dict(self.ranges or {})
+        known |= {new: known[old] for new, old in same.items() if old in known}
+        ranges = self._calibrate(Model(reference), samples, placement, known, dialect, report)
         insert_qdq(
             model,
             placement,
@@ -135,13 +134,13 @@ class QuantizeStatic(GraphTransform):
         model: Model,
         samples: Calibration,
         placement: Placement,
+        known: dict[str, Range],
         dialect: QDQDialect,
         report: ReportBuilder,
     ) -> dict[str, Range]:
         """Find the ranges of all tensors that any dialect quantizes, so that RetargetQDQ has them."""
         dtype = self.activation_dtype or dialect.activation_dtype
         names = [name for group in placement.groups for name in group]
-        known = dict(self.ranges or {})
         if known.keys() >= set(names):
             return known
         for each in known_dialects():

@@ -15,6 +15,7 @@ from edgeinfer.errors import PreconditionError
 from edgeinfer.quantization.dialects import dialect_of
 from edgeinfer.quantization.insert import Range, insert_qdq, prepare
 from edgeinfer.quantization.placement import Placement, place
+from edgeinfer.quantization.pointwise import pointwise_as_gemm
 from edgeinfer.quantization.qparams import QParams, weight_qparams
 from edgeinfer.quantization.regions import WEIGHT, Region
 from edgeinfer.quantization.state import DIALECT_KEY, NOTES_KEY, refuse_operators
@@ -69,6 +70,8 @@ class RetargetQDQ(GraphTransform):
         else:
             keep_float = {str(node.name) for node in model.graph if _was_float(node, stripped)}
         prepare(model)
+        same = pointwise_as_gemm(model, dialect, keep_float=keep_float)
+        ranges |= {new: ranges[old] for new, old in same.items() if old in ranges}
         placement = _place_known(model, ranges, keep_float, dialect, report)
         insert_qdq(model, placement, ranges, _same_weights(stripped), dialect, report, keep_float=keep_float)
 

@@ -23,6 +23,7 @@ from edgeinfer.quantization.calibration import as_calibration
 from edgeinfer.quantization.dialects import dialect_of
 from edgeinfer.quantization.insert import prepare
 from edgeinfer.quantization.placement import place
+from edgeinfer.quantization.pointwise import pointwise_as_gemm
 from edgeinfer.quantization.quantize_static import QuantizeStatic
 from edgeinfer.quantization.score import Scorer, run_outputs
 from edgeinfer.quantization.state import ranges_of
@@ -179,6 +180,7 @@ def quantizable_layers(model: Model, dialect: QDQDialect) -> list[ir.Node]:
     """Return the nodes that `QuantizeStatic` would run in integers."""
     graph = model.copy_ir()
     prepare(graph)
+    pointwise_as_gemm(graph, dialect)
     return [region.node for region in place(graph, dialect).regions]
 
 

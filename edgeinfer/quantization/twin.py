@@ -16,8 +16,10 @@ import onnx_ir as ir
 from edgeinfer.errors import PreconditionError
 from edgeinfer.model import Model, ModelSource
 from edgeinfer.quantization.linear import LINEAR_OPS, Linear, add_initializer, find_linear
+from edgeinfer.quantization.pointwise import follow_gemms
 from edgeinfer.quantization.state import REFERENCE_KEY
 from edgeinfer.transforms.base import ReportBuilder
+from edgeinfer.transforms.infer_shapes import infer_shapes
 from edgeinfer.transforms.opset import convert_opset
 
 __all__ = ["Layer", "Twin", "find_reference", "is_quantized", "quantized_layers", "reduce_mean"]
@@ -59,6 +61,9 @@ def find_reference(model: ir.Model, given: ModelSource | None, *, wanted_by: str
     opset = model.opset_imports.get("", 0)
     if reference.opset_imports.get("", 0) < opset:
         reference = convert_opset(reference, opset, wanted_by=wanted_by)
+    if given is not None:
+        infer_shapes(reference, data_prop=True)
+        follow_gemms(reference, model)
     return reference
 
 
