@@ -84,7 +84,7 @@ def sqnr_db(float_model: ei.Model, model: ei.Model, feeds: Feeds) -> float:
 def recipes(feeds: Feeds, method: str) -> dict[str, list[Any]]:
     """Return the recipes to compare."""
     static = QuantizeStatic(calibration=feeds, method=method)
-    smooth = SmoothQuant(calibration=feeds, alpha=0.65, insert=True)
+    smooth = SmoothQuant(calibration=feeds, alpha=None, insert=True)
     rounded, bias = RoundWeights(calibration=feeds), CorrectBias(calibration=feeds)
     return {
         "static": [static],

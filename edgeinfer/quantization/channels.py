@@ -8,7 +8,7 @@ import numpy as np
 
 from edgeinfer.errors import CalibrationError
 
-__all__ = ["ChannelAbsMaxObserver", "ChannelMeanObserver", "ChannelRangeObserver"]
+__all__ = ["ChannelMagnitudeObserver", "ChannelMeanObserver", "ChannelRangeObserver"]
 
 
 def _by_channel(array: np.ndarray, axis: int) -> np.ndarray:
@@ -109,24 +109,35 @@ class ChannelRangeObserver:
 
 
 @final
-class ChannelAbsMaxObserver:
-    """max |x| of each channel: what SmoothQuant needs (Xiao et al. 2023, equation 4).
+class ChannelMagnitudeObserver:
+    """max |x| and E[x^2] of each channel: what SmoothQuant needs (Xiao et al. 2023, equation 4).
 
     Args:
         axis: The channel axis: the last for the input of a MatMul.
     """
 
     def __init__(self, axis: int = -1) -> None:
+        self._axis = axis
         self._ranges = ChannelRangeObserver(axis)
+        self._squares: np.ndarray | None = None
+        self._count = 0
 
     @property
     def key(self) -> str:
         """See `Resumable`."""
-        return self._ranges.key
+        return f"channel magnitude {self._axis}"
 
     def update(self, array: np.ndarray) -> None:
-        """Take in an array with the channels along `axis`."""
+        """Take in an array with the channels along `axis`.
+
+        Raises:
+            CalibrationError: A value is NaN or infinite.
+        """
         self._ranges.update(array)
+        values = _by_channel(array, self._axis)
+        squares = np.einsum("acb,acb->c", values, values, dtype=np.float64)
+        self._squares = squares if self._squares is None else self._squares + squares
+        self._count += values.shape[0] * values.shape[2]
 
     @property
     def abs_max(self) -> np.ndarray:
@@ -134,13 +145,23 @@ class ChannelAbsMaxObserver:
         low, high = self._ranges.range()
         return np.asarray(np.maximum(-low, high))
 
+    @property
+    def mean_square(self) -> np.ndarray:
+        """The mean of the squares of each channel, float64 (channels,)."""
+        return _seen(self._squares) / max(self._count, 1)
+
     def state(self) -> dict[str, np.ndarray]:
         """See `Resumable`."""
-        return self._ranges.state()
+        return {
+            **self._ranges.state(),
+            "squares": _seen(self._squares).copy(),
+            "count": np.array(self._count),
+        }
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """See `Resumable`."""
         self._ranges.restore(state)
+        self._squares, self._count = state["squares"], int(state["count"])
 
 
 def _refuse_not_finite(*arrays: np.ndarray) -> None:

@@ -116,7 +116,7 @@ def best_recipe(
     # Factors from few feeds suit these feeds only: a feature that they hardly show may be ten times as large
     # elsewhere. So half of them make the factors, and the ranges, which are from all, show the harm.
     half = as_calibration(calibration, model.signature).every_other()
-    smooth = SmoothQuant(calibration=half, alpha=0.65, insert=True, keep_float=keep_float)
+    smooth = SmoothQuant(calibration=half, alpha=None, insert=True, keep_float=keep_float)
     for step in (EqualizeWeights(), smooth):
         if not step.apply(model).report.modified:
             continue

@@ -7,8 +7,9 @@ front. It is exact in float, and costs nothing where it can be folded. Where X i
 too, such as the residual Add behind the LayerNormalization of BERT, it cannot be; `insert=True` then puts
 a Mul in front.
 
-Measured on MiniLM-L6 with QuantizeStatic(method="minmax") in ONNX Runtime: 16.1 dB without; with
-`insert=True` 18.6 dB at alpha 0.5, 23.1 dB at 0.65, 21.2 dB at 0.75, for 2 % of the latency.
+The best alpha is another one for each layer. `alpha=None` takes the one with the least expected noise, by
+the ranges and the powers of the channels. Measured on MiniLM-L6 on evaluation rows, with `insert=True`,
+ranges by MSE and RoundWeights, for 2 % of the latency: 23.2 dB at 0.65 for all, 25.1 at 0.75, 25.2 with None.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import onnx_ir as ir
 from edgeinfer.errors import CalibrationError
 from edgeinfer.model import Model
 from edgeinfer.quantization.calibration import as_calibration, observe
-from edgeinfer.quantization.channels import ChannelAbsMaxObserver
+from edgeinfer.quantization.channels import ChannelMagnitudeObserver
 from edgeinfer.quantization.linear import (
     Linear,
     add_initializer,
@@ -40,6 +41,12 @@ __all__ = ["SmoothQuant"]
 _NEGLIGIBLE = 1e-3  # largest |log s| of a group that is smooth already
 # Factors stay within these bounds of each other, so that a dead channel does not blow up the others.
 _MAX_FACTOR = 1e4
+_ALPHAS = tuple(np.linspace(0.2, 1.0, 17))
+
+
+def _share(_: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
+    if value is not None and not 0 <= value <= 1:
+        raise ValueError(f"'{attribute.name}' must be None or from 0 to 1: {value}")
 
 
 @final
@@ -51,13 +58,14 @@ class SmoothQuant(GraphTransform):
 
     Args:
         calibration: Representative feeds.
-        alpha: How much of the difficulty goes to the weights, 0 to 1.
+        alpha: How much of the difficulty goes to the weights, 0 to 1; None for what leaves each layer the
+            least noise, by the ranges and powers of its channels.
         insert: Insert a Mul where the factors cannot be folded; it is one more operator to run.
         keep_float: Names of nodes that stay in float, so that nothing is to be made easier for them.
     """
 
     calibration: Any = attrs.field(default=None, eq=False)
-    alpha: float = attrs.field(default=0.5, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
+    alpha: float | None = attrs.field(default=0.5, validator=_share)
     insert: bool = attrs.field(default=False, kw_only=True)
     keep_float: Collection[str] = attrs.field(default=(), kw_only=True, converter=as_frozenset)
 
@@ -91,11 +99,11 @@ class SmoothQuant(GraphTransform):
             raise CalibrationError(
                 "SmoothQuant needs calibration data.", hint="SmoothQuant(calibration=feeds)"
             )
-        observers = {value.name or "": ChannelAbsMaxObserver(-1) for value in ready}
+        observers = {value.name or "": ChannelMagnitudeObserver(-1) for value in ready}
         frozen = Model(model.clone())
         observe(frozen, as_calibration(self.calibration, frozen.signature), observers, progress=False)
         for value, source in ready.items():
-            factor = self._factor(observers[value.name or ""].abs_max, groups[value])
+            factor = self._factor(observers[value.name or ""], groups[value])
             largest = float(np.abs(np.log(factor)).max(initial=0.0))
             for layer in groups[value]:
                 if largest < _NEGLIGIBLE:
@@ -105,13 +113,41 @@ class SmoothQuant(GraphTransform):
             if largest >= _NEGLIGIBLE:
                 _scale(value, source, [layer.owned() for layer in groups[value]], factor)
 
-    def _factor(self, activations: np.ndarray, layers: list[Linear]) -> np.ndarray:
+    def _factor(self, activations: ChannelMagnitudeObserver, layers: list[Linear]) -> np.ndarray:
         weights = np.max([np.abs(layer.array()).max(axis=layer.channel_axis) for layer in layers], axis=0)
-        alive = (activations > 0) & (weights > 0)
-        factor = np.ones(len(activations))
-        factor[alive] = activations[alive].astype(np.float64) ** self.alpha
-        factor[alive] /= weights[alive].astype(np.float64) ** (1 - self.alpha)
-        return np.clip(factor, 1 / _MAX_FACTOR, _MAX_FACTOR)
+        if self.alpha is not None:
+            return _factor(activations.abs_max, weights, self.alpha)
+        factors = [_factor(activations.abs_max, weights, alpha) for alpha in _ALPHAS]
+        noises = [_noise(factor, activations, layers) for factor in factors]
+        return factors[int(np.argmin(noises))]
+
+
+def _factor(activations: np.ndarray, weights: np.ndarray, alpha: float) -> np.ndarray:
+    alive = (activations > 0) & (weights > 0)
+    factor = np.ones(len(activations))
+    factor[alive] = activations[alive].astype(np.float64) ** alpha
+    factor[alive] /= weights[alive].astype(np.float64) ** (1 - alpha)
+    return np.clip(factor, 1 / _MAX_FACTOR, _MAX_FACTOR)
+
+
+def _noise(factor: np.ndarray, activations: ChannelMagnitudeObserver, layers: list[Linear]) -> float:
+    """Return the expected noise power of the layers' outputs with 8 bits of both sides, over their signal.
+
+    Rounding to steps of d adds d^2 / 12 to each value. That of the activations, one scale for all, goes
+    through the scaled weights; that of the weights, one scale an output channel, through the scaled inputs.
+    """
+    step = 2 * float((activations.abs_max / factor).max(initial=0.0)) / 255
+    power = activations.mean_square
+    total = 0.0
+    for layer in layers:
+        weight = np.moveaxis(layer.array().astype(np.float64), layer.input_axis, 0).reshape(len(factor), -1)
+        squares = weight**2
+        signal = float(power @ squares.sum(axis=1))
+        steps = 2 * np.abs(weight * factor[:, None]).max(axis=0) / 255
+        rounded = step**2 * float(factor**2 @ squares.sum(axis=1))
+        rounded += float((power / factor**2).sum()) * float(steps @ steps)
+        total += rounded / 12 / max(signal, np.finfo(np.float64).tiny)
+    return total
 
 
 def _source(value: ir.Value, readers: set[ir.Node]) -> list[tuple[ir.Value, int]] | str:

@@ -12,7 +12,7 @@ import pytest
 from edgeinfer.errors import CalibrationError
 from edgeinfer.quantization.calibration import as_calibration, observe
 from edgeinfer.quantization.channel_scales import ChannelScales
-from edgeinfer.quantization.channels import ChannelAbsMaxObserver
+from edgeinfer.quantization.channels import ChannelMagnitudeObserver
 from edgeinfer.transforms import EqualizeActivations
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -68,7 +68,7 @@ def test_it_is_exact_and_brings_the_channels_together(model):
     name = "both" if "both" in _numbers(model) else "a2"
 
     def unlike(of) -> float:
-        observer = ChannelAbsMaxObserver(1)
+        observer = ChannelMagnitudeObserver(1)
         observe(of, as_calibration(given, of.signature), {name: observer}, progress=False)
         return float(observer.abs_max.max() / observer.abs_max.mean())
 
