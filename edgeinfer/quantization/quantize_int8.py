@@ -1,17 +1,9 @@
-"""Quantization under control: close to float, within a tolerance, and never slower than float.
-
-The search. Let N be the noise power at the output (signal power over SQNR). Quantization noise of different
-layers nearly adds up, so giving the layers of a set S back to float leaves about N - sum of N_i over S, with
-N_i from the sensitivity table. The time that giving layer i back costs is what int8 gains there by the
-runtime's own profiler, or where it has none, is taken to grow with its multiply-accumulates. Greedy by noise
-per time gives one order of the layers; bisection on real candidates finds the shortest prefix of it that
-meets the tolerance.
-"""
+"""Quantization under control: close to float, within a tolerance, and never slower than float."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, final
 
 import attrs
@@ -23,25 +15,19 @@ from edgeinfer.model import Model
 from edgeinfer.quantization.calibration import as_calibration
 from edgeinfer.quantization.dialects import dialect_of
 from edgeinfer.quantization.fit_placement import Fit, fit_placement
-from edgeinfer.quantization.gains import LayerGains, costs_of_float, integer_nodes
-from edgeinfer.quantization.int8_recipe import Attempt, Recipe, best_recipe
-from edgeinfer.quantization.output_layers import output_layers
+from edgeinfer.quantization.gains import LayerGains
+from edgeinfer.quantization.int8_recipe import Attempt, best_recipe
+from edgeinfer.quantization.int8_trades import Trades
 from edgeinfer.quantization.score import Score, Scorer, run_outputs
-from edgeinfer.quantization.sensitivity import LayerSensitivity, sensitivity
-from edgeinfer.quantization.state import quantized_for, ranges_of
-from edgeinfer.transforms.base import Pipeline, ReportBuilder, Skipped, TransformReport, TransformResult
+from edgeinfer.quantization.state import quantized_for
+from edgeinfer.transforms.base import ReportBuilder, Skipped, TransformReport, TransformResult
 from edgeinfer.values import as_tuple
 
 __all__ = ["QuantizeInt8"]
 
-_BARGAIN_FEEDS = 4  # enough to rank layers by
-_BARGAIN_DB = 1.0
-_BARGAIN_TRIES = 5  # one by one, where all of them together cost time
 _DIFFERS_DB = 3.0  # rounding alone makes much less of a difference between runtimes
 _GOOD_DB = 20.0  # where the target computes something else than the graph says, this is to be reached
 _BROKEN_DB = 10.0  # noise a tenth of the signal: no task survives that unasked
-_SAME = 0.02  # of a ratio of times: less is chance
-_AS_FAST = 0.97  # of two equal models one is measured this much slower now and then
 
 
 @final
@@ -190,18 +176,32 @@ class _Run:
             self.judged_on = options.target
             self.least_db = min(best.score.sqnr_db - _DIFFERS_DB, _GOOD_DB)
             best = attrs.evolve(best, score=on_target)
+        trades = Trades(
+            model=model,
+            calibration=self.feeds,
+            judged=self.judged,
+            target=options.target,
+            on_target=self.judged_on is not None,
+            measure=options.measure,
+            spend=options.spend,
+            gains=self.gains,
+            judge=self.score,
+            meets=self.meets,
+        )
         given_back: tuple[str, ...] = ()
         why = "given back to float to meet the tolerance"
         if not self.meets(best):
-            best, given_back = self.search(recipe, best)
+            best, given_back = trades.search(recipe, best)
         elif options.spend:
-            best, given_back = self.bargain(recipe, best)
+            best, given_back = trades.bargain(recipe, best)
             why = "given back to float: it buys accuracy and costs no time that can be measured"
+        if trades.table is not None:
+            self.data["sensitivity"] = trades.table
         skipped += [Skipped(name, why) for name in given_back]
         if quantized_for(best.model.ir) is None:
             notes.append("the tolerance leaves no layer in int8; the model stays in float")
             return options._report(model, model, self.started, steps=best.steps, skipped=skipped, notes=notes)
-        best = self.with_outputs(recipe, best, given_back)
+        best = trades.with_outputs(recipe, best, given_back)
         self.data["sqnr_db"] = best.score.sqnr_db
         notes.append(f"output SQNR {best.score.sqnr_db:.1f} dB on {len(self.judged)} feeds")
         after = best.model
@@ -230,124 +230,6 @@ class _Run:
         if fit.gains is not None:
             self.data["gains"] = self.gains = fit.gains
         return fit
-
-    def search(self, recipe: Recipe, whole: Attempt) -> tuple[Attempt, tuple[str, ...]]:
-        """Return the attempt with the fewest layers in float, in greedy order, that meets the tolerance."""
-        # A layer that the target computes wrongly stands out in a few feeds.
-        feeds = self.options.samples if self.judged_on is None else _BARGAIN_FEEDS
-        known, prepared, layers, _ = self.ranked(recipe, whole, feeds)
-        order = [layer.node for layer in layers]
-        low, high = 0, len(order)  # with the first `high` in float it is met, with the first `low` it is not
-        found = self.attempt(known, prepared, order)
-        while high - low > 1:
-            # Few layers usually do, so the first steps are small: 1, 2, 4, …
-            middle = (low + high) // 2 if high < len(order) else min(high - 1, max(1, 2 * low))
-            attempt = self.attempt(known, prepared, order[:middle])
-            if self.meets(attempt):
-                high, found = middle, attempt
-            else:
-                low = middle
-        return found, tuple(order[:high])
-
-    def bargain(self, recipe: Recipe, whole: Attempt) -> tuple[Attempt, tuple[str, ...]]:
-        """Return the attempt with cheap, noisy layers in float if it is closer and as fast, else `whole`."""
-        spend, affordable = self.options.spend, None
-        if self.gains is not None:
-            affordable = self.gains.nodes_within(spend * self.gains.int8_us)
-        known, prepared, layers, costs = self.ranked(recipe, whole, _BARGAIN_FEEDS, affordable)
-        left = spend * (self.gains.int8_us if self.gains is not None else sum(costs.values()))
-        cheap = []
-        for layer in layers:
-            cost = costs[layer.node]
-            if not cost or cost > left:
-                break
-            left -= cost
-            cheap.append(layer.node)
-
-        ratio = self.speed(whole, known, prepared, cheap) if cheap else 0.0
-        if ratio < _AS_FAST:
-            found: list[str] = []
-            for name in cheap[:_BARGAIN_TRIES]:
-                each = self.speed(whole, known, prepared, [*found, name])
-                if each >= max(ratio - _SAME, _AS_FAST):
-                    found.append(name)
-                    ratio = each
-            cheap = found
-        if not cheap:
-            return whole, ()
-        attempt = self.attempt(known, prepared, cheap)
-        closer = attempt.rank_db - whole.rank_db
-        if closer < (0.0 if ratio > 1.0 + _SAME else _BARGAIN_DB) or quantized_for(attempt.model.ir) is None:
-            return whole, ()
-        return attempt, tuple(cheap)
-
-    def ranked(
-        self, recipe: Recipe, whole: Attempt, samples: int, nodes: Collection[str] | None = None
-    ) -> tuple[Recipe, TransformResult, list[LayerSensitivity], dict[str, float]]:
-        """Rank layers for giving them back to float.
-
-        Returns:
-            The rest of the recipe with its ranges known, what it is to be applied to, the layers by noise per
-            time, most first, and their times.
-        """
-        known, prepared = self.prepared(recipe, whole)
-        table = sensitivity(
-            prepared.model,
-            self.feeds,
-            target=self.options.target,
-            samples=samples,
-            method=recipe.quantize.method,
-            ranges=known.quantize.ranges,
-            on_target=self.judged_on is not None,
-            nodes=nodes,
-        )
-        self.data["sensitivity"] = table
-        integer = integer_nodes(whole.model.ir)
-        layers = [layer for layer in table.layers if layer.node in integer]
-        costs = costs_of_float({layer.node: float(layer.macs or 0) for layer in layers}, self.gains)
-
-        def noise_per_time(layer: LayerSensitivity) -> float:
-            return float(10.0 ** (-layer.rank_db / 10) / max(costs[layer.node], 1e-9))
-
-        return known, prepared, sorted(layers, key=noise_per_time, reverse=True), costs
-
-    def with_outputs(self, recipe: Recipe, best: Attempt, given_back: Collection[str]) -> Attempt:
-        """Return the attempt whose outputs come from integer kernels if that is worth its noise, else `best`.
-
-        It is where a decibel that it costs saves more time than may be spent on one.
-        """
-        options = self.options
-        dialect = attrs.evolve(dialect_of(recipe.quantize.target), quantize_outputs=True)
-        layers = output_layers(self.model, dialect) - {*recipe.quantize.keep_float}
-        if not layers or not options.measure:
-            return best
-        known, prepared = self.prepared(recipe, best)
-        known = attrs.evolve(known, quantize=attrs.evolve(known.quantize, target=dialect))
-        gained = self.speed(best, known, prepared, given_back) - 1.0
-        if gained < max(options.spend, _SAME):
-            return best
-        attempt = self.attempt(known, prepared, given_back)
-        lost = best.rank_db - attempt.rank_db
-        return attempt if lost * options.spend <= gained and self.meets(attempt) else best
-
-    def prepared(self, recipe: Recipe, whole: Attempt) -> tuple[Recipe, TransformResult]:
-        """Return the rest of a recipe, with the ranges that are known, and what its first steps made."""
-        quantize = attrs.evolve(recipe.quantize, ranges=ranges_of(whole.model.ir))
-        return attrs.evolve(recipe, before=(), quantize=quantize), Pipeline(recipe.before).apply(self.model)
-
-    def speed(
-        self, whole: Attempt, known: Recipe, prepared: TransformResult, keep_float: Collection[str]
-    ) -> float:
-        """Return how many times as fast as `whole` a variant of it is; 1 where that cannot be measured."""
-        quantize = attrs.evolve(known.quantize, keep_float={*known.quantize.keep_float, *keep_float})
-        candidate = quantize.apply(prepared.model).model
-        speed = measure_speedup(whole.model, candidate, self.judged[0], target=self.options.target)
-        return speed.ratio if speed is not None else 1.0
-
-    def attempt(self, known: Recipe, prepared: TransformResult, keep_float: Collection[str]) -> Attempt:
-        """Apply the rest of a recipe to what its first steps made, with some layers in float."""
-        attempt = known.apply(prepared.model, self.score, keep_float=keep_float)
-        return attrs.evolve(attempt, steps=(*prepared.report.steps, *attempt.steps))
 
     def meets(self, attempt: Attempt) -> bool:
         """Whether an attempt keeps every tolerance that was given."""
