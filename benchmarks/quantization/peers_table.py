@@ -5,7 +5,7 @@
 Ours is one call, `optimize(model, target=..., calibration=...)`. The peers quantize in an environment of
 their own, which is made and filled when none is given (`peers.py`). For each cell: the metric on the
 evaluation rows (the peers' only with --peer-metrics: it takes long), the SQNR of the outputs against float
-on 16 evaluation feeds, the speed-up over the same runtime's float32 on one thread (see `speedup`).
+on at least 200 evaluation rows, the speed-up over the same runtime's float32 on one thread (see `speedup`).
 Lines are printed and appended to OUT/table.jsonl as they are measured.
 """
 

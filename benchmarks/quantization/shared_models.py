@@ -81,7 +81,7 @@ def openvino_run(
     return run
 
 
-def _record(name: str, subset: str, run: Run | None, enough: int | None = None) -> list[Feed]:
+def _record(name: str, subset: str, run: Run | None, enough: int | None = None, rows: int = 0) -> list[Feed]:
     class Enough(Exception):  # noqa: N818 - it ends a recording, nothing went wrong
         pass
 
@@ -89,7 +89,8 @@ def _record(name: str, subset: str, run: Run | None, enough: int | None = None) 
 
     def recording(feed: Feed, outputs: Sequence[str] | None = None) -> Sequence[np.ndarray]:
         feeds.append({key: np.array(value) for key, value in feed.items()})
-        if enough is not None and len(feeds) >= enough:
+        seen = sum(len(next(iter(each.values()))) for each in feeds)
+        if enough is not None and len(feeds) >= enough and seen >= rows:
             raise Enough
         if run is not None:
             return run(feed, outputs)
@@ -124,9 +125,10 @@ def calibration(name: str, count: int = 100) -> list[Feed]:
     return list(_calibration(name, count))
 
 
-def evaluation_feeds(name: str, count: int = 16) -> list[Feed]:
-    """Return the first feeds of the evaluation rows, to compare outputs on."""
-    return _record(name, "eval", None if name.startswith("minilm") else ort_run(str(path(name))), count)
+def evaluation_feeds(name: str, count: int = 16, rows: int = 200) -> list[Feed]:
+    """Return the first feeds of the evaluation rows, at least so many and of so many rows, to compare on."""
+    run = None if name.startswith("minilm") else ort_run(str(path(name)))
+    return _record(name, "eval", run, count, rows)
 
 
 def evaluate(name: str, run: Run) -> dict[str, float]:

@@ -32,7 +32,7 @@ from edgeinfer.transforms.base import Pipeline, TransformResult
 __all__ = ["Trades"]
 
 _BARGAIN_FEEDS = 4  # enough to rank layers by
-_BARGAIN_DB = 1.0
+_CLOSER_DB = 0.25  # less is chance
 _BARGAIN_TRIES = 5  # one by one, where all of them together cost time
 _SAME = 0.02  # of a ratio of times: less is chance
 _AS_FAST = 0.97  # of two equal models one is measured this much slower now and then
@@ -50,7 +50,7 @@ class Trades:
         target: Where the model will run.
         on_target: Whether layers are judged on the target, which computes something else than ONNX Runtime.
         measure: Whether speed may be measured.
-        spend: The share of the time that a decibel is worth.
+        spend: The share of the time that a decibel is worth, and the most that is spent on decibels unasked.
         gains: What int8 gains by layer, where that was measured.
         judge: Scores a version of the model.
         meets: Whether an attempt keeps the tolerance.
@@ -88,7 +88,7 @@ class Trades:
         return found, tuple(order[:high])
 
     def bargain(self, recipe: Recipe, whole: Attempt) -> tuple[Attempt, tuple[str, ...]]:
-        """Return the attempt with cheap, noisy layers in float if it is closer and as fast, else `whole`."""
+        """Return the attempt with cheap, noisy layers in float if that is worth its time, else `whole`."""
         spend, affordable = self.spend, None
         if self.gains is not None:
             affordable = self.gains.nodes_within(spend * self.gains.int8_us)
@@ -115,7 +115,8 @@ class Trades:
             return whole, ()
         attempt = self.attempt(known, prepared, cheap)
         closer = attempt.rank_db - whole.rank_db
-        if closer < (0.0 if ratio > 1.0 + _SAME else _BARGAIN_DB) or quantized_for(attempt.model.ir) is None:
+        worth = closer >= _CLOSER_DB and closer * spend >= 1.0 - ratio
+        if not worth or quantized_for(attempt.model.ir) is None:
             return whole, ()
         return attempt, tuple(cheap)
 

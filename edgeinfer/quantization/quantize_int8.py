@@ -49,9 +49,9 @@ class QuantizeInt8:
             any tolerance it is 10.
         keep_float: Names of nodes that stay in float in any case.
         method: How ranges are found; see `QuantizeStatic`. None tries the usual ones.
-        spend: The share of the model's time, by layer, that may be spent on layers that go back to float
-            unasked, where that buys a decibel and costs no time that can be measured on the whole; 0 to leave
-            that out.
+        spend: What a decibel is worth, as a share of the model's time. At most so much is spent on layers
+            that go back to float unasked; and outputs of the model come from integer kernels where a decibel
+            that it costs saves more. 0 to spend nothing.
         samples: How many feeds, spread over the calibration, the outputs are judged on; if that is at most a
             quarter of all, nothing is fitted on them.
         measure: Measure the speed: of each layer, to place quantizers and to weigh layers by, and of the
@@ -194,7 +194,7 @@ class _Run:
             best, given_back = trades.search(recipe, best)
         elif options.spend:
             best, given_back = trades.bargain(recipe, best)
-            why = "given back to float: it buys accuracy and costs no time that can be measured"
+            why = "given back to float: it buys more accuracy than its time is worth"
         if trades.table is not None:
             self.data["sensitivity"] = trades.table
         skipped += [Skipped(name, why) for name in given_back]
