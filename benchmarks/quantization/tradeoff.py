@@ -5,8 +5,8 @@
 OUT is the folder of `peers.py` or `peers_table.py` with the peers' models; those that are not there are left
 out. Ours starts with `optimize(model, target=..., calibration=...)` and gives layers back to float in the
 order of its search: the most noise for the least time first. The most layers in float are half of them. For
-each point: SQNR against float on at least 200 evaluation rows, the speed-up over the same runtime's float32 on
-one thread (every point takes turns with float), and with --metric the task's metric.
+each point: SQNR against float on at least 200 evaluation rows, the speed-up over the same runtime's float32
+on one thread (every point takes turns with float), and with --metric the task's metric.
 Writes `tradeoff.json` and `tradeoff.png` to `benchmarks/quantization/results/`; with --only, the other curves
 in `tradeoff.json` are kept.
 """
