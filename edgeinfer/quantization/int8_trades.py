@@ -157,7 +157,7 @@ class Trades:
         """
         dialect = attrs.evolve(dialect_of(recipe.quantize.target), quantize_outputs=True)
         layers = output_layers(self.model, dialect) - {*recipe.quantize.keep_float}
-        if not layers or not self.measure:
+        if not layers or not self.measure or not self.spend:
             return best
         known, prepared = self.prepared(recipe, best)
         known = attrs.evolve(known, quantize=attrs.evolve(known.quantize, target=dialect))

@@ -51,7 +51,7 @@ class QuantizeInt8:
         method: How ranges are found; see `QuantizeStatic`. None tries the usual ones.
         spend: What a decibel is worth, as a share of the model's time. At most so much is spent on layers
             that go back to float unasked; and outputs of the model come from integer kernels where a decibel
-            that it costs saves more. 0 to spend nothing.
+            that it costs saves more. 0 for neither.
         samples: How many feeds, spread over the calibration, the outputs are judged on; if that is at most a
             quarter of all, nothing is fitted on them.
         measure: Measure the speed: of each layer, to place quantizers and to weigh layers by, and of the

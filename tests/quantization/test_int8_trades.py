@@ -70,8 +70,8 @@ def stopwatch(monkeypatch) -> Callable[[Callable[[set[str]], float]], None]:
 
 @pytest.mark.parametrize(
     ("ratio", "spend", "taken"),
-    [(1.2, 0.03, True), (1.01, 0.03, False), (1.2, 10.0, False)],
-    ids=["much time for little noise", "no time", "decibels are dear"],
+    [(1.2, 0.03, True), (1.01, 0.03, False), (1.2, 10.0, False), (1.2, 0.0, False)],
+    ids=["much time for little noise", "no time", "decibels are dear", "no trades"],
 )
 def test_an_output_comes_from_integers_where_that_is_worth_its_noise(stopwatch, ratio, spend, taken):
     stopwatch(lambda _: ratio)
