@@ -32,7 +32,8 @@ from edgeinfer.transforms.base import Pipeline, TransformResult
 __all__ = ["Trades"]
 
 _BARGAIN_FEEDS = 4  # enough to rank layers by
-_CLOSER_DB = 0.25  # less is chance
+_CHANCE_DB = 0.25  # less is chance; unless it saves time, too, a bargain must buy more
+_BARGAIN_DB = 1.0
 _BARGAIN_TRIES = 5  # one by one, where all of them together cost time
 _SAME = 0.02  # of a ratio of times: less is chance
 _AS_FAST = 0.97  # of two equal models one is measured this much slower now and then
@@ -115,7 +116,8 @@ class Trades:
             return whole, ()
         attempt = self.attempt(known, prepared, cheap)
         closer = attempt.rank_db - whole.rank_db
-        worth = closer >= _CLOSER_DB and closer * spend >= 1.0 - ratio
+        least_db = _CHANCE_DB if ratio > 1.0 + _SAME else _BARGAIN_DB
+        worth = closer >= least_db and closer * spend >= 1.0 - ratio
         if not worth or quantized_for(attempt.model.ir) is None:
             return whole, ()
         return attempt, tuple(cheap)
