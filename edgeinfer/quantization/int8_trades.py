@@ -159,7 +159,7 @@ class Trades:
         """
         dialect = attrs.evolve(dialect_of(recipe.quantize.target), quantize_outputs=True)
         layers = output_layers(self.model, dialect) - {*recipe.quantize.keep_float}
-        if not layers or not self.measure or not self.spend:
+        if not layers or not self.spend:
             return best
         known, prepared = self.prepared(recipe, best)
         known = attrs.evolve(known, quantize=attrs.evolve(known.quantize, target=dialect))
@@ -178,7 +178,9 @@ class Trades:
     def speed(
         self, whole: Attempt, known: Recipe, prepared: TransformResult, keep_float: Collection[str]
     ) -> float:
-        """Return how many times as fast as `whole` a variant of it is; 1 where that cannot be measured."""
+        """Return how many times as fast as `whole` a variant is; 1 where that is not to be measured."""
+        if not self.measure:
+            return 1.0
         quantize = attrs.evolve(known.quantize, keep_float={*known.quantize.keep_float, *keep_float})
         candidate = quantize.apply(prepared.model).model
         speed = measure_speedup(whole.model, candidate, self.judged[0], target=self.target)

@@ -15,7 +15,7 @@ from edgeinfer.model import Model
 from edgeinfer.quantization.calibration import as_calibration
 from edgeinfer.quantization.dialects import dialect_of
 from edgeinfer.quantization.fit_placement import Fit, fit_placement
-from edgeinfer.quantization.gains import LayerGains
+from edgeinfer.quantization.gains import LayerGains, integer_nodes
 from edgeinfer.quantization.int8_recipe import Attempt, best_recipe
 from edgeinfer.quantization.int8_trades import Trades
 from edgeinfer.quantization.score import Score, Scorer, run_outputs
@@ -201,7 +201,14 @@ class _Run:
         if quantized_for(best.model.ir) is None:
             notes.append("the tolerance leaves no layer in int8; the model stays in float")
             return options._report(model, model, self.started, steps=best.steps, skipped=skipped, notes=notes)
+        inner = integer_nodes(best.model.ir)
         best = trades.with_outputs(recipe, best, given_back)
+        last = sorted(integer_nodes(best.model.ir) - inner)
+        if last:
+            notes.append(
+                f"outputs made by {', '.join(map(repr, last))} are 8-bit values, for the time that it saves; "
+                "keep_float=... keeps them fine"
+            )
         self.data["sqnr_db"] = best.score.sqnr_db
         notes.append(f"output SQNR {best.score.sqnr_db:.1f} dB on {len(self.judged)} feeds")
         after = best.model

@@ -9,12 +9,14 @@ import pytest
 
 from edgeinfer.measure.speedup import Speedup
 from edgeinfer.model import Model
-from edgeinfer.quantization import int8_trades
+from edgeinfer.quantization import int8_trades, quantize_int8
 from edgeinfer.quantization.calibration import as_calibration
 from edgeinfer.quantization.dialects import dialect_of
+from edgeinfer.quantization.fit_placement import Fit
 from edgeinfer.quantization.gains import integer_nodes
 from edgeinfer.quantization.int8_recipe import Attempt, Recipe, best_recipe
 from edgeinfer.quantization.int8_trades import Trades
+from edgeinfer.quantization.quantize_int8 import QuantizeInt8
 from edgeinfer.quantization.score import Scorer, run_outputs
 from tests.quantization.qdq_models import CHANNELS, Builder, feeds
 
@@ -104,3 +106,27 @@ def test_what_is_slower_than_its_decibels_are_worth_stays_in_integers(stopwatch)
     stopwatch(lambda _: 0.9)
     trades, recipe, whole = _trades(spend=1.0)
     assert trades.bargain(recipe, whole) == (whole, ())
+
+
+def test_nothing_is_timed_where_measuring_is_off(monkeypatch):
+    def refuse(*_: object, **__: object) -> Speedup:
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(int8_trades, "measure_speedup", refuse)
+    trades, recipe, whole = _trades(spend=0.7)
+    trades.measure = False
+    assert trades.with_outputs(recipe, whole, ()) is whole
+    _, given_back = trades.bargain(recipe, whole)
+    assert len(given_back) == 1  # by multiply-accumulates, of which more than half are left
+
+
+def test_the_report_says_which_outputs_are_of_8_bits(stopwatch, monkeypatch):
+    stopwatch(lambda _: 1.2)
+    model = _net()
+    monkeypatch.setattr(quantize_int8, "fit_placement", lambda *_, **__: Fit(dialect=EVERYTHING))
+    monkeypatch.setattr(quantize_int8, "measure_speedup", int8_trades.measure_speedup)
+    result = QuantizeInt8(calibration=feeds(model, 6), target="onnxruntime").apply(model)
+    assert "last" in integer_nodes(result.model.ir)
+    (note,) = (note for note in result.report.notes if "8-bit" in note)
+    assert "'last'" in note
+    assert "keep_float" in note
