@@ -13,8 +13,8 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.affinity import Pins
-from edgeinfer.artifact import Artifact
+from edgeinfer.artifact.artifact import Artifact
+from edgeinfer.artifact.manifest import Manifest
 from edgeinfer.backends.base import (
     Capabilities,
     CompileOptions,
@@ -22,6 +22,7 @@ from edgeinfer.backends.base import (
     LoadOptions,
     options_from,
 )
+from edgeinfer.backends.registry import get_backend, require_available
 from edgeinfer.devices.profile import Target
 from edgeinfer.devices.select import default_backend
 from edgeinfer.errors import (
@@ -34,12 +35,11 @@ from edgeinfer.errors import (
     TargetError,
     UnsupportedModelError,
 )
-from edgeinfer.manifest import Manifest
-from edgeinfer.model import Model, ModelSource
+from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.recipe import hand_down, recipe
-from edgeinfer.registry import get_backend, require_available
-from edgeinfer.session import Session, SessionOptions
-from edgeinfer.transforms.base import Pipeline, Transform
+from edgeinfer.runtime.affinity import Pins
+from edgeinfer.runtime.session import Session, SessionOptions
+from edgeinfer.transforms.contract import Pipeline, Transform
 
 __all__ = ["compile", "infer", "load", "optimize"]
 

@@ -9,7 +9,9 @@ import onnx.parser
 import pytest
 
 import edgeinfer as ei
+from edgeinfer.artifact.manifest import encode_manifest
 from edgeinfer.backends.base import Capabilities
+from edgeinfer.backends.registry import get_backend
 from edgeinfer.errors import (
     ArtifactIntegrityError,
     ArtifactMismatchError,
@@ -17,9 +19,7 @@ from edgeinfer.errors import (
     OptionsError,
     UnknownBackendError,
 )
-from edgeinfer.manifest import encode_manifest
-from edgeinfer.registry import get_backend
-from edgeinfer.session import SessionOptions
+from edgeinfer.runtime.session import SessionOptions
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>\n'
 ADD = onnx.parser.parse_model(HEADER + "add (float[N, 3] x) => (float[N, 3] y) { y = Add(x, x) }")
@@ -118,7 +118,7 @@ def test_session_options_and_backend_options_go_in_one_mapping(backend):
 
 
 def test_options_values_have_the_names_of_the_mapping():
-    from edgeinfer.backends.onnxruntime_ import OnnxRuntimeOptions
+    from edgeinfer.backends.onnxruntime_.backend import OnnxRuntimeOptions
 
     artifact = ei.compile(ADD, "onnxruntime", options=OnnxRuntimeOptions(threads=1))
     assert artifact.manifest.options == {"threads": 1}

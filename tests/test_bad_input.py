@@ -17,6 +17,7 @@ import onnx.parser
 import pytest
 
 import edgeinfer as ei
+from edgeinfer.backends.registry import get_backend, install_command
 from edgeinfer.errors import (
     ArtifactError,
     ArtifactFormatError,
@@ -30,7 +31,6 @@ from edgeinfer.errors import (
     TransformError,
     UnsupportedModelError,
 )
-from edgeinfer.registry import get_backend, install_command
 from edgeinfer.transforms import Simplify, TransformReport
 
 HEADER = '<ir_version: 10, opset_import: ["": 21]>\n'
@@ -147,7 +147,7 @@ def test_the_verbs_say_what_they_take():
 
 def test_a_missing_runtime_says_what_to_install(monkeypatch):
     pytest.importorskip("openvino")
-    from edgeinfer.backends import openvino_
+    from edgeinfer.backends.openvino_ import backend as openvino_
 
     real = builtins.__import__
 

@@ -35,7 +35,7 @@ def test_static_tools_see_what_is_lazy():
     }
     assert set(ei.__all__) - {"__version__"} <= seen
     # They cannot know that the package is callable.
-    assert "from edgeinfer.registry import backends" in ast.unparse(tree)
+    assert "from edgeinfer.backends.registry import backends" in ast.unparse(tree)
 
 
 def test_transforms_are_visible_to_static_tools():

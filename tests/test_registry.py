@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 import edgeinfer as ei
+from edgeinfer.backends.registry import GROUP, get_backend
 from edgeinfer.errors import (
     BackendUnavailableError,
     BrokenBackendError,
     DuplicateBackendError,
     UnknownBackendError,
 )
-from edgeinfer.registry import GROUP, get_backend
 
 
 def _distribution(folder: Path, name: str, entries: str, module: str | None = None) -> None:
@@ -113,7 +113,7 @@ def test_a_missing_runtime_says_what_to_install(site):
         "    def compile(self, model, options): ...\n    def load(self, payload, options): ...\n"
     )
     _distribution(site, "absent_dist", "absent = absent_dist:Backend", module)
-    from edgeinfer.registry import require_available
+    from edgeinfer.backends.registry import require_available
 
     with pytest.raises(BackendUnavailableError, match="not available here") as caught:
         require_available(get_backend("absent"))

@@ -13,7 +13,8 @@ import onnx.parser
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.affinity import Pins
+from edgeinfer.artifact.manifest import FileEntry, Golden, Manifest
+from edgeinfer.artifact.signature import Signature, TensorSpec
 from edgeinfer.errors import (
     ArtifactError,
     DeviceError,
@@ -23,9 +24,8 @@ from edgeinfer.errors import (
     OptionsError,
     SessionClosedError,
 )
-from edgeinfer.manifest import FileEntry, Golden, Manifest
-from edgeinfer.session import Session
-from edgeinfer.signature import Signature, TensorSpec
+from edgeinfer.runtime.affinity import Pins
+from edgeinfer.runtime.session import Session
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>\n'
 STATIC = (

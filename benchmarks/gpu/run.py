@@ -27,10 +27,10 @@ import numpy as np
 import onnx
 
 import edgeinfer as ei
-from edgeinfer.backends.tensorrt_cuda import Cuda, find_gpus
-from edgeinfer.backends.tensorrt_flavours import find_flavours
+from edgeinfer.backends.tensorrt_.cuda import Cuda, find_gpus
+from edgeinfer.backends.tensorrt_.flavours import find_flavours
 from edgeinfer.errors import ArtifactMismatchError, InputError
-from edgeinfer.quantization.quantize_static import QuantizeStatic
+from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
 from edgeinfer.transforms import FixShapes, FuseBatchNorm, Simplify, ToFloat16
 
 HEAD = '<ir_version: 8, opset_import: ["" : 15]>\n'

@@ -16,10 +16,10 @@ from typing import Any, Protocol, TypeVar, final, runtime_checkable
 import attrs
 import numpy as np
 
-from edgeinfer.artifact import Payload
+from edgeinfer.artifact.artifact import Payload
 from edgeinfer.display import Table
 from edgeinfer.errors import OptionsError
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 from edgeinfer.values import as_frozenset, as_tuple
 
 __all__ = [

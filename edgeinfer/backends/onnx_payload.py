@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from edgeinfer.artifact import Payload
-from edgeinfer.model import EXTERNAL_THRESHOLD_BYTES, Model
+from edgeinfer.artifact.artifact import Payload
+from edgeinfer.model.model import EXTERNAL_THRESHOLD_BYTES, Model
 
 __all__ = ["onnx_files", "onnx_source"]
 

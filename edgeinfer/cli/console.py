@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from edgeinfer.display import Table
-    from edgeinfer.measure.feeds import Shapes
+    from edgeinfer.feeds.generate import Shapes
 
 __all__ = [
     "Commands",

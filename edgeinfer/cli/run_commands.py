@@ -23,9 +23,9 @@ from edgeinfer.cli.console import (
 from edgeinfer.errors import InputError, OptionsError, SessionError
 
 if TYPE_CHECKING:
-    from edgeinfer.artifact import Artifact
-    from edgeinfer.session import Session
-    from edgeinfer.signature import Signature
+    from edgeinfer.artifact.artifact import Artifact
+    from edgeinfer.artifact.signature import Signature
+    from edgeinfer.runtime.session import Session
 
 __all__ = ["add_commands"]
 
@@ -88,7 +88,7 @@ def _session(artifact: Artifact, arguments: argparse.Namespace) -> Iterator[Sess
 def run(arguments: argparse.Namespace) -> None:
     """Run once and print what came out."""
     from edgeinfer.display import Table
-    from edgeinfer.measure.feeds import generate_feeds
+    from edgeinfer.feeds.generate import generate_feeds
 
     artifact = _artifact(arguments)
     feed = _inputs(arguments.input, artifact.signature)

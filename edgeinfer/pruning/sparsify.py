@@ -15,17 +15,17 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
+from edgeinfer.artifact.signature import Signature
+from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
+from edgeinfer.graph.layers import Layer, find_layers, read_weight, write_weight
 from edgeinfer.pruning.engine import downstream
 from edgeinfer.pruning.feeds import Feeds
-from edgeinfer.pruning.layers import Layer, find_layers, read_weight, write_weight
-from edgeinfer.pruning.prepare import prepare
-from edgeinfer.pruning.refit import Refitter, refusal
-from edgeinfer.pruning.statistics import columns_of_each_feed
-from edgeinfer.quantization.calibration import as_calibration
-from edgeinfer.signature import Signature
-from edgeinfer.transforms.base import GraphTransform, ReportBuilder
+from edgeinfer.pruning.reconstruction.refit import Refitter, refusal
+from edgeinfer.pruning.reconstruction.statistics import columns_of_each_feed
+from edgeinfer.pruning.structure.prepare import prepare
+from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["Pattern", "Sparsify"]
 

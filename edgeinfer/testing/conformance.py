@@ -23,11 +23,11 @@ import numpy as np
 
 from edgeinfer.api import compile as compile_model
 from edgeinfer.api import load
-from edgeinfer.artifact import Artifact
+from edgeinfer.artifact.artifact import Artifact
 from edgeinfer.backends.base import API_VERSION, Backend, Bindable, Explains, Runner
+from edgeinfer.backends.registry import backends, get_backend
 from edgeinfer.errors import EdgeInferError, InputError, OptionsError, SessionClosedError
-from edgeinfer.registry import backends, get_backend
-from edgeinfer.session import Session
+from edgeinfer.runtime.session import Session
 from edgeinfer.testing.models import (
     ReferenceModel,
     add_model,

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from edgeinfer.errors import PreconditionError
-from edgeinfer.transforms.base import GraphTransform, ReportBuilder
+from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["FixShapes"]
 

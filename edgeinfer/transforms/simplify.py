@@ -22,9 +22,9 @@ from onnxscript import rewriter
 from onnxscript.optimizer import _constant_folding
 from onnxscript.rewriter.rules import common as rules
 
-from edgeinfer.canonical import canonical_digest
-from edgeinfer.transforms.base import GraphTransform, ReportBuilder
-from edgeinfer.transforms.no_ops import constant_of, no_op_input
+from edgeinfer.graph.no_ops import constant_of, no_op_input
+from edgeinfer.model.canonical import canonical_digest
+from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["Simplify"]
 

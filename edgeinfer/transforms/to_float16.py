@@ -24,8 +24,10 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgeinfer.errors import PreconditionError
-from edgeinfer.model import Model
-from edgeinfer.transforms.base import GraphTransform, ReportBuilder
+from edgeinfer.graph.infer_shapes import infer_shapes
+from edgeinfer.graph.no_ops import constant_of
+from edgeinfer.model.model import Model
+from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 from edgeinfer.transforms.float16_policy import (
     FLOAT16_MAX,
     MOVES_DATA,
@@ -35,8 +37,6 @@ from edgeinfer.transforms.float16_policy import (
     unsafe_reason,
     weight_problem,
 )
-from edgeinfer.transforms.infer_shapes import infer_shapes
-from edgeinfer.transforms.no_ops import constant_of
 
 __all__ = ["ToFloat16"]
 

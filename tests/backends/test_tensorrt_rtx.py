@@ -13,9 +13,9 @@ import onnx
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.backends.tensorrt_build import BuildRecord
+from edgeinfer.backends.tensorrt_.build import BuildRecord
 from edgeinfer.errors import CompileError, DeviceError, OptionsError
-from edgeinfer.quantization.quantize_static import QuantizeStatic
+from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
 from edgeinfer.transforms import FuseBatchNorm, Simplify, ToFloat16
 
 if importlib.util.find_spec("tensorrt_rtx") is None:
@@ -195,7 +195,7 @@ def test_progress_and_cancelling_reach_the_real_builder() -> None:
 
 def test_without_a_gpu_building_for_it_and_loading_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     gone = ((), "no NVIDIA GPU was found here")
-    monkeypatch.setattr("edgeinfer.backends.tensorrt_.find_gpus", lambda: gone)
+    monkeypatch.setattr("edgeinfer.backends.tensorrt_.backend.find_gpus", lambda: gone)
     with pytest.raises(DeviceError, match="builds for the GPU of this machine, and there is none") as caught:
         compile_text("g (float[2] x) => (float[2] y) { y = Relu(x) }", compute_capabilities=())
     assert "compute_capabilities" in str(caught.value)
@@ -208,6 +208,6 @@ def test_a_model_with_external_data_is_parsed_from_a_file(
     monkeypatch: pytest.MonkeyPatch, models: Callable[[str], Path]
 ) -> None:
     # What is beyond a protobuf message is too large for a test: the limit is lowered instead.
-    monkeypatch.setattr("edgeinfer.backends.tensorrt_parse.EXTERNAL_THRESHOLD_BYTES", 1000)
+    monkeypatch.setattr("edgeinfer.backends.tensorrt_.parse.EXTERNAL_THRESHOLD_BYTES", 1000)
     direct = ei.compile(models("mnist_cntk"), "tensorrt", options={"compute_capabilities": ("8.9",)})
     assert direct.disk_bytes > 20_000

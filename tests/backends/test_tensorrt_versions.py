@@ -9,9 +9,9 @@ import onnx
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.backends import tensorrt_flavours
-from edgeinfer.backends.tensorrt_ import TensorRTOptions
-from edgeinfer.backends.tensorrt_explain import parse_layers
+from edgeinfer.backends.tensorrt_ import flavours as tensorrt_flavours
+from edgeinfer.backends.tensorrt_.backend import TensorRTOptions
+from edgeinfer.backends.tensorrt_.explain import parse_layers
 from edgeinfer.errors import BackendUnavailableError, CompileError, DeviceError, OptionsError
 from tests.backends import fake_tensorrt
 

@@ -7,17 +7,17 @@ from collections.abc import Callable
 import attrs
 import pytest
 
+from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.measure.speedup import Speedup
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 from edgeinfer.quantization import int8_trades, quantize_int8
-from edgeinfer.quantization.calibration import as_calibration
-from edgeinfer.quantization.dialects import dialect_of
-from edgeinfer.quantization.fit_placement import Fit
-from edgeinfer.quantization.gains import integer_nodes
-from edgeinfer.quantization.int8_recipe import Attempt, Recipe, best_recipe
-from edgeinfer.quantization.int8_trades import Trades
-from edgeinfer.quantization.quantize_int8 import QuantizeInt8
-from edgeinfer.quantization.score import Scorer, run_outputs
+from edgeinfer.quantization.placement.dialects import dialect_of
+from edgeinfer.quantization.search.fit_placement import Fit
+from edgeinfer.quantization.search.float_fallback import Trades
+from edgeinfer.quantization.search.int8_recipe import Attempt, Recipe, best_recipe
+from edgeinfer.quantization.search.layer_gains import integer_nodes
+from edgeinfer.quantization.search.output_score import Scorer, run_outputs
+from edgeinfer.quantization.search.quantize_int8 import QuantizeInt8
 from tests.quantization.qdq_models import CHANNELS, Builder, feeds
 
 EVERYTHING = attrs.evolve(dialect_of("onnxruntime"), costs=None)  # these layers are too small to gain

@@ -11,9 +11,9 @@ import onnx_ir as ir
 import pytest
 
 from edgeinfer.errors import CalibrationError, PreconditionError
-from edgeinfer.model import Model
-from edgeinfer.quantization.noted_scale import SCALE_KEY
-from edgeinfer.quantization.quantize_static import QuantizeStatic
+from edgeinfer.model.model import Model
+from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
+from edgeinfer.quantization.qdq.noted_scale import SCALE_KEY
 from edgeinfer.transforms import (
     CorrectBias,
     EqualizeWeights,

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from edgeinfer.artifact import Payload
+from edgeinfer.artifact.artifact import Payload
 from edgeinfer.backends.base import (
     Capabilities,
     CompileOptions,
@@ -25,7 +25,7 @@ from edgeinfer.backends.base import (
     payload_of_onnx,
 )
 from edgeinfer.errors import DeviceError
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 
 __all__ = ["NumpyBackend"]
 
