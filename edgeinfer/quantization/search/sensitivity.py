@@ -43,7 +43,7 @@ class LayerSensitivity:
         node: The name of its ONNX node.
         op_type: Its operator.
         sqnr_db: SQNR of the model's worst output in dB, against float.
-        rank_db: What layers are ranked by where feeds are few; see `edgeinfer.quantization.search.output_score`.
+        rank_db: What ranks layers where feeds are few (`search.output_score`).
         metric: The caller's metric, if one was given.
         macs: The layer's multiply-accumulates, or None when a shape is not known.
     """
