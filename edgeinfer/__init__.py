@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeinfer import devices, errors, testing, transforms
-    from edgeinfer.api import compile, infer, load, optimize
+    from edgeinfer.api import compile, optimize
     from edgeinfer.artifact.artifact import Artifact
     from edgeinfer.backends.registry import backends  # the package, which is callable (see its docstring)
     from edgeinfer.devices.profile import Target
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgeinfer.measure.inspect import inspect
     from edgeinfer.model.model import Model
     from edgeinfer.runtime.benchmark import benchmark
+    from edgeinfer.runtime.open import infer, load
     from edgeinfer.runtime.session import Session
     from edgeinfer.transforms.contract import Pipeline
 
@@ -43,9 +44,9 @@ _ATTRIBUTES = {
     "benchmark": "edgeinfer.runtime.benchmark",
     "compare": "edgeinfer.measure.compare",
     "compile": "edgeinfer.api",
-    "infer": "edgeinfer.api",
+    "infer": "edgeinfer.runtime.open",
     "inspect": "edgeinfer.measure.inspect",
-    "load": "edgeinfer.api",
+    "load": "edgeinfer.runtime.open",
     "optimize": "edgeinfer.api",
 }
 _MODULES = ("backends", "devices", "errors", "testing", "transforms")

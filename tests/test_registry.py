@@ -107,7 +107,7 @@ def test_another_api_version_is_refused(site):
 
 def test_a_missing_runtime_says_what_to_install(site):
     module = (
-        "from edgeinfer.backends.base import Capabilities\n"
+        "from edgeinfer.backends.protocol import Capabilities\n"
         "class Backend:\n    name = 'absent'\n    api_version = 1\n"
         "    def capabilities(self): return Capabilities(available=False, reason='libabsent.so not found')\n"
         "    def compile(self, model, options): ...\n    def load(self, payload, options): ...\n"
@@ -122,7 +122,7 @@ def test_a_missing_runtime_says_what_to_install(site):
 
 
 def test_backends_is_a_function_and_a_package():
-    import edgeinfer.backends.base
+    import edgeinfer.backends.protocol
 
     assert ei.backends is edgeinfer.backends
     assert "onnxruntime" in ei.backends()

@@ -14,11 +14,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import attrs
 import numpy as np
 
+from edgeinfer.artifact.history import HistoryEntry
 from edgeinfer.artifact.inputs import InputValidator
 from edgeinfer.artifact.manifest import Cost, FileEntry, Golden, Manifest, decode_manifest, encode_manifest
 from edgeinfer.artifact.signature import Signature
@@ -31,7 +32,6 @@ from edgeinfer.errors import (
     ArtifactSaveError,
     OptionsError,
 )
-from edgeinfer.model.model import Model
 
 __all__ = ["Artifact", "Cost", "FileEntry", "Golden", "Manifest", "Payload"]
 
@@ -71,6 +71,30 @@ class Payload:
         return content if isinstance(content, bytes) else content.read_bytes()
 
 
+class CompiledFrom(Protocol):
+    """What a manifest keeps of the model that was compiled."""
+
+    @property
+    def signature(self) -> Signature:
+        """The inputs and outputs."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the canonical graph."""
+        ...
+
+    @property
+    def history(self) -> tuple[HistoryEntry, ...]:
+        """The transforms that made it."""
+        ...
+
+    @property
+    def target(self) -> str | None:
+        """The target that it was optimized for, if any."""
+        ...
+
+
 @final
 @attrs.frozen(eq=False, repr=False)
 class Artifact:
@@ -88,7 +112,13 @@ class Artifact:
 
     @classmethod
     def of_payload(
-        cls, payload: Payload, *, model: Model, backend: str, backend_version: str, cost: Cost | None = None
+        cls,
+        payload: Payload,
+        *,
+        model: CompiledFrom,
+        backend: str,
+        backend_version: str,
+        cost: Cost | None = None,
     ) -> Artifact:
         """Describe a fresh payload. Called by `edgeinfer.compile`."""
         if payload.entry not in payload.files:

@@ -16,9 +16,9 @@ import attrs
 import cattrs
 import numpy as np
 
+from edgeinfer.artifact.history import HistoryEntry
 from edgeinfer.artifact.signature import Signature, TensorSpec
 from edgeinfer.errors import ArtifactFormatError, ArtifactIntegrityError
-from edgeinfer.model.model import HistoryEntry
 
 __all__ = ["FORMAT_VERSION", "Cost", "FileEntry", "Golden", "Manifest", "decode_manifest", "encode_manifest"]
 

@@ -29,7 +29,7 @@ from edgeinfer.errors import (
 )
 
 if TYPE_CHECKING:
-    from edgeinfer.backends.base import Backend, Capabilities
+    from edgeinfer.backends.protocol import Backend, Capabilities
     from edgeinfer.display import Table
 
 __all__ = [
@@ -66,7 +66,7 @@ class BackendEntry:
 
     def capabilities(self) -> Capabilities:
         """Return what it can do here. A broken plugin is an unavailable backend with a reason."""
-        from edgeinfer.backends.base import Capabilities
+        from edgeinfer.backends.protocol import Capabilities
 
         try:
             return self.load().capabilities()
@@ -213,7 +213,7 @@ def require_available(backend: Backend) -> Capabilities:
 
 @functools.cache
 def _load(entry: BackendEntry) -> Backend:
-    from edgeinfer.backends.base import API_VERSION, Backend
+    from edgeinfer.backends.protocol import API_VERSION, Backend
 
     if len(entry.distributions) > 1:
         raise DuplicateBackendError(

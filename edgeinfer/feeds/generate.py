@@ -11,10 +11,20 @@ import numpy as np
 from edgeinfer.artifact.signature import Signature, TensorSpec
 from edgeinfer.errors import InputError
 
-__all__ = ["Feed", "Feeds", "Shapes", "as_feeds", "feed_nbytes", "generate_feeds", "resolve_shapes"]
+__all__ = [
+    "Feed",
+    "FeedIterable",
+    "Feeds",
+    "Shapes",
+    "as_feeds",
+    "feed_nbytes",
+    "generate_feeds",
+    "resolve_shapes",
+]
 
 Feed: TypeAlias = "Mapping[str, np.ndarray]"
 Feeds: TypeAlias = "Mapping[str, np.ndarray] | Iterable[Mapping[str, np.ndarray]]"
+FeedIterable: TypeAlias = "Iterable[Mapping[str, np.ndarray]]"
 # By input name (`{"input": (1, 3, 224, 224)}`), by symbolic dimension (`{"N": 8}`), or both.
 Shapes: TypeAlias = "Mapping[str, int | Sequence[int]]"
 

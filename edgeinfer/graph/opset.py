@@ -21,7 +21,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgeinfer.errors import TransformError
-from edgeinfer.model.model import check_graph, name_nodes
+from edgeinfer.model.checks import check_graph, name_nodes
 
 __all__ = ["convert_opset"]
 

@@ -13,7 +13,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgeinfer.artifact.artifact import Artifact
-from edgeinfer.backends.base import LoadOptions, payload_of_onnx
+from edgeinfer.backends.onnx_payload import payload_of_onnx
+from edgeinfer.backends.protocol import LoadOptions
 from edgeinfer.backends.registry import get_backend
 from edgeinfer.errors import TransformError
 from edgeinfer.model.model import Model

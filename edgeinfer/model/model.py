@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
@@ -15,55 +14,25 @@ from typing import Any, TypeAlias, final
 import attrs
 import onnx
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 from google.protobuf.message import DecodeError
 
+from edgeinfer.artifact.history import HistoryEntry
 from edgeinfer.artifact.signature import Signature
+from edgeinfer.backends.onnx_payload import EXTERNAL_THRESHOLD_BYTES
 from edgeinfer.display import Table
 from edgeinfer.errors import InvalidModelError, ModelError, ModelLoadError, UnsupportedModelError
 from edgeinfer.model.canonical import canonical_digest
+from edgeinfer.model.checks import check_graph, check_opset, check_sizes, free_dimensions, name_nodes
 from edgeinfer.model.external_data import internalize
-from edgeinfer.values import as_tuple
 
-__all__ = ["HistoryEntry", "Model", "ModelSource", "check_graph", "name_nodes"]
+__all__ = ["Model", "ModelSource"]
 
-MIN_OPSET = 7
 HISTORY_KEY = "edgeinfer.history"
 TARGET_KEY = "edgeinfer.target"
 
-# A protobuf message cannot reach 2 GiB; weights go to an external file well before that.
-EXTERNAL_THRESHOLD_BYTES = 1 << 30
-# No tensor of a model that fits a device has more elements than this; larger shapes are attacks or defects
-# (a dimension of 2**62 makes one runtime's compiler hang).
-MAX_ELEMENTS = 1 << 40
-# Names of dimensions that name nothing.
-_ANY_SIZE = ("?", "")
 
 IrModel: TypeAlias = ir.Model  # inside the class `ir` is a field
 ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model | Model"
-
-
-@attrs.frozen(kw_only=True)
-class HistoryEntry:
-    """One transform that was applied to a model.
-
-    Attributes:
-        name: The transform's class name.
-        config: Its configuration, as JSON-compatible values.
-        digest_before: The model's digest before it.
-        digest_after: The model's digest after it.
-        applied: How many places it changed.
-        skipped: How many places it left alone, with a reason in its report.
-        notes: What else it said, such as an opset conversion.
-    """
-
-    name: str
-    config: Mapping[str, object] = attrs.field(factory=dict)
-    digest_before: str
-    digest_after: str
-    applied: int = 0
-    skipped: int = 0
-    notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
 
 @final
@@ -125,10 +94,10 @@ class Model:
             InvalidModelError: The graph breaks the ONNX specification.
             UnsupportedModelError: The opset is too old or too new.
         """
-        _check_opset(model)
+        check_opset(model)
         name_nodes(model)
-        _free_dimensions(model)
-        _check_sizes(model)
+        free_dimensions(model)
+        check_sizes(model)
         check_graph(model)
         return cls(model, path)
 
@@ -302,29 +271,6 @@ class Model:
         return self.table().to_html()
 
 
-def check_graph(model: ir.Model) -> None:
-    """Run the ONNX checker. Inputs and outputs of unknown rank, which it refuses and runtimes take, pass.
-
-    Raises:
-        InvalidModelError: With the checker's message.
-    """
-    values = (*model.graph.inputs, *model.graph.outputs)
-    unranked = [value for value in values if value.shape is None and isinstance(value.type, ir.TensorType)]
-    for value in unranked:
-        value.shape = ir.Shape(())
-    try:
-        common_passes.CheckerPass()(model)
-    except Exception as error:
-        cause = error.__cause__ or error
-        raise InvalidModelError(
-            f"The graph breaks the ONNX specification: {str(cause).strip()}",
-            hint="Export the model again, or repair the node named above.",
-        ) from error
-    finally:
-        for value in unranked:
-            value.shape = None
-
-
 def _root_of(error: BaseException) -> BaseException:
     """Return what began it: onnx-ir wraps an error once for each level of the graph."""
     while (earlier := error.__cause__ or error.__context__) is not None:
@@ -358,83 +304,6 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
             found=f"{len(data)} bytes that do not parse",
             hint="Copy or download it again; Git LFS pointers and HTML error pages look like this, too.",
         ) from error
-
-
-def _check_opset(model: ir.Model) -> None:
-    newest = onnx.defs.onnx_opset_version()
-    opset = model.opset_imports.get("")
-    if opset is not None and not MIN_OPSET <= opset <= newest:
-        raise UnsupportedModelError(
-            "The model's ONNX opset is not supported.",
-            expected=f"opset {MIN_OPSET} to {newest}",
-            found=f"opset {opset}",
-            hint="Upgrade the onnx package." if opset > newest else "Export the model with a newer opset.",
-        )
-
-
-def name_nodes(model: ir.Model) -> None:
-    """Give every node a unique name, so that reports and options can name it."""
-    taken: set[str] = set()
-    nodes = list(model.graph.all_nodes())
-    named = {node.name for node in nodes if node.name}
-    for index, node in enumerate(nodes):
-        if not node.name or node.name in taken:
-            name = f"{node.op_type}_{index}"
-            while name in named or name in taken:
-                name += "_"
-            node.name = name
-        taken.add(node.name)
-
-
-def _free_dimensions(model: ir.Model) -> None:
-    """Read dimensions of -1 or "?", which some exporters write for any size, as unknown ones.
-
-    As a name, "?" would say that all axes called so have one size.
-    """
-    for graph in (model.graph, *model.graph.subgraphs()):
-        outputs = (value for node in graph for value in node.outputs)
-        for value in (*graph.inputs, *graph.outputs, *outputs):
-            dims = list(value.shape or ())
-            known = [None if dim == -1 or _symbol(dim) in _ANY_SIZE else dim for dim in dims]
-            if known != dims:
-                value.shape = ir.Shape(known)
-
-
-def _symbol(dim: int | ir.SymbolicDim) -> str | None:
-    return None if isinstance(dim, int) else dim.value
-
-
-def _check_sizes(model: ir.Model) -> None:
-    for graph in (model.graph, *model.graph.subgraphs()):
-        for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
-            count = 1
-            for dim in value.shape or ():
-                if isinstance(dim, int):
-                    count *= dim
-                if count < 0 or count > MAX_ELEMENTS:
-                    raise InvalidModelError(
-                        "A tensor's shape is impossible.",
-                        where=f"tensor {value.name!r}",
-                        expected="0 to 2**40 elements, no negative dimension",
-                        found=str(value.shape),
-                    )
-            tensor = value.const_value
-            if tensor is not None and tensor.dtype is not ir.DataType.STRING:
-                _check_payload(value.name or "", tensor, count)
-
-
-def _check_payload(name: str, tensor: ir.TensorProtocol, count: int) -> None:
-    found: int | None = None
-    with contextlib.suppress(Exception):
-        found = int(tensor.numpy().size)
-    if found != count:
-        raise InvalidModelError(
-            "A weight's data does not have the size of its shape.",
-            where=f"tensor {name!r}",
-            expected=f"{count} elements of {tensor.dtype.name}",
-            found="unreadable data" if found is None else f"{found} elements",
-            hint="The file is damaged; copy or export it again.",
-        )
 
 
 def _replace(source: Path, destination: Path) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, final
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import final
 
 import numpy as np
 
 from edgeinfer.artifact.signature import Signature
-from edgeinfer.backends.base import Binding, Runner
+from edgeinfer.backends.protocol import Binding, Runner
 from edgeinfer.errors import InferenceError, SessionClosedError
-
-if TYPE_CHECKING:
-    from edgeinfer.runtime.session import Session
 
 __all__ = ["BoundSession", "CopyingBinding"]
 
@@ -28,12 +26,19 @@ class BoundSession:
         outputs: The output buffers by name.
     """
 
-    def __init__(self, session: Session, binding: Binding, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self._session = session
+    def __init__(
+        self,
+        binding: Binding,
+        signature: Signature,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        guard: AbstractContextManager[object] | None,
+        wrap_error: Callable[[Exception], Exception],
+    ) -> None:
         self._binding = binding
         self._run = binding.run
-        self._guard = session._lock
-        signature = session.signature
+        self._guard = guard
+        self._wrap_error = wrap_error
         # A runtime that drops an input which nothing reads has no buffer for it.
         self.inputs: Mapping[str, np.ndarray] = {
             spec.name: binding.inputs[spec.name]
@@ -47,8 +52,6 @@ class BoundSession:
             for spec, buffer in zip(signature.outputs, binding.outputs.values(), strict=True)
         }
         self._closed = False
-        if session._pins is not None:
-            session._pins.pin_this_thread()
 
     def run(self) -> None:
         """Run once over the buffers.
@@ -68,7 +71,7 @@ class BoundSession:
         except Exception as error:
             if self._closed:
                 raise SessionClosedError("The bound session was closed while it ran.") from error
-            raise self._session._wrapped(error) from error
+            raise self._wrap_error(error) from error
 
     def close(self) -> None:
         """Free the binding; the session does so too when it closes. The arrays stay readable."""

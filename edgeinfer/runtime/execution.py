@@ -7,7 +7,7 @@ from typing import final
 
 import attrs
 
-from edgeinfer.backends.base import ExecutionReport, LayerExecution
+from edgeinfer.backends.reports import ExecutionReport, LayerExecution
 from edgeinfer.display import Table
 from edgeinfer.runtime.session import Session
 from edgeinfer.values import as_tuple

@@ -17,23 +17,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter_ns
 from types import TracebackType
-from typing import TYPE_CHECKING, final
+from typing import Any, final
 
 import attrs
 import numpy as np
 
 from edgeinfer.artifact.golden import compare_golden
 from edgeinfer.artifact.inputs import InputValidator
+from edgeinfer.artifact.manifest import Manifest
 from edgeinfer.artifact.signature import Signature
-from edgeinfer.backends.base import (
-    Bindable,
-    Binding,
-    ExecutionReport,
-    Explains,
-    LayerTime,
-    Profiles,
-    Runner,
-)
+from edgeinfer.backends.options import options_from
+from edgeinfer.backends.protocol import Bindable, Binding, Explains, Profiles, Runner
+from edgeinfer.backends.reports import ExecutionReport, LayerTime
 from edgeinfer.display import Table
 from edgeinfer.errors import (
     ArtifactError,
@@ -46,10 +41,9 @@ from edgeinfer.errors import (
 from edgeinfer.runtime.affinity import Pins
 from edgeinfer.runtime.bound import BoundSession, CopyingBinding
 
-if TYPE_CHECKING:
-    from edgeinfer.artifact.manifest import Manifest
-
 __all__ = ["BoundSession", "Session", "SessionOptions"]
+
+_REMEMBERED = 10_000  # latencies
 
 
 def _cores(value: object) -> tuple[int, ...] | None:
@@ -62,6 +56,11 @@ def _cores(value: object) -> tuple[int, ...] | None:
     raise TypeError("pin_cores takes core numbers")
 
 
+def _positive_or_none(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not (isinstance(value, (int, float)) and value > 0):
+        raise ValueError(f"{attribute.name} is a positive number or None")
+
+
 @final
 @attrs.frozen(kw_only=True)
 class SessionOptions:
@@ -70,11 +69,16 @@ class SessionOptions:
     Attributes:
         pin_cores: The cores that the runtime's threads, and every thread that calls the session, are pinned
             to until the session closes. It makes latency steady: no migration between cores.
-        latencies: How many of the last latencies the session remembers.
+        deadline_ms: How long one `infer` may take; the session counts those that took longer.
     """
 
     pin_cores: tuple[int, ...] | None = attrs.field(default=None, converter=_cores)
-    latencies: int = attrs.field(default=10_000, validator=attrs.validators.ge(1))
+    deadline_ms: float | None = attrs.field(default=None, validator=_positive_or_none)
+
+    @classmethod
+    def of(cls, **values: object) -> SessionOptions:
+        """Return the options; a value that is refused is an OptionsError."""
+        return options_from(cls, values, backend="session")
 
 
 @final
@@ -106,7 +110,7 @@ class Session:
         self._validate = validator.check
         self._output_names = tuple(spec.name for spec in manifest.signature.outputs)
         self._only_output = self._output_names[0] if len(self._output_names) == 1 else None
-        self._latencies: deque[int] = deque(maxlen=options.latencies)
+        self._latencies: deque[int] = deque(maxlen=_REMEMBERED)
         self._record = self._latencies.append
         self._closed = False
         self._lock: contextlib.AbstractContextManager[object] | None = (
@@ -114,7 +118,10 @@ class Session:
         )
         self._pins = pins
         # Whether `infer` must look at more than the inputs: then it takes the longer way.
-        self._guarded = self._lock is not None or pins is not None
+        self._deadline_ns = None if options.deadline_ms is None else options.deadline_ms * 1e6
+        self._deadline_misses = 0
+        self._counting = threading.Lock()
+        self._guarded = self._lock is not None or pins is not None or self._deadline_ns is not None
         self._bound: weakref.WeakSet[BoundSession] = weakref.WeakSet()
 
     @property
@@ -146,6 +153,11 @@ class Session:
     def latencies_ms(self) -> np.ndarray:
         """The last latencies of `infer` in ms, oldest first: the runtime's part, without the checks."""
         return np.array(self._latencies, np.float64) / 1e6
+
+    @property
+    def deadline_misses(self) -> int:
+        """How many calls of `infer` took longer than `deadline_ms`, since the session was loaded."""
+        return self._deadline_misses
 
     def infer(self, inputs: Mapping[str, np.ndarray] | np.ndarray, /) -> dict[str, np.ndarray]:
         """Run once.
@@ -187,7 +199,11 @@ class Session:
                 outputs = self._run(feeds)
             except Exception as error:
                 raise self._wrapped(error) from error
-            self._record(perf_counter_ns() - started)
+            took = perf_counter_ns() - started
+        self._record(took)
+        if self._deadline_ns is not None and took > self._deadline_ns:
+            with self._counting:
+                self._deadline_misses += 1
         return outputs
 
     def bind(self, shapes: Mapping[str, Sequence[int]] | None = None) -> BoundSession:
@@ -207,7 +223,11 @@ class Session:
                 binding: Binding = self._runner.bind(resolved)
             else:
                 binding = CopyingBinding(self._runner, self.signature, resolved)
-            bound = BoundSession(self, binding, resolved)
+            if self._pins is not None:
+                self._pins.pin_this_thread()
+            bound = BoundSession(
+                binding, self.signature, resolved, guard=self._lock, wrap_error=self._wrapped
+            )
         except EdgeInferError:
             raise
         except Exception as error:

@@ -26,10 +26,12 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
+import edgeinfer.terminal  # noqa: F401 (progress by rich from now on)
+from edgeinfer.artifact.history import HistoryEntry
 from edgeinfer.display import Table
 from edgeinfer.errors import EdgeInferError, InvalidModelError, TransformContractError, TransformError
 from edgeinfer.graph.opset import convert_opset
-from edgeinfer.model.model import HistoryEntry, Model
+from edgeinfer.model.model import Model
 from edgeinfer.values import as_tuple
 
 __all__ = [

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgeinfer.errors import TransformError
 from edgeinfer.graph.opset import convert_opset
-from edgeinfer.model.model import MIN_OPSET
+from edgeinfer.model.checks import MIN_OPSET
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["ConvertOpset"]

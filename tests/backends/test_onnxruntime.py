@@ -11,9 +11,9 @@ import onnxruntime as ort
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.backends.base import CompileOptions, LoadOptions
 from edgeinfer.backends.onnxruntime_ import backend as onnxruntime_
 from edgeinfer.backends.onnxruntime_.options import OnnxRuntimeOptions
+from edgeinfer.backends.protocol import CompileOptions, LoadOptions
 from edgeinfer.backends.registry import get_backend
 from edgeinfer.errors import CompileError, DeviceError, OptionsError
 

@@ -10,9 +10,9 @@ import onnx.parser
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.artifact.artifact import Artifact
+from edgeinfer.artifact.artifact import Artifact, Payload
 from edgeinfer.artifact.manifest import encode_manifest
-from edgeinfer.backends.base import CompileOptions, Payload
+from edgeinfer.backends.protocol import CompileOptions
 from edgeinfer.backends.registry import get_backend
 from edgeinfer.errors import (
     ArtifactMismatchError,

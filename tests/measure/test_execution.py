@@ -10,9 +10,9 @@ import pytest
 
 import edgeinfer as ei
 from edgeinfer.artifact.artifact import Artifact
-from edgeinfer.backends.base import ExecutionReport, LayerExecution
+from edgeinfer.artifact.history import HistoryEntry
+from edgeinfer.backends.reports import ExecutionReport, LayerExecution
 from edgeinfer.measure import execution, requested_but_not_reached
-from edgeinfer.model.model import HistoryEntry
 from edgeinfer.runtime.session import Session
 
 LAYERS = (

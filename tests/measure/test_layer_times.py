@@ -7,7 +7,8 @@ import onnx_ir as ir
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.backends.base import Profiles, typical_us
+from edgeinfer.backends.protocol import Profiles
+from edgeinfer.backends.reports import typical_us
 from edgeinfer.errors import InputError
 from edgeinfer.measure import measure_layers
 from edgeinfer.model.model import Model

@@ -15,24 +15,21 @@ from pathlib import Path
 from typing import Any, final
 
 from edgeinfer.artifact.artifact import Payload
-from edgeinfer.backends.base import (
+from edgeinfer.backends.dialect import MOVING_OPS, KernelCosts, QDQDialect
+from edgeinfer.backends.facts import machine_facts
+from edgeinfer.backends.onnx_payload import onnx_source, payload_of_onnx
+from edgeinfer.backends.onnxruntime_.options import OnnxRuntimeOptions
+from edgeinfer.backends.onnxruntime_.runner import OnnxRuntimeRunner
+from edgeinfer.backends.options import options_from
+from edgeinfer.backends.protocol import (
     API_VERSION,
-    MOVING_OPS,
     Capabilities,
     CompileOptions,
     DeviceInfo,
-    KernelCosts,
     LoadOptions,
-    QDQDialect,
-    machine_facts,
-    options_from,
-    payload_of_onnx,
+    ModelToCompile,
 )
-from edgeinfer.backends.onnx_payload import onnx_source
-from edgeinfer.backends.onnxruntime_.options import OnnxRuntimeOptions
-from edgeinfer.backends.onnxruntime_.runner import OnnxRuntimeRunner
 from edgeinfer.errors import CompileError, DeviceError, OptionsError
-from edgeinfer.model.model import Model
 
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeOptions"]
 
@@ -118,7 +115,7 @@ class OnnxRuntimeBackend:
             facts={**machine_facts(), "runtime_version": ort.__version__},
         )
 
-    def compile(self, model: Model, options: CompileOptions, /) -> Payload:
+    def compile(self, model: ModelToCompile, options: CompileOptions, /) -> Payload:
         """Return the ONNX graph, after ONNX Runtime has accepted it.
 
         Raises:

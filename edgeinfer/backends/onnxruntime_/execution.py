@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgeinfer.backends.base import ExecutionReport, LayerExecution
+from edgeinfer.backends.reports import ExecutionReport, LayerExecution
 
 __all__ = ["report_of"]
 

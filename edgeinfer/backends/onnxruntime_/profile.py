@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.backends.base import LayerTime, typical_us
+from edgeinfer.backends.reports import LayerTime, typical_us
 
 __all__ = ["layer_times"]
 

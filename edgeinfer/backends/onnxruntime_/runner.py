@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
-import onnx_ir as ir
 
-from edgeinfer.backends.base import ExecutionReport, LayerTime
+from edgeinfer.artifact.dtypes import ELEMENT_TYPES, numpy_dtype
+from edgeinfer.backends.reports import ExecutionReport, LayerTime
 
 __all__ = ["OnnxRuntimeRunner"]
 
@@ -123,9 +123,8 @@ class _Port:
 
     def __init__(self, value: Any) -> None:
         kind = value.type.removeprefix("tensor(").removesuffix(")")
-        onnx_type = ir.DataType[kind.upper()]
-        self.element_type = int(onnx_type)
-        self.dtype = np.dtype(object) if kind == "string" else onnx_type.numpy()
+        self.element_type = ELEMENT_TYPES[kind]
+        self.dtype = numpy_dtype(kind)
         self.foreign = self.dtype.kind == "V" or not self.dtype.isbuiltin
         self.shape = tuple(value.shape)
         # ONNX Runtime gives an unknown rank the shape of a scalar, so that an empty shape says nothing.

@@ -19,22 +19,21 @@ from typing import Any, final
 import attrs
 
 from edgeinfer.artifact.artifact import Payload
-from edgeinfer.backends.base import (
+from edgeinfer.backends.facts import machine_facts
+from edgeinfer.backends.onnx_payload import onnx_source, payload_of_onnx
+from edgeinfer.backends.openvino_.devices import check_device
+from edgeinfer.backends.openvino_.dialect import DIALECT
+from edgeinfer.backends.openvino_.runner import OpenVINORunner
+from edgeinfer.backends.options import options_from
+from edgeinfer.backends.protocol import (
     API_VERSION,
     Capabilities,
     CompileOptions,
     DeviceInfo,
     LoadOptions,
-    machine_facts,
-    options_from,
-    payload_of_onnx,
+    ModelToCompile,
 )
-from edgeinfer.backends.onnx_payload import onnx_source
-from edgeinfer.backends.openvino_.devices import check_device
-from edgeinfer.backends.openvino_.dialect import DIALECT
-from edgeinfer.backends.openvino_.runner import OpenVINORunner
 from edgeinfer.errors import CompileError, OptionsError
-from edgeinfer.model.model import Model
 
 __all__ = ["OpenVINOBackend", "OpenVINOOptions"]
 
@@ -143,7 +142,7 @@ class OpenVINOBackend:
         except Exception as error:  # a runtime whose libraries do not fit this machine
             return Capabilities(available=False, reason=f"openvino does not work here: {error}")
 
-    def compile(self, model: Model, options: CompileOptions, /) -> Payload:
+    def compile(self, model: ModelToCompile, options: CompileOptions, /) -> Payload:
         """Return the ONNX graph, or OpenVINO's blob with `export=True`. Both were compiled once.
 
         Raises:

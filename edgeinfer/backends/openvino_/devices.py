@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeinfer.backends.base import Capabilities
+from edgeinfer.backends.protocol import Capabilities
 from edgeinfer.errors import DeviceError
 
 __all__ = ["check_device"]

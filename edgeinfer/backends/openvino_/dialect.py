@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeinfer.backends.base import MOVING_OPS, QDQDialect
+from edgeinfer.backends.dialect import MOVING_OPS, QDQDialect
 
 __all__ = ["DIALECT"]
 

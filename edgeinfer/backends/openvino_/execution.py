@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from edgeinfer.backends.base import ExecutionReport, LayerExecution, LayerTime, typical_us
+from edgeinfer.backends.reports import ExecutionReport, LayerExecution, LayerTime, typical_us
 
 __all__ = ["layer_times", "report_of"]
 

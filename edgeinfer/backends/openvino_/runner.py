@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, final
 
 import numpy as np
 
-from edgeinfer.backends.base import ExecutionReport, LayerTime
+from edgeinfer.backends.reports import ExecutionReport, LayerTime
 from edgeinfer.errors import InferenceError
 
 __all__ = ["OpenVINORunner"]

@@ -14,15 +14,9 @@ from pathlib import Path
 from typing import Any, final
 
 from edgeinfer.artifact.artifact import IN_MEMORY_BYTES, Payload
-from edgeinfer.backends.base import (
-    API_VERSION,
-    Capabilities,
-    CompileOptions,
-    DeviceInfo,
-    LoadOptions,
-    machine_facts,
-    options_from,
-)
+from edgeinfer.backends.facts import machine_facts
+from edgeinfer.backends.options import options_from
+from edgeinfer.backends.protocol import API_VERSION, Capabilities, CompileOptions, DeviceInfo, LoadOptions
 from edgeinfer.backends.tensorrt_.build import BuildRecord, build_engine, check_options
 from edgeinfer.backends.tensorrt_.cuda import Cuda, Gpu, find_gpus
 from edgeinfer.backends.tensorrt_.dialect import DIALECT

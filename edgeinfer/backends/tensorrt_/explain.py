@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgeinfer.backends.base import ExecutionReport, LayerExecution
+from edgeinfer.backends.reports import ExecutionReport, LayerExecution
 from edgeinfer.backends.tensorrt_.build import BuildRecord
 
 __all__ = ["execution_report", "parse_layers"]

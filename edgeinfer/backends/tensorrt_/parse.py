@@ -11,9 +11,10 @@ from typing import Any, final
 import attrs
 import onnx_ir as ir
 
+from edgeinfer.backends.onnx_payload import EXTERNAL_THRESHOLD_BYTES
 from edgeinfer.backends.tensorrt_.flavours import Flavour, LogCapture, logger_of
 from edgeinfer.errors import CompileError
-from edgeinfer.model.model import EXTERNAL_THRESHOLD_BYTES, Model
+from edgeinfer.model.model import Model
 
 __all__ = ["Complaint", "build_error", "parse_onnx"]
 

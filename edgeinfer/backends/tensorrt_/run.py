@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 
 from edgeinfer.atomic import write_file
-from edgeinfer.backends.base import ExecutionReport
+from edgeinfer.backends.reports import ExecutionReport
 from edgeinfer.backends.tensorrt_.build import BuildRecord
 from edgeinfer.backends.tensorrt_.cuda import Cuda
 from edgeinfer.backends.tensorrt_.explain import execution_report

@@ -19,16 +19,16 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.api import compile as compile_model
-from edgeinfer.api import load
 from edgeinfer.artifact.signature import Signature
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
+from edgeinfer.graph.build import compile_model
 from edgeinfer.graph.channels.labels import dims
 from edgeinfer.graph.layers import Layer
 from edgeinfer.model.model import Model
 from edgeinfer.pruning.budget.allocate import step_of
 from edgeinfer.pruning.budget.cost import Axis, CostModel
+from edgeinfer.runtime.open import load
 
 __all__ = ["latency_cost", "least_ms"]
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from edgeinfer.calibration.moments import MomentObserver
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
+from edgeinfer.feeds.generate import FeedIterable
 from edgeinfer.graph.channels.groups import Dependencies, analyze
 from edgeinfer.model.model import Model
 from edgeinfer.pruning.budget.allocate import allocate
@@ -19,7 +20,6 @@ from edgeinfer.pruning.budget.cost import CostModel, Metric
 from edgeinfer.pruning.budget.criteria import Criterion, Ranking, rank
 from edgeinfer.pruning.budget.latency import latency_cost, least_ms
 from edgeinfer.pruning.budget.sensitivity import measured_errors, plan_error
-from edgeinfer.pruning.feeds import Feeds
 from edgeinfer.pruning.reconstruction.frontier import run, tap
 from edgeinfer.pruning.reconstruction.statistics import input_moments, split_feeds
 from edgeinfer.pruning.structure.surgery import remove_channels
@@ -50,7 +50,7 @@ class Settings:
 
     kind: Literal["channel", "head"]
     budget: Budget
-    feeds: Feeds | None = None
+    feeds: FeedIterable | None = None
     criterion: Criterion = "second_order"
     multiple: int = 16
     rounds: int = 1
@@ -80,7 +80,7 @@ class Plan:
     moments: Mapping[str, MomentObserver]
 
 
-def observed_shapes(model: ir.Model, feeds: Feeds) -> dict[str, tuple[int, ...]]:
+def observed_shapes(model: ir.Model, feeds: FeedIterable) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the activations that matter for cost, from a run of one sample, or as inferred."""
     nodes = [node for node in model.graph if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
     values = {
@@ -132,7 +132,7 @@ def plan(
     needed = list(dict.fromkeys(name for group in groups for name in group.consumers))
     criterion: Criterion = settings.criterion
     moments: Mapping[str, MomentObserver] = {}
-    held: Feeds = ()
+    held: FeedIterable = ()
     if feeds is None:
         criterion = criterion if criterion in ("magnitude", "random") else "magnitude"
     else:
@@ -298,7 +298,7 @@ def _pruned(model: ir.Model, rankings: Mapping[str, Ranking], counts: Mapping[st
     return work
 
 
-def few(feeds: Feeds, samples: int) -> list[Mapping[str, np.ndarray]]:
+def few(feeds: FeedIterable, samples: int) -> list[Mapping[str, np.ndarray]]:
     """Return the first feeds that hold at least so many samples, the last one cut to fit."""
     chosen: list[Mapping[str, np.ndarray]] = []
     left = samples

@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from edgeinfer.feeds.generate import FeedIterable
 from edgeinfer.graph.taps import probe
 from edgeinfer.model.model import Model
-from edgeinfer.pruning.feeds import Feeds
 from edgeinfer.runtime.session import Session
 
 __all__ = ["Frontier", "cuts", "run", "tap"]
@@ -58,7 +58,7 @@ def tap(model: ir.Model, names: Sequence[str], *, start: str | None = None) -> S
     return probe(Model(work), [v.name or "" for v in work.graph.outputs])
 
 
-def run(session: Session, feeds: Feeds) -> Iterator[dict[str, np.ndarray]]:
+def run(session: Session, feeds: FeedIterable) -> Iterator[dict[str, np.ndarray]]:
     """Yield the tapped tensors for each feed."""
     names = {spec.name for spec in session.signature.inputs}
     for feed in feeds:
@@ -116,7 +116,7 @@ class Frontier:
         max_bytes: How much may be kept.
     """
 
-    feeds: Feeds
+    feeds: FeedIterable
     start: str | None = None
     max_bytes: int = _MAX_BYTES
 

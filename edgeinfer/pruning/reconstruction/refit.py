@@ -16,10 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.calibration.moments import MomentObserver
+from edgeinfer.feeds.generate import FeedIterable
 from edgeinfer.graph.im2col import Layout
 from edgeinfer.graph.layers import Layer, read_weight, write_weight
 from edgeinfer.graph.shapes import add_constant
-from edgeinfer.pruning.feeds import Feeds
 from edgeinfer.pruning.reconstruction.frontier import Frontier, cuts
 from edgeinfer.pruning.reconstruction.least_squares import Equations, best_ridge
 from edgeinfer.pruning.reconstruction.statistics import is_held_out
@@ -45,7 +45,7 @@ class Refitter:
 
     reference: ir.Model
     masks: Mapping[str, list[np.ndarray | None]]
-    feeds: Feeds
+    feeds: FeedIterable
     columns: int
     ridge: float | None = None
     _at: tuple[Frontier, Frontier] = attrs.field(init=False)

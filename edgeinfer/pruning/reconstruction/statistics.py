@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.calibration.moments import MomentObserver
+from edgeinfer.feeds.generate import FeedIterable
 from edgeinfer.graph.layers import Layer
-from edgeinfer.pruning.feeds import Feeds
 from edgeinfer.pruning.reconstruction.frontier import run, tap
 
 __all__ = ["columns_of_each_feed", "input_moments", "is_held_out", "split_feeds"]
@@ -21,7 +21,7 @@ def is_held_out(index: int) -> bool:
     return index % 5 == 4
 
 
-def split_feeds(feeds: Feeds) -> tuple[list[Mapping[str, np.ndarray]], list[Mapping[str, np.ndarray]]]:
+def split_feeds(feeds: FeedIterable) -> tuple[list[Mapping[str, np.ndarray]], list[Mapping[str, np.ndarray]]]:
     """Return the feeds to fit to and those held out; both are all of them where there are fewer than five."""
     pairs = [(is_held_out(index), feed) for index, feed in enumerate(feeds)]
     held = [feed for out, feed in pairs if out]
@@ -29,13 +29,13 @@ def split_feeds(feeds: Feeds) -> tuple[list[Mapping[str, np.ndarray]], list[Mapp
     return fit, held or fit
 
 
-def columns_of_each_feed(feeds: Feeds, max_columns: int) -> int:
+def columns_of_each_feed(feeds: FeedIterable, max_columns: int) -> int:
     """Return how many output positions to take of each feed, so that all give `max_columns`."""
     return max(1, math.ceil(max_columns / max(1, sum(1 for _ in feeds))))
 
 
 def input_moments(
-    model: ir.Model, layers: Sequence[Layer], feeds: Feeds, columns: int
+    model: ir.Model, layers: Sequence[Layer], feeds: FeedIterable, columns: int
 ) -> dict[str, MomentObserver]:
     """Return the moments of the inputs of several layers, by layer name, in one pass.
 

@@ -15,10 +15,9 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.api import compile as compile_model
-from edgeinfer.api import load
 from edgeinfer.calibration.calibration import Calibration, as_calibration
 from edgeinfer.errors import CalibrationError
+from edgeinfer.graph.build import compile_model
 from edgeinfer.graph.infer_shapes import infer_shapes
 from edgeinfer.graph.weights import (
     LINEAR_OPS,
@@ -31,6 +30,7 @@ from edgeinfer.graph.weights import (
 )
 from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.quantization.methods.float_pair import Layer, Twin, find_reference, is_quantized, reduce_mean
+from edgeinfer.runtime.open import load
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["CorrectBias"]

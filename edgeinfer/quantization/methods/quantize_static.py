@@ -9,7 +9,7 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.backends.base import QDQDialect
+from edgeinfer.backends.dialect import QDQDialect
 from edgeinfer.calibration.calibration import Calibration, as_calibration, observe
 from edgeinfer.calibration.observers import make_observer
 from edgeinfer.devices.profile import Target
@@ -21,7 +21,8 @@ from edgeinfer.quantization.placement.dialects import dialect_of, known_dialects
 from edgeinfer.quantization.placement.fused_kernels import WEIGHT, Region
 from edgeinfer.quantization.placement.placement import Placement, place
 from edgeinfer.quantization.placement.pointwise import pointwise_as_gemm
-from edgeinfer.quantization.qdq.insert import Range, insert_qdq, prepare
+from edgeinfer.quantization.placement.prepare import prepare
+from edgeinfer.quantization.qdq.insert import Range, insert_qdq
 from edgeinfer.quantization.qdq.marks import REFERENCE_KEY, quantized_for, refuse_half, refuse_quantized
 from edgeinfer.quantization.qdq.noted_scale import noted_scale
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder

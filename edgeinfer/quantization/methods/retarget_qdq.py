@@ -9,7 +9,7 @@ from typing import ClassVar, final
 import attrs
 import onnx_ir as ir
 
-from edgeinfer.backends.base import QDQDialect
+from edgeinfer.backends.dialect import QDQDialect
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import PreconditionError
 from edgeinfer.numerics.qparams import QParams, weight_qparams
@@ -17,7 +17,8 @@ from edgeinfer.quantization.placement.dialects import dialect_of
 from edgeinfer.quantization.placement.fused_kernels import WEIGHT, Region
 from edgeinfer.quantization.placement.placement import Placement, place
 from edgeinfer.quantization.placement.pointwise import pointwise_as_gemm
-from edgeinfer.quantization.qdq.insert import Range, insert_qdq, prepare
+from edgeinfer.quantization.placement.prepare import prepare
+from edgeinfer.quantization.qdq.insert import Range, insert_qdq
 from edgeinfer.quantization.qdq.marks import DIALECT_KEY, NOTES_KEY, refuse_operators
 from edgeinfer.quantization.qdq.strip import Stripped, strip_qdq
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeinfer.backends.base import QDQDialect
+from edgeinfer.backends.dialect import QDQDialect
 from edgeinfer.backends.registry import get_backend
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import TargetError

@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.backends.base import QDQDialect
+from edgeinfer.backends.dialect import QDQDialect
 from edgeinfer.graph.constants import constant_value
 
 __all__ = ["Region", "find_regions", "is_float", "refusal", "weight_axis"]

@@ -13,7 +13,7 @@ from typing import Protocol, final
 import attrs
 import onnx_ir as ir
 
-from edgeinfer.backends.base import KernelCosts
+from edgeinfer.backends.dialect import KernelCosts
 from edgeinfer.quantization.placement.fused_kernels import DATA, Region
 
 __all__ = ["Judge"]

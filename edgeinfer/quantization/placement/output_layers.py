@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import attrs
 
-from edgeinfer.backends.base import QDQDialect
+from edgeinfer.backends.dialect import QDQDialect
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.placement.placement import place
-from edgeinfer.quantization.qdq.insert import prepare
+from edgeinfer.quantization.placement.prepare import prepare
 
 __all__ = ["output_layers"]
 

@@ -16,7 +16,7 @@ from typing import final
 import attrs
 import onnx_ir as ir
 
-from edgeinfer.backends.base import QDQDialect
+from edgeinfer.backends.dialect import QDQDialect
 from edgeinfer.graph.constants import constant_value
 from edgeinfer.quantization.placement.fused_kernels import DATA, Region, find_regions, is_float
 from edgeinfer.quantization.placement.kernel_costs import Judge

@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.backends.base import QDQDialect
+from edgeinfer.backends.dialect import QDQDialect
 from edgeinfer.graph.constants import constant_value
 from edgeinfer.graph.weights import add_initializer, set_constant
 from edgeinfer.quantization.placement.fused_kernels import BIAS, DATA, WEIGHT

@@ -10,9 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from edgeinfer.backends.base import QDQDialect
+from edgeinfer.backends.dialect import QDQDialect
 from edgeinfer.graph.constants import constant_value
-from edgeinfer.graph.infer_shapes import infer_shapes
 from edgeinfer.numerics.qparams import QParams, activation_qparams
 from edgeinfer.quantization.placement.fused_kernels import BIAS, DATA, WEIGHT, Region
 from edgeinfer.quantization.placement.placement import Placement
@@ -20,27 +19,13 @@ from edgeinfer.quantization.qdq.emit import Emitter
 from edgeinfer.quantization.qdq.marks import DIALECT_KEY, NOTES_KEY
 from edgeinfer.transforms.contract import ReportBuilder
 
-__all__ = ["Range", "insert_qdq", "prepare"]
+__all__ = ["Range", "insert_qdq"]
 
 Range = tuple[float, float]
 
 # An int32 bias must leave room for the accumulator beside it.
 _MAX_BIAS = 2.0**30
 _NEXT_TO_NOTHING = 1e-30
-
-
-def prepare(model: ir.Model) -> None:
-    """Name every value of the main graph, and infer dtypes and shapes; the signature stays as it is."""
-    for node in model.graph:
-        for index, value in enumerate(node.outputs):
-            if value.name is None:
-                value.name = f"{node.name}_output_{index}"
-    values = [value for node in model.graph for value in node.outputs]
-    if all(
-        value.type is not None and value.shape is not None and value.shape.is_static() for value in values
-    ):
-        return
-    infer_shapes(model, data_prop=True)
 
 
 def insert_qdq(

@@ -13,7 +13,7 @@ from typing import Any, final
 import attrs
 import numpy as np
 
-from edgeinfer.backends.base import QDQDialect
+from edgeinfer.backends.dialect import QDQDialect
 from edgeinfer.devices.profile import Target
 from edgeinfer.measure.speedup import Speedup, measure_speedup
 from edgeinfer.model.model import Model

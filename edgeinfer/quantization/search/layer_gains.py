@@ -25,7 +25,7 @@ from edgeinfer.quantization.placement.dialects import dialect_of
 from edgeinfer.quantization.placement.fused_kernels import DATA, WEIGHT, Region
 from edgeinfer.quantization.placement.placement import place
 from edgeinfer.quantization.placement.pointwise import follow_gemms
-from edgeinfer.quantization.qdq.insert import prepare
+from edgeinfer.quantization.placement.prepare import prepare
 from edgeinfer.values import as_tuple
 
 __all__ = ["LayerGain", "LayerGains", "costs_of_float", "integer_nodes", "layer_gains"]

@@ -18,15 +18,15 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.api import compile as compile_model
-from edgeinfer.api import load
-from edgeinfer.backends.base import QDQDialect
+from edgeinfer.backends.dialect import QDQDialect
 from edgeinfer.calibration.calibration import Calibration
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import EdgeInferError
+from edgeinfer.graph.build import compile_model
 from edgeinfer.graph.taps import reference_session
 from edgeinfer.model.model import Model
 from edgeinfer.numerics.closeness import ClosenessAccumulator
+from edgeinfer.runtime.open import load
 
 __all__ = ["Score", "Scorer", "output_sqnr_db", "run_outputs"]
 

@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.backends.base import QDQDialect
+from edgeinfer.backends.dialect import QDQDialect
 from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import Table, track
@@ -24,7 +24,7 @@ from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
 from edgeinfer.quantization.placement.dialects import dialect_of
 from edgeinfer.quantization.placement.placement import place
 from edgeinfer.quantization.placement.pointwise import pointwise_as_gemm
-from edgeinfer.quantization.qdq.insert import prepare
+from edgeinfer.quantization.placement.prepare import prepare
 from edgeinfer.quantization.qdq.marks import ranges_of
 from edgeinfer.quantization.search.output_score import Scorer, run_outputs
 from edgeinfer.values import as_tuple
