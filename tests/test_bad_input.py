@@ -17,6 +17,7 @@ import onnx.parser
 import pytest
 
 import edgeinfer as ei
+from edgeinfer.artifact.manifest import Cost
 from edgeinfer.backends.registry import get_backend, install_command
 from edgeinfer.errors import (
     ArtifactError,
@@ -247,7 +248,7 @@ def test_saving_through_a_link_replaces_what_it_points_to(tmp_path):
     artifact = ei.compile(ADD, "onnxruntime")
     artifact.save(tmp_path / "real.edge")
     (tmp_path / "link.edge").symlink_to("real.edge")
-    changed = artifact.with_cost(ei.artifact.Cost(latency_p50_ms=1.0))
+    changed = artifact.with_cost(Cost(latency_p50_ms=1.0))
     changed.save(tmp_path / "link.edge")
     assert (tmp_path / "link.edge").is_symlink()
     assert ei.Artifact.open(tmp_path / "real.edge").digest == changed.digest

@@ -16,8 +16,14 @@ from typing import Any, final
 from edgeinfer.artifact.artifact import IN_MEMORY_BYTES, Payload
 from edgeinfer.backends.facts import machine_facts
 from edgeinfer.backends.options import options_from
-from edgeinfer.backends.protocol import API_VERSION, Capabilities, CompileOptions, DeviceInfo, LoadOptions
-from edgeinfer.backends.tensorrt_.build import BuildRecord, build_engine, check_options
+from edgeinfer.backends.protocol import (
+    API_VERSION,
+    Capabilities,
+    CompileOptions,
+    DeviceInfo,
+    LoadOptions,
+    ModelToCompile,
+)
 from edgeinfer.backends.tensorrt_.cuda import Cuda, Gpu, find_gpus
 from edgeinfer.backends.tensorrt_.dialect import DIALECT
 from edgeinfer.backends.tensorrt_.flavours import (
@@ -29,6 +35,7 @@ from edgeinfer.backends.tensorrt_.flavours import (
     logger_of,
 )
 from edgeinfer.backends.tensorrt_.options import TensorRTOptions
+from edgeinfer.backends.tensorrt_.record import BuildRecord
 from edgeinfer.backends.tensorrt_.run import TensorRTRunner
 from edgeinfer.errors import (
     ArtifactError,
@@ -37,7 +44,6 @@ from edgeinfer.errors import (
     DeviceError,
     OptionsError,
 )
-from edgeinfer.model.model import Model
 
 __all__ = ["TensorRTBackend", "TensorRTOptions"]
 
@@ -82,7 +88,7 @@ class TensorRTBackend:
             facts=facts,
         )
 
-    def compile(self, model: Model, options: CompileOptions, /) -> Payload:
+    def compile(self, model: ModelToCompile, options: CompileOptions, /) -> Payload:
         """Build an engine: for the GPU here, or ahead of time where the flavour and the options have it.
 
         Raises:
@@ -91,6 +97,8 @@ class TensorRTBackend:
             OptionsError: An option is refused.
             CompileError: TensorRT refuses the model; it names the node and the reason.
         """
+        from edgeinfer.backends.tensorrt_.build import build_engine, check_options
+
         chosen = options_from(TensorRTOptions, options.options, backend=NAME)
         flavour = choose_flavour(chosen.flavour)
         device = options.device or "GPU"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, final
-
-import attrs
+from typing import Any
 
 from edgeinfer.atomic import write_file
+from edgeinfer.backends.protocol import ModelToCompile
 from edgeinfer.backends.tensorrt_.cuda import Gpu
 from edgeinfer.backends.tensorrt_.flavours import Flavour, LogCapture, logger_of
 from edgeinfer.backends.tensorrt_.options import TensorRTOptions, Triple
@@ -18,10 +16,11 @@ from edgeinfer.backends.tensorrt_.parse import build_error, parse_onnx
 from edgeinfer.backends.tensorrt_.precision import graph_precisions, used_precisions
 from edgeinfer.backends.tensorrt_.profiles import plan_profiles
 from edgeinfer.backends.tensorrt_.progress import progress_monitor
+from edgeinfer.backends.tensorrt_.record import BuildRecord
 from edgeinfer.errors import CompileError, OptionsError
 from edgeinfer.model.model import Model
 
-__all__ = ["BuildRecord", "build_engine", "check_options"]
+__all__ = ["build_engine", "check_options"]
 
 # Options that are plain builder flags: the option, the feature that a version needs for it, the flag.
 _FLAGS = (
@@ -35,51 +34,9 @@ _FLAGS = (
 _WEAK_FLAGS = {"float16": "FP16", "int8": "INT8"}
 
 
-@final
-@attrs.frozen(kw_only=True)
-class BuildRecord:
-    """What the runner must know about an engine, kept beside it as `build.json`.
-
-    Attributes:
-        flavour: The flavour's name.
-        version: Its version.
-        built_on: The GPU that it was built on, or `no GPU`.
-        inputs: Names and dtypes of the model's inputs, in the signature's order.
-        outputs: The same of its outputs.
-        profiles: The shapes that it was built for.
-        precisions: The precision that the graph asks for, by ONNX node.
-        notes: What must be said in the execution report.
-        host_code: The engine carries host code.
-        dla_core: The DLA core that it is for, or None.
-    """
-
-    flavour: str
-    version: str
-    built_on: str
-    inputs: tuple[tuple[str, str], ...]
-    outputs: tuple[tuple[str, str], ...]
-    profiles: tuple[Mapping[str, Triple], ...] = ()
-    precisions: Mapping[str, str] = attrs.field(factory=dict)
-    notes: tuple[str, ...] = ()
-    host_code: bool = False
-    dla_core: int | None = None
-
-    def encode(self) -> bytes:
-        """Return it as JSON."""
-        return json.dumps(attrs.asdict(self), indent=1).encode()
-
-    @classmethod
-    def decode(cls, text: bytes) -> BuildRecord:
-        """Read what `encode` wrote."""
-        fields = json.loads(text)
-        for name in ("inputs", "outputs"):
-            fields[name] = tuple((tensor, dtype) for tensor, dtype in fields[name])
-        return cls(**(fields | {name: tuple(fields[name]) for name in ("profiles", "notes")}))
-
-
 def build_engine(
     flavour: Flavour,
-    model: Model,
+    model: ModelToCompile,
     options: TensorRTOptions,
     *,
     gpu: Gpu | None,
@@ -104,13 +61,14 @@ def build_engine(
         CompileError: TensorRT refuses the model, or the build was cancelled.
     """
     trt = flavour.load()
+    graph = Model(model.ir)
     builder = trt.Builder(logger_of(trt))
     config = builder.create_builder_config()
-    notes = _configure(trt, flavour, config, options, model, dla_core)
+    notes = _configure(trt, flavour, config, options, graph, dla_core)
     network, parser = parse_onnx(
-        trt, flavour, builder, model, config=config if dla_core is not None else None
+        trt, flavour, builder, graph, config=config if dla_core is not None else None
     )
-    profiles = _add_profiles(builder, network, config, model, options)
+    profiles = _add_profiles(builder, network, config, graph, options)
     if dla_core is not None:
         notes += _dla_fallback(network, config)
     cancelled: list[bool] = []
@@ -124,7 +82,7 @@ def build_engine(
     if engine is None:
         if cancelled:
             raise CompileError("The build was cancelled.", where="option cancel")
-        raise build_error(flavour, model, log.errors)
+        raise build_error(flavour, graph, log.errors)
     record = BuildRecord(
         flavour=flavour.name,
         version=flavour.version,
@@ -132,7 +90,7 @@ def build_engine(
         inputs=tuple((spec.name, str(spec.dtype)) for spec in model.signature.inputs),
         outputs=tuple((spec.name, str(spec.dtype)) for spec in model.signature.outputs),
         profiles=profiles,
-        precisions=graph_precisions(model),
+        precisions=graph_precisions(graph),
         notes=(*notes, *cache_notes),
         host_code=options.version_compatible and not options.exclude_lean_runtime,
         dla_core=dla_core,

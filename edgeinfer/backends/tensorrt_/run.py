@@ -11,11 +11,11 @@ import numpy as np
 
 from edgeinfer.atomic import write_file
 from edgeinfer.backends.reports import ExecutionReport
-from edgeinfer.backends.tensorrt_.build import BuildRecord
 from edgeinfer.backends.tensorrt_.cuda import Cuda
 from edgeinfer.backends.tensorrt_.explain import execution_report
 from edgeinfer.backends.tensorrt_.flavours import Flavour
 from edgeinfer.backends.tensorrt_.options import TensorRTOptions
+from edgeinfer.backends.tensorrt_.record import BuildRecord
 from edgeinfer.backends.tensorrt_.slot import Slot, read_tensors
 from edgeinfer.errors import InferenceError, SessionClosedError
 
