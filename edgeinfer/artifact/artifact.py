@@ -32,6 +32,7 @@ from edgeinfer.errors import (
     ArtifactSaveError,
     OptionsError,
 )
+from edgeinfer.npz import write_npz
 
 __all__ = ["Artifact", "Cost", "FileEntry", "Golden", "Manifest", "Payload"]
 
@@ -236,7 +237,7 @@ class Artifact:
         buffer = io.BytesIO()
         arrays = {f"in:{name}": _without_objects(array) for name, array in inputs.items()}
         arrays |= {f"out:{name}": _without_objects(array) for name, array in outputs.items()}
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        write_npz(buffer, arrays, compress=True)
         data = buffer.getvalue()
         files = {**self.manifest.files, GOLDEN_NAME: _describe(data)}
         golden = Golden(rtol=rtol, atol=atol, inputs=dict(inputs), outputs=dict(outputs), npz=data)
