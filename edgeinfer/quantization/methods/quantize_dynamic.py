@@ -126,9 +126,7 @@ class QuantizeDynamic(GraphTransform):
         return None
 
 
-def _quantize_linear(
-    layer: Linear, quantized: dict[ir.Value, tuple[ir.Value, ...]], *, small: bool
-) -> None:
+def _quantize_linear(layer: Linear, quantized: dict[ir.Value, tuple[ir.Value, ...]], *, small: bool) -> None:
     node = layer.node
     graph = graph_of(node)
     array = constant(layer.weight)
