@@ -165,8 +165,9 @@ def test_a_missing_runtime_says_what_to_install(monkeypatch):
 
 
 def test_an_option_that_no_manifest_can_hold(tmp_path):
+    payload = ei.artifact.Payload(entry="m", files={"m": b""}, options={"folder": tmp_path})
     with pytest.raises(OptionsError, match="cannot be kept"):
-        ei.compile(ADD, "onnxruntime", options={"session_config": {"a": tmp_path}})
+        ei.Artifact.of_payload(payload, model=ei.Model.load(ADD), backend="theirs", backend_version="")
 
 
 @pytest.mark.parametrize("shapes", [{"z": (2,)}, ["x"], {"x": "ab"}, {"x": 3}, {"x": (-1,)}])
