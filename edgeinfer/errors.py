@@ -9,7 +9,7 @@ what to do. The same facts are attributes, so that a program can act on them.
     ├── BackendError         UnknownBackendError, DuplicateBackendError, BackendUnavailableError,
     │                        BrokenBackendError, DeviceError, OptionsError, CompileError
     ├── ArtifactError        ArtifactFormatError, ArtifactIntegrityError, ArtifactMismatchError,
-    │                        ArtifactSaveError
+    │                        ArtifactSaveError, ArtifactTrustError
     ├── SessionError         InputError, SessionClosedError, InferenceError, GoldenMismatchError
     ├── TargetError          BudgetError
     └── FleetError
@@ -25,6 +25,7 @@ __all__ = [
     "ArtifactIntegrityError",
     "ArtifactMismatchError",
     "ArtifactSaveError",
+    "ArtifactTrustError",
     "BackendError",
     "BackendUnavailableError",
     "BrokenBackendError",
@@ -193,6 +194,10 @@ class ArtifactMismatchError(ArtifactError):
 
 class ArtifactSaveError(ArtifactError):
     """An artifact could not be written; nothing was left half-written."""
+
+
+class ArtifactTrustError(ArtifactError):
+    """An artifact asks for what no artifact may: a file outside of it, a library, code."""
 
 
 class SessionError(EdgeInferError):

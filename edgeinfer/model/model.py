@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from edgeinfer.artifact.history import HistoryEntry
 from edgeinfer.artifact.signature import Signature
+from edgeinfer.atomic import draft_folder
 from edgeinfer.backends.onnx_payload import EXTERNAL_THRESHOLD_BYTES
 from edgeinfer.display import Table
 from edgeinfer.errors import InvalidModelError, ModelError, ModelLoadError, UnsupportedModelError
@@ -218,7 +218,7 @@ class Model:
         return data
 
     def save(self, path: str | os.PathLike[str], *, external_data: bool | None = None) -> Path:
-        """Write the model atomically: to a temporary sibling, then by rename.
+        """Write the model atomically: to a draft beside it, then by rename.
 
         With external data there are two renames, the data first.
 
@@ -236,12 +236,20 @@ class Model:
         if external_data is None:
             external_data = self.nbytes >= EXTERNAL_THRESHOLD_BYTES
         try:
-            with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-                draft = Path(folder) / path.name
+            if path.exists() and not path.is_file():  # a rename would put a file in a device's place
+                raise ModelError(
+                    "There is something else at that path.",
+                    where=str(path),
+                    expected="a file, or nothing",
+                    found="a folder" if path.is_dir() else "a device or a pipe",
+                    hint="Choose another path.",
+                )
+            with draft_folder(path.parent, path.name) as folder:
+                draft = folder / path.name
                 data = f"{path.name}.data"
                 if external_data:
                     ir.save(self.copy_ir(), draft, external_data=data)
-                    _replace(Path(folder) / data, path.with_name(data))
+                    _replace(folder / data, path.with_name(data))
                 else:
                     draft.write_bytes(self.to_bytes())
                 _replace(draft, path)

@@ -23,6 +23,7 @@ from edgeinfer.errors import (
     ArtifactError,
     ArtifactFormatError,
     ArtifactMismatchError,
+    ArtifactTrustError,
     BackendUnavailableError,
     DeviceError,
     ExternalDataError,
@@ -152,7 +153,7 @@ def test_a_hostile_artifact_makes_the_parser_read_nothing_outside(
     artifact = compiled(strip_plan=True)
     files = {**artifact.payload.files, "model.onnx": with_external(location)}
     hostile = attrs.evolve(artifact, payload=attrs.evolve(artifact.payload, files=files))
-    with pytest.raises(ExternalDataError, match="not beside it"):
+    with pytest.raises(ArtifactTrustError, match="not in the artifact"):
         ei.load(hostile)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeinfer.artifact.artifact import Payload
-from edgeinfer.backends.onnx_payload import onnx_source
+from edgeinfer.atomic import scratch_folder
+from edgeinfer.backends.onnx_payload import OnnxSource, onnx_source
 from edgeinfer.backends.tensorrt_.flavours import Flavour
 from edgeinfer.backends.tensorrt_.log import LogCapture, logger_of
 from edgeinfer.backends.tensorrt_.options import TensorRTOptions
@@ -79,7 +80,7 @@ def refit(
         source: bytes | str = os.path.realpath(options.refit_from)
         beside = None
     elif record.stripped:
-        source = onnx_source(_weights_of(payload))
+        source = _openable(onnx_source(_weights_of(payload)))
         beside = set(payload.files)
     else:
         return None
@@ -103,6 +104,17 @@ def refit(
             hint="Compile that model instead.",
         )
     return f"the weights were refitted from {options.refit_from or WEIGHTS}"
+
+
+def _openable(source: OnnxSource) -> bytes | str:
+    """Return the model itself, or the path of a file with its data beside it."""
+    if not source.data:
+        return source.model
+    folder = scratch_folder()
+    (folder / WEIGHTS).write_bytes(source.model)
+    for name, view in source.data.items():
+        (folder / name).write_bytes(view)
+    return str(folder / WEIGHTS)
 
 
 def _weights_of(payload: Payload) -> Payload:
