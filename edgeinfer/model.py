@@ -22,6 +22,7 @@ from edgeinfer.canonical import canonical_digest
 from edgeinfer.display import Table
 from edgeinfer.errors import InvalidModelError, ModelError, ModelLoadError, UnsupportedModelError
 from edgeinfer.external_data import internalize
+from edgeinfer.shape_hints import drop_wrong_shapes
 from edgeinfer.signature import Signature
 from edgeinfer.values import as_tuple
 
@@ -101,7 +102,7 @@ class Model:
         if isinstance(source, Model):
             return source
         if isinstance(source, ir.Model):
-            return cls.from_ir(source.clone())
+            return cls._loaded(source.clone())
         if isinstance(source, onnx.ModelProto):
             own = onnx.ModelProto()  # tensors are views of it, so the caller's may not be used
             own.CopyFrom(source)
@@ -133,6 +134,12 @@ class Model:
         return cls(model, path)
 
     @classmethod
+    def _loaded(cls, model: IrModel, *, path: Path | None = None) -> Model:
+        loaded = cls.from_ir(model, path=path)
+        drop_wrong_shapes(model)
+        return loaded
+
+    @classmethod
     def _from_proto(cls, proto: onnx.ModelProto, path: Path | None, where: str) -> Model:
         if not proto.HasField("graph") or not proto.opset_import:
             raise ModelLoadError(
@@ -143,7 +150,7 @@ class Model:
         try:
             model = ir.from_proto(proto)
             internalize(model, path.parent if path is not None else None)
-            return cls.from_ir(model, path=path)
+            return cls._loaded(model, path=path)
         except ModelError as error:
             error.where = where if error.where is None else f"{where}: {error.where}"
             raise

@@ -9,18 +9,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex, TypeAlias, final
 
 import attrs
-import onnx
 import onnx_ir as ir
 
 from edgeinfer.errors import PreconditionError
+from edgeinfer.onnx_inference import run_inference
+from edgeinfer.shape_hints import forget_shapes
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
 
 __all__ = ["FixShapes"]
 
 # What was fixed is remembered in the metadata, so that a symbol's name means something afterwards, too.
 FIXED_KEY = "edgeinfer.fixed_dims"
-# Shape inference needs the numbers of small tensors only (shapes, axes); weights are kept out of protobuf.
-LARGE_BYTES = 1024
 
 Given: TypeAlias = "int | Sequence[int | str | None]"
 
@@ -77,10 +76,7 @@ class FixShapes(GraphTransform):
             for name in self.shapes:
                 report.skip(name, "it has this shape already")
             return
-        for node in graph.all_nodes():
-            for output in node.outputs:
-                if output.shape is not None and not output.shape.is_static():
-                    output.shape = None  # what was inferred for any size is now to be inferred for this one
+        forget_shapes(model)  # what was inferred or stated for other sizes
         _infer(model)
         for value in graph.outputs:
             value.shape = _merged(value, sizes.substituted(before[value]))
@@ -214,29 +210,14 @@ def _infer(model: ir.Model) -> None:
     """Infer the shapes that are not known, like `onnx_ir`'s pass, but do not pass over an error."""
     for value in model.graph.outputs:
         value.shape = None
-    light = model.clone()
-    for value in list(light.graph.initializers.values()):
-        if value.const_value is not None and value.const_value.nbytes > LARGE_BYTES:
-            del light.graph.initializers[value.name or ""]
-            value.const_value = None
-            if not value.is_graph_input():
-                light.graph.inputs.append(value)
     try:
-        inferred = onnx.shape_inference.infer_shapes(ir.to_proto(light), strict_mode=True, data_prop=True)
+        run_inference(model, data_prop=True, strict=True)
     except Exception as error:
         raise PreconditionError(
             f"The graph cannot take these shapes: {str(error).strip()}",
             where="FixShapes",
             hint="Choose the size that the model was exported for, or export it with a symbolic one.",
         ) from error
-    for ours, theirs in zip(model.graphs(), ir.from_proto(inferred).graphs(), strict=True):
-        found = ir.convenience.create_value_mapping(theirs)
-        for name, value in ir.convenience.create_value_mapping(ours).items():
-            other = found.get(name)
-            if other is not None and other.shape is not None and value.shape is None:
-                value.shape = other.shape
-            if other is not None and value.type is None:
-                value.type = other.type
     _check_reshapes(model)
 
 
