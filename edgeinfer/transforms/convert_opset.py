@@ -39,6 +39,8 @@ class ConvertOpset(GraphTransform):
 
     version: int = attrs.field(default=17, validator=_in_range)
 
+    inlines_functions = False  # the conversion does it where it must
+
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Convert in place."""
         before = model.opset_imports.get("", 0)

@@ -54,6 +54,7 @@ class FixShapes(GraphTransform):
     shapes: Mapping[str, Given] = attrs.field(factory=dict, converter=_plain)
 
     changes_signature = True
+    inlines_functions = False
 
     def config(self) -> dict[str, object]:
         """Return the shapes as lists."""

@@ -9,8 +9,8 @@ constants are computed here, and only these operators:
 - products of matrices, added up in the order of the inner axis: what a BLAS library gives depends on the
   processor and on the number of threads.
 
-What draws random numbers is never folded, and neither is what runtimes do not agree on: division of an integer
-by zero, a Cast of a number that does not fit.
+What draws random numbers is never folded, and neither is what runtimes do not agree on: division of an
+integer by zero, a Cast of a number that does not fit.
 """
 
 from __future__ import annotations
@@ -34,28 +34,33 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 SMALL_ELEMENTS = 1024
 _NO_LIMIT = 1 << 62
 
-_MOVING = frozenset(
+
+def _operators(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+_MOVING = _operators(
     """Compress Concat ConstantOfShape DepthToSpace Expand EyeLike Flatten Gather GatherElements GatherND
     Identity NonZero OneHot Pad Range Reshape ReverseSequence ScatterElements ScatterND Shape Size Slice
-    SpaceToDepth Squeeze Tile Transpose Trilu Unsqueeze Where""".split()
+    SpaceToDepth Squeeze Tile Transpose Trilu Unsqueeze Where"""
 )
-_COMPARING = frozenset(
+_COMPARING = _operators(
     """And BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Equal Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual
-    Not Or Xor""".split()
+    Not Or Xor"""
 )
-_ARITHMETIC = frozenset("Abs Add Ceil Clip Div Floor Max Min Mod Mul Neg Relu Round Sign Sub".split())
-_FUNCTIONS = frozenset(
+_ARITHMETIC = _operators("Abs Add Ceil Clip Div Floor Max Min Mod Mul Neg Relu Round Sign Sub")
+_FUNCTIONS = _operators(
     """Acos Acosh Asin Asinh Atan Atanh Cos Cosh Elu Erf Exp HardSigmoid LeakyRelu Log Mean Pow Reciprocal
-    Sigmoid Sin Sinh Softplus Softsign Sqrt Sum Tan Tanh""".split()
+    Sigmoid Sin Sinh Softplus Softsign Sqrt Sum Tan Tanh"""
 )
-_REDUCING = frozenset(
+_REDUCING = _operators(
     """CumSum ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-    ReduceSumSquare""".split()
+    ReduceSumSquare"""
 )
 _PRODUCTS = frozenset(("Gemm", "MatMul"))
 _OPERATORS = _MOVING | _COMPARING | _ARITHMETIC | _FUNCTIONS | _REDUCING | _PRODUCTS | {"Cast"}
 # Of these, the integer forms have one answer, too.
-_INTEGER = _COMPARING | _ARITHMETIC | {"CumSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Sum", "Cast"}
+_INTEGER = _COMPARING | _ARITHMETIC | _operators("Cast CumSum ReduceMax ReduceMin ReduceProd ReduceSum Sum")
 
 _NARROW = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 _FLOATS = (*_NARROW, np.dtype(np.float64))

@@ -1,8 +1,8 @@
 """Clip and Relu that follow each other become one, exactly.
 
-Both are y = min(high, max(low, x)); when low is greater than high, all of y is high (ONNX, Clip-11 and later).
-Each maps onto [min(low, high), high], so two of them in a row are one again, with the second applied to the
-ends of the first:
+Both are y = min(high, max(low, x)); when low is greater than high, all of y is high (ONNX, Clip from version
+11 on). Each maps onto [min(low, high), high], so two of them in a row are one again, with the second applied
+to the ends of the first:
 
     low' = second(min(low, high)),     high' = second(high)
 
@@ -55,7 +55,7 @@ def merge_clips(graph: ir.Graph, opset: int) -> None:
 
 
 def _range(node: ir.Node, opset: int) -> tuple[_Bound, _Bound] | None:
-    """Return the bounds of a Clip or Relu; None for another node, or when a bound is not a constant number."""
+    """Return the bounds of a Clip or Relu; None for another node, or where one is not a constant number."""
     if node.domain or not node.inputs:
         return None
     if node.op_type == "Relu":
@@ -94,7 +94,8 @@ def _rewrite(node: ir.Node, data: ir.Value | None, low: _Bound, high: _Bound, li
     inputs = [data]
     if low != _ZERO or high.number != math.inf:
         assert like is not None or (low.number, high.number) == (-math.inf, math.inf)
-        bounds = [None if bound.number == end else bound for bound, end in ((low, -math.inf), (high, math.inf))]
+        ends = ((low, -math.inf), (high, math.inf))
+        bounds = [None if bound.number == end else bound for bound, end in ends]
         zero = None if _ZERO not in bounds or like is None else _new_zero(node, like)
         inputs += [None if bound is None else bound.value or zero for bound in bounds]
     while inputs[-1] is None:

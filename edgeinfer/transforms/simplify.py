@@ -28,6 +28,7 @@ from edgeinfer.transforms.deduplicate import deduplicate_initializers
 from edgeinfer.transforms.effects import is_known_function
 from edgeinfer.transforms.fold_constants import ConstantFolder
 from edgeinfer.transforms.infer_shapes import infer_shapes
+from edgeinfer.transforms.inline_functions import inline_functions
 from edgeinfer.transforms.merge_clips import merge_clips
 from edgeinfer.transforms.no_ops import constant_of, no_op_input
 from edgeinfer.transforms.simplify_report import Snapshot
@@ -70,9 +71,14 @@ class Simplify(GraphTransform):
 
     widen_weights: bool = False
 
+    inlines_functions = False  # it is part of the work, and reported as such
+
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Run the passes until nothing changes."""
-        before = Snapshot.of(model)
+        before, original = Snapshot.of(model), canonical_digest(model)
+        _, left = inline_functions(model)
+        for function, reason in left.items():
+            report.skip(function, f"the function is not inlined: {reason}")
         inputs = [(value, value.type, value.shape) for value in model.graph.inputs]
         outputs = [(value.type, value.shape) for value in model.graph.outputs]
         stated = {value.name: value.shape for value in inner_values(model)}
@@ -80,7 +86,7 @@ class Simplify(GraphTransform):
         names = {
             out.name: (node.op_type, node.name) for node in model.graph.all_nodes() for out in node.outputs
         }
-        digest = original = canonical_digest(model)
+        digest = canonical_digest(model)
         for _ in range(MAX_ROUNDS):
             for value in model.graph.outputs:
                 value.shape = value.shape if value.is_graph_input() else None
@@ -106,8 +112,6 @@ class Simplify(GraphTransform):
     def _round(self, model: ir.Model) -> None:
         opset = model.opset_imports.get("", 0)
         passes: list[ir.passes.PassBase] = []
-        if model.functions:
-            passes.append(common_passes.InlinePass())
         if any(value.is_graph_input() for value in model.graph.initializers.values()):
             model.ir_version = max(model.ir_version, 4)  # before it, every initializer had to be an input
             passes.append(common_passes.RemoveInitializersFromInputsPass())

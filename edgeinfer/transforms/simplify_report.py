@@ -23,6 +23,7 @@ class Snapshot(NamedTuple):
 
     @classmethod
     def of(cls, model: ir.Model) -> Snapshot:
+        """Take one of a model."""
         graphs = [model.graph, *model.graph.subgraphs()]
         weights = frozenset(name for graph in graphs for name in graph.initializers)
         nodes = list(model.graph.all_nodes())
@@ -43,6 +44,7 @@ class Snapshot(NamedTuple):
         )
 
     def report_changes(self, after: Snapshot, report: ReportBuilder) -> None:
+        """Say what differs in a later one."""
         for name, (op_type, inputs, attributes) in self.nodes.items():
             now = after.nodes.get(name)
             if now is None:
@@ -53,7 +55,7 @@ class Snapshot(NamedTuple):
                 report.apply(name, f"rewired {op_type}")
             elif now[2] != attributes:
                 report.apply(name, f"changed the attributes of {op_type}")
-        for name in after.nodes.keys() - self.nodes.keys():
+        for name in sorted(after.nodes.keys() - self.nodes.keys()):
             report.apply(name, f"added {after.nodes[name][0]}")
         for name in sorted(self.weight_inputs - after.weight_inputs):
             report.apply(name, "removed the weight from the inputs")
@@ -61,7 +63,7 @@ class Snapshot(NamedTuple):
             report.apply(name, "removed an unused or duplicate initializer")
         if self.functions > after.functions:
             report.apply("", f"inlined or removed {self.functions - after.functions} functions")
-        for domain in self.opsets.keys() - after.opsets.keys():
+        for domain in sorted(self.opsets.keys() - after.opsets.keys()):
             report.apply("", f"removed the unused opset of domain {domain!r}")
         if not report.applied:
             report.apply("", "put nodes, initializers or value names in order")
