@@ -2,9 +2,9 @@
 
 Two models have one digest exactly when they compute the same thing in the same way: the same nodes in
 the same order with the same names, the same weights, the same signature. What does not count: where the
-weights are stored (inline, external, which file), the order of the initializers, inferred dtypes and shapes of
-intermediate values (the inputs and outputs of subgraphs are such), documentation strings, producer names and
-metadata.
+weights are stored (inline, external, which file), the order of the initializers, inferred dtypes and shapes
+of intermediate values (the inputs and outputs of subgraphs are such), documentation strings, producer names
+and metadata.
 
 Every field is written with its length in front, so that no two different models give the same bytes.
 """

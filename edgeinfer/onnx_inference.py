@@ -54,6 +54,6 @@ def _turn_weights_into_inputs(model: ir.Model) -> None:
         if tensor is not None and tensor.nbytes > LARGE_BYTES:
             del model.graph.initializers[value.name or ""]
             value.const_value = None
-            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(list(tensor.shape))
+            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
             if not value.is_graph_input():
                 model.graph.inputs.append(value)

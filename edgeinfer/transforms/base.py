@@ -127,7 +127,7 @@ class TransformReport:
                 rows += [(self.name, kind, "1", text, node) for node, text in entries]
             else:
                 rows += [
-                    (self.name, kind, str(group.count), group.text, group.where())
+                    (self.name, kind, str(group.number), group.text, group.where())
                     for group in group_entries(entries)
                 ]
         return rows + [(self.name, "note", "", note, "") for note in self.notes]
@@ -476,7 +476,7 @@ def _history_entry(report: TransformReport) -> HistoryEntry:
 
 def _name_the_rest(layers: Iterable[Place], report: ReportBuilder, name: str) -> None:
     """Name the layers that the rewrite said nothing about."""
-    named = {entry.node for entry in (*report.applied, *report.skipped)}
+    named = {node for node, _ in (*report.applied, *report.skipped)}
     for layer in layers:
         if layer.node not in named:
             reason = layer.inside or "has no recipe"

@@ -45,8 +45,8 @@ _MOVING = _operators(
     SpaceToDepth Squeeze Tile Transpose Trilu Unsqueeze Where"""
 )
 _COMPARING = _operators(
-    """And BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Equal Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual
-    Not Or Xor"""
+    """And BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Equal Greater GreaterOrEqual IsInf IsNaN Less
+    LessOrEqual Not Or Xor"""
 )
 _ARITHMETIC = _operators("Abs Add Ceil Clip Div Floor Max Min Mod Mul Neg Relu Round Sign Sub")
 _FUNCTIONS = _operators(
@@ -54,8 +54,8 @@ _FUNCTIONS = _operators(
     Sigmoid Sin Sinh Softplus Softsign Sqrt Sum Tan Tanh"""
 )
 _REDUCING = _operators(
-    """CumSum ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-    ReduceSumSquare"""
+    """CumSum ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
+    ReduceSum ReduceSumSquare"""
 )
 _PRODUCTS = frozenset(("Gemm", "MatMul"))
 _OPERATORS = _MOVING | _COMPARING | _ARITHMETIC | _FUNCTIONS | _REDUCING | _PRODUCTS | {"Cast"}
@@ -66,7 +66,7 @@ _NARROW = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat
 _FLOATS = (*_NARROW, np.dtype(np.float64))
 
 
-class ConstantFolder(_constant_folding.FoldConstantsPass):
+class ConstantFolder(_constant_folding.FoldConstantsPass):  # type: ignore[misc]  # untyped package
     """The folder of onnxscript with the evaluation of whole nodes replaced.
 
     Args:

@@ -40,7 +40,10 @@ def _reason(function: ir.Function, model: ir.Model) -> str:
         if own != version:
             return f"it is of opset {version} of {domain or 'ONNX'}, and the model of opset {own}"
     calls = [node for node in _nodes(model) if node.op_identifier() == function.identifier()]
-    attributes = [attr for owner in (function, *calls) for attr in owner.attributes.values()]
+    attributes = [
+        *function.attributes.values(),
+        *(attr for call in calls for attr in call.attributes.values()),
+    ]
     if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in attributes):
         return "it takes a graph as an attribute"
     return ""

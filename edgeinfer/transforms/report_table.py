@@ -19,7 +19,7 @@ _ANY = "…"
 class Group(NamedTuple):
     """Entries of one kind: how many, what they say, and of which nodes."""
 
-    count: int
+    number: int
     text: str
     nodes: tuple[str, ...]
 
@@ -41,7 +41,7 @@ def group_entries(entries: Iterable[tuple[str, str]]) -> tuple[Group, ...]:
         Group(len(members), _common([text for _, text in members], key), tuple(node for node, _ in members))
         for key, members in groups.items()
     ]
-    return tuple(sorted(found, key=lambda group: -group.count))
+    return tuple(sorted(found, key=lambda group: -group.number))
 
 
 def places(count: int, verb: str) -> str:
