@@ -71,21 +71,37 @@ class ConstantFolder(_constant_folding.FoldConstantsPass):  # type: ignore[misc]
 
     Args:
         may_grow: Whether a node may be folded though its result needs more room than its inputs.
+        may_fold: Whether a node may be folded at all.
     """
 
-    def __init__(self, may_grow: Callable[[ir.Node], bool]) -> None:
+    def __init__(
+        self,
+        may_grow: Callable[[ir.Node], bool],
+        may_fold: Callable[[ir.Node], bool] = lambda _: True,
+    ) -> None:
         super().__init__(
             shape_inference=True,
             input_size_limit=_NO_LIMIT,
             output_size_limit=_NO_LIMIT,
             should_fold=lambda _: False,
         )
-        self._may_grow = may_grow
+        self._may_grow, self._may_fold = may_grow, may_fold
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Fold in place; the inputs and outputs stay as they are declared."""
+        inputs = [(value, value.type, value.shape) for value in model.graph.inputs]
+        outputs = [(value.type, value.shape) for value in model.graph.outputs]
+        result: ir.passes.PassResult = super().call(model)
+        for value, kind, shape in inputs:
+            value.type, value.shape = kind, shape
+        for value, (kind, shape) in zip(model.graph.outputs, outputs, strict=True):
+            value.type, value.shape = kind, shape
+        return result
 
     def process_node(self, node: ir.Node, is_function: bool) -> _constant_folding.Replacement | None:
         """Return what replaces the node, or None."""
         known = super().process_node(node, is_function)
-        if known is not None or not is_foldable(node):
+        if known is not None or not is_foldable(node) or not self._may_fold(node):
             return known
         result = _evaluate(node, self._opset_imports.get("", 0))
         if result is None or (_grows(node, result) and not self._may_grow(node)):

@@ -24,7 +24,8 @@ def bad_option(cls: type, error: Exception, given: Mapping[str, object]) -> Tran
         given: The keywords that it was called with.
     """
     name = cls.__name__
-    known = [key for key in inspect.signature(cls).parameters if key not in ("args", "kwargs")]
+    # Not of the class: its metaclass takes anything.
+    known = list(inspect.signature(vars(cls).get("__init__", cls.__init__)).parameters)[1:]
     for key in given:
         if attrs.has(cls) and key not in known:
             return TransformOptionError(
