@@ -126,7 +126,8 @@ class QuantizeDynamic(GraphTransform):
         get = weight.node.attributes
         if weight.index != 1 or array.ndim != 2:
             return f"its weight has {array.ndim} dimensions, or stands on the left: it is no plain layer"
-        if not get.get_float("alpha", 1.0) == get.get_float("beta", 1.0) == 1.0 or get.get_int("transA", 0):
+        plain = get.get_float("alpha", 1.0) == get.get_float("beta", 1.0) == 1.0
+        if not plain or get.get_int("transA", 0) != 0:
             return "alpha, beta or transA make it no plain layer; apply FuseBatchNorm first"
         return self._weight_reason(array)
 

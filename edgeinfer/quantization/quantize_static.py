@@ -25,6 +25,7 @@ from edgeinfer.quantization.regions import WEIGHT, Region
 from edgeinfer.quantization.state import REFERENCE_KEY, quantized_for, refuse_half, refuse_quantized
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
 from edgeinfer.transforms.infer_shapes import infer_shapes
+from edgeinfer.transforms.options import require_nodes
 from edgeinfer.values import as_frozenset
 
 __all__ = ["QuantizeStatic"]
@@ -86,6 +87,9 @@ class QuantizeStatic(GraphTransform):
             )
             return
         refuse_quantized(model)
+        require_nodes(
+            self.keep_float, (node.name for node in model.graph.all_nodes()), "QuantizeStatic, keep_float"
+        )
         if self.calibration is None:
             raise CalibrationError(
                 "QuantizeStatic needs calibration data.",

@@ -59,7 +59,7 @@ _NO_INTEGER_KERNEL = ("Conv", "ConvTranspose", "Einsum")
 
 
 def _power_of_two(_: object, __: object, size: int | None) -> None:
-    if size is not None and (size < 16 or size & (size - 1)):
+    if size is not None and (type(size) is not int or size < 16 or size & (size - 1)):
         raise ValueError(f"block_size is a power of two from 16 on, not {size}")
 
 

@@ -165,7 +165,7 @@ def drop_source(weight: StoredWeight) -> None:
     if node is not None:
         graph_of(node).remove(node, safe=True)
     elif isinstance(source.graph, ir.Graph) and source.name in source.graph.initializers:
-        del source.graph.initializers[source.name]
+        del source.graph.initializers[source.name or ""]
 
 
 def store_beside(weight: StoredWeight, suffix: str, array: np.ndarray) -> ir.Value:
@@ -200,7 +200,7 @@ def _axes(node: ir.Node, index: int, rank: int) -> tuple[int, int | None] | Refu
         return _einsum_axes(node, index, rank)
     if rank < 2:
         return "its weight is a vector"
-    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0:
         return 0, 1
     return (rank - 1, rank - 2) if index == 1 else (rank - 2, rank - 1)
 

@@ -40,7 +40,8 @@ def pack_nibbles(integers: np.ndarray, block: int) -> np.ndarray:
     """
     inputs, channels = integers.shape
     nibbles = (integers.T.astype(np.int16) + 8).astype(np.uint8).reshape(channels, inputs // block, block)
-    return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
+    packed: np.ndarray = nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
+    return packed
 
 
 def _rounded(array: np.ndarray, axes: tuple[int, ...], high: int) -> tuple[np.ndarray, np.ndarray]:

@@ -33,8 +33,8 @@ from edgeinfer.model import HistoryEntry, Model
 from edgeinfer.transforms.inline_functions import inline_functions
 from edgeinfer.transforms.layer_like import Place, layer_like
 from edgeinfer.transforms.opset import convert_opset
-from edgeinfer.transforms.options import bad_option
-from edgeinfer.transforms.report_table import group_entries, places
+from edgeinfer.transforms.options import OurErrors
+from edgeinfer.transforms.report_table import COLUMNS, Row, places, report_rows, short_lines
 from edgeinfer.values import as_tuple
 
 __all__ = [
@@ -49,10 +49,6 @@ __all__ = [
     "TransformResult",
     "as_transform",
 ]
-
-
-# How many lines of entries `str(report)` has.
-SHOWN_ROWS = 12
 
 
 class Applied(NamedTuple):
@@ -114,23 +110,17 @@ class TransformReport:
         Args:
             details: One row a place. Else entries that say the same are one row with their number.
         """
-        rows = [row for report in self.steps or (self,) for row in report._rows(details)]
-        columns = ("transform", "", "places", "what", "nodes")
-        grouped = any(count != "1" for _, _, count, _, _ in rows if count)
+        rows = self._rows(details=details)
+        grouped = any(row.places not in ("", "1") for row in rows)
         footer = "table(details=True) has one row a place" if grouped else ""
-        return Table(title="\n".join(self.summary()), columns=columns, rows=tuple(rows), footer=footer)
+        return Table(title="\n".join(self.summary()), columns=COLUMNS, rows=rows, footer=footer)
 
-    def _rows(self, details: bool) -> list[tuple[str, str, str, str, str]]:
-        rows = []
-        for kind, entries in (("applied", self.applied), ("skipped", self.skipped)):
-            if details:
-                rows += [(self.name, kind, "1", text, node) for node, text in entries]
-            else:
-                rows += [
-                    (self.name, kind, str(group.number), group.text, group.where())
-                    for group in group_entries(entries)
-                ]
-        return rows + [(self.name, "note", "", note, "") for note in self.notes]
+    def _rows(self, *, details: bool) -> list[Row]:
+        return [
+            row
+            for report in self.steps or (self,)
+            for row in report_rows(report.name, report.applied, report.skipped, report.notes, details=details)
+        ]
 
     def to_dict(self) -> dict[str, object]:
         """Return everything as JSON-compatible values."""
@@ -150,13 +140,7 @@ class TransformReport:
 
     def __str__(self) -> str:
         """Return the overview and the largest groups."""
-        rows = [
-            f"  {kind} {f'{count} x ' if count not in ('', '1') else ''}{text}{f': {nodes}' if nodes else ''}"
-            for report in self.steps or (self,)
-            for _, kind, count, text, nodes in report._rows(details=False)
-        ]
-        more = [f"  ... and {len(rows) - SHOWN_ROWS} more lines in table()"] if len(rows) > SHOWN_ROWS else []
-        return "\n".join([*self.summary(), *rows[:SHOWN_ROWS], *more])
+        return "\n".join([*self.summary(), *short_lines(self._rows(details=False))])
 
     def _repr_html_(self) -> str:
         return self.table().to_html()
@@ -242,19 +226,7 @@ class ReportBuilder:
         )
 
 
-class _WithOurErrors(abc.ABCMeta):
-    """Constructors of transforms raise errors of our tree, whatever a validator or converter raised."""
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().__call__(*args, **kwargs)
-        except EdgeInferError:
-            raise
-        except (TypeError, ValueError, OverflowError) as error:
-            raise bad_option(cls, error, kwargs) from error
-
-
-class GraphTransform(ir.passes.FunctionalPass, metaclass=_WithOurErrors):
+class GraphTransform(ir.passes.FunctionalPass, metaclass=OurErrors):
     """Base of edgeinfer's own transforms; see the module's docstring.
 
     Class attributes:
@@ -414,13 +386,7 @@ class Pipeline:
         steps: list[TransformReport] = []
         current = model
         for transform in self.transforms:
-            try:
-                current, report = transform.apply(current)
-            except EdgeInferError:
-                raise
-            except Exception as error:  # a third party's transform may raise anything
-                name = type(transform).__name__
-                raise TransformError(f"{name} failed: {type(error).__name__}: {error}") from error
+            current, report = _applied(transform, current)
             if report.modified and not report.steps:
                 current = current.with_history((*current.history, _history_entry(report)))
             steps.extend(report.steps or (report,))
@@ -439,6 +405,28 @@ class Pipeline:
             steps=steps,
         )
         return TransformResult(current, report)
+
+
+def _applied(transform: Transform, model: Model) -> TransformResult:
+    """Apply a transform that a third party may have written."""
+    name = type(transform).__name__
+    try:
+        result: object = transform.apply(model)
+    except EdgeInferError:
+        raise
+    except Exception as error:
+        raise TransformError(f"{name} failed: {type(error).__name__}: {error}") from error
+    if isinstance(result, tuple) and len(result) == 2:
+        after, report = result
+        if isinstance(after, Model) and isinstance(report, TransformReport):
+            return TransformResult(after, report)
+    raise TransformContractError(
+        f"{name} gave back something else than a transform does.",
+        where=f"{name}.apply",
+        expected="TransformResult(model, report)",
+        found=type(result).__name__,
+        hint="`edgeinfer.transforms` has TransformResult, TransformReport and ReportBuilder.",
+    )
 
 
 def as_transform(item: object) -> Transform:

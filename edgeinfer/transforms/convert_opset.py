@@ -8,7 +8,7 @@ import attrs
 import onnx
 import onnx_ir as ir
 
-from edgeinfer.errors import TransformError
+from edgeinfer.errors import TransformOptionError
 from edgeinfer.model import MIN_OPSET
 from edgeinfer.transforms.base import GraphTransform, ReportBuilder
 from edgeinfer.transforms.opset import convert_opset
@@ -16,10 +16,10 @@ from edgeinfer.transforms.opset import convert_opset
 __all__ = ["ConvertOpset"]
 
 
-def _in_range(_: object, __: object, version: int) -> None:
+def _in_range(_: object, __: object, version: object) -> None:
     newest = onnx.defs.onnx_opset_version()
-    if not MIN_OPSET <= version <= newest:
-        raise TransformError(
+    if isinstance(version, bool) or not isinstance(version, int) or not MIN_OPSET <= version <= newest:
+        raise TransformOptionError(
             "There is no such opset.",
             where="ConvertOpset, version",
             expected=f"{MIN_OPSET} to {newest}",

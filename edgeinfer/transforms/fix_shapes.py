@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex, TypeAlias, final
 
 import attrs
@@ -28,12 +28,19 @@ def _plain(shapes: Mapping[str, Given]) -> dict[str, Given]:
     """Return the mapping with plain ints in it, whatever integers were given."""
 
     def plain(size: object) -> Any:
+        if isinstance(size, bool) or not (size is None or isinstance(size, (str, SupportsIndex))):
+            raise TypeError(f"a size is a whole number, not {size!r}")
         return operator.index(size) if isinstance(size, SupportsIndex) else size
 
-    return {
-        str(name): plain(given) if isinstance(given, SupportsIndex) else tuple(plain(size) for size in given)
-        for name, given in shapes.items()
-    }
+    if not isinstance(shapes, Mapping):
+        raise TypeError(f"shapes are given by name, such as {{'input': (1, 3, 224, 224)}}, not {shapes!r}")
+    found: dict[str, Given] = {}
+    for name, given in shapes.items():
+        if isinstance(given, str) or given is None:
+            raise TypeError(f"the size of {name!r} is a whole number or a shape, not {given!r}")
+        is_size = isinstance(given, SupportsIndex) or not isinstance(given, Iterable)
+        found[str(name)] = plain(given) if is_size else tuple(plain(size) for size in given)
+    return found
 
 
 @final

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-__all__ = ["Group", "group_entries", "places"]
+__all__ = ["COLUMNS", "Group", "Row", "group_entries", "places", "report_rows", "short_lines"]
 
-# How many names a group shows.
-SHOWN_NAMES = 3
+# How many names a group shows, and how many lines a report as text.
+SHOWN_NAMES, SHOWN_ROWS = 3, 12
 # Words that name something or count something: quoted ones, and those with a digit, a slash, a dot or an
 # underscore inside.
 _PARTICULAR = re.compile(r"'[^']*'|[^\s;,()]*[\d/_.][^\s;,()]*[^\s;,():.]|\d")
@@ -28,6 +28,49 @@ class Group(NamedTuple):
         names = [name for name in self.nodes if name]
         shown = ", ".join(names[:SHOWN_NAMES])
         return f"{shown} and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else shown
+
+
+class Row(NamedTuple):
+    """One row of a report's table, as text."""
+
+    transform: str
+    kind: str
+    places: str
+    what: str
+    nodes: str
+
+
+# The headings of a table of rows.
+COLUMNS = ("transform", "", "places", "what", "nodes")
+
+
+def report_rows(
+    name: str,
+    applied: Iterable[tuple[str, str]],
+    skipped: Iterable[tuple[str, str]],
+    notes: Iterable[str],
+    *,
+    details: bool,
+) -> list[Row]:
+    """Return what a transform did, what it left alone and its notes: one row a place, or one a group."""
+    rows = []
+    for kind, entries in (("applied", applied), ("skipped", skipped)):
+        if details:
+            rows += [Row(name, kind, "1", text, node) for node, text in entries]
+        else:
+            groups = group_entries(entries)
+            rows += [Row(name, kind, str(group.number), group.text, group.where()) for group in groups]
+    return rows + [Row(name, "note", "", note, "") for note in notes]
+
+
+def short_lines(rows: Sequence[Row]) -> list[str]:
+    """Return the first rows as indented lines, and how many more there are."""
+    lines = []
+    for row in rows[:SHOWN_ROWS]:
+        count = f"{row.places} x " if row.places not in ("", "1") else ""
+        lines.append(f"  {row.kind} {count}{row.what}{f': {row.nodes}' if row.nodes else ''}")
+    more = len(rows) - SHOWN_ROWS
+    return [*lines, f"  ... and {more} more lines in table()"] if more > 0 else lines
 
 
 def group_entries(entries: Iterable[tuple[str, str]]) -> tuple[Group, ...]:

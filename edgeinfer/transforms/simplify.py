@@ -69,7 +69,7 @@ class Simplify(GraphTransform):
             weights plain float32 initializers, which quantization and pruning can then change.
     """
 
-    widen_weights: bool = False
+    widen_weights: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
 
     inlines_functions = False  # it is part of the work, and reported as such
 
@@ -87,10 +87,11 @@ class Simplify(GraphTransform):
             out.name: (node.op_type, node.name) for node in model.graph.all_nodes() for out in node.outputs
         }
         digest = canonical_digest(model)
-        for _ in range(MAX_ROUNDS):
+        for number in range(MAX_ROUNDS):
             for value in model.graph.outputs:
                 value.shape = value.shape if value.is_graph_input() else None
-            infer_shapes(model, data_prop=True, outputs=True)
+            if number == 0:  # the folder keeps shapes up to date from here on
+                infer_shapes(model, data_prop=True, outputs=True)
             self._round(model)
             # Inference may know more than the signature says.
             for value, (kind, shape) in zip(model.graph.outputs, outputs, strict=True):

@@ -52,7 +52,10 @@ __all__ = ["ToFloat16"]
 
 
 def _names(value: Iterable[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+    names = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"names are text, not {value!r}")
+    return names
 
 
 @final
@@ -70,7 +73,7 @@ class ToFloat16(GraphTransform):
 
     keep_ops: tuple[str, ...] = attrs.field(default=(), converter=_names)
     keep_nodes: tuple[str, ...] = attrs.field(default=(), converter=_names)
-    keep_io: bool = True
+    keep_io: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     calibration: Iterable[Mapping[str, np.ndarray[Any, Any]]] | None = attrs.field(
         default=None, eq=False, repr=False
     )
