@@ -110,7 +110,7 @@ def jitter(path: Path, runs: int) -> None:
     """p99/p50 of one thread pinned to a core, and of the same free; the two take turns."""
     for backend in ("onnxruntime", "openvino"):
         artifact = ei.compile(path, backend, options={"threads": 1})
-        free, pinned = ei.load(artifact), ei.load(artifact, options={"pin_cores": 0})
+        free, pinned = ei.load(artifact), ei.load(artifact, pin_cores=0)
         spec = free.signature.inputs[0]
         shape = [size if isinstance(size, int) else 1 for size in spec.shape]
         bound = {"free": free.bind({spec.name: shape}), "pinned": pinned.bind({spec.name: shape})}

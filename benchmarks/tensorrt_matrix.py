@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 import edgeinfer as ei
-from edgeinfer.backends.tensorrt_flavours import Flavour, find_flavours
+from edgeinfer.backends.tensorrt_.flavours import Flavour, find_flavours
 from edgeinfer.display import Table, track
 from edgeinfer.errors import EdgeInferError
-from edgeinfer.quantization.quantize_static import QuantizeStatic
+from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
 from edgeinfer.transforms import FixShapes, FuseBatchNorm, Simplify, ToFloat16
 
 PRECISIONS = ("float32", "float16", "int8")

@@ -19,33 +19,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeinfer import devices, errors, testing, transforms
-    from edgeinfer.api import compile, infer, load, optimize
-    from edgeinfer.artifact import Artifact
+    from edgeinfer.api import compile, optimize
+    from edgeinfer.artifact.artifact import Artifact
+    from edgeinfer.backends.registry import backends  # the package, which is callable (see its docstring)
     from edgeinfer.devices.profile import Target
     from edgeinfer.errors import EdgeInferError
-    from edgeinfer.measure.benchmark import benchmark
     from edgeinfer.measure.compare import compare
     from edgeinfer.measure.inspect import inspect
-    from edgeinfer.model import Model
-    from edgeinfer.registry import backends  # the package, which is callable (see its docstring)
-    from edgeinfer.session import Session
-    from edgeinfer.transforms.base import Pipeline
+    from edgeinfer.model.model import Model
+    from edgeinfer.runtime.benchmark import benchmark
+    from edgeinfer.runtime.open import infer, load
+    from edgeinfer.runtime.session import Session
+    from edgeinfer.transforms.contract import Pipeline
 
 __version__ = "0.1.0"
 
 _ATTRIBUTES = {
-    "Artifact": "edgeinfer.artifact",
+    "Artifact": "edgeinfer.artifact.artifact",
     "EdgeInferError": "edgeinfer.errors",
-    "Model": "edgeinfer.model",
-    "Pipeline": "edgeinfer.transforms.base",
-    "Session": "edgeinfer.session",
+    "Model": "edgeinfer.model.model",
+    "Pipeline": "edgeinfer.transforms.contract",
+    "Session": "edgeinfer.runtime.session",
     "Target": "edgeinfer.devices.profile",
-    "benchmark": "edgeinfer.measure.benchmark",
+    "benchmark": "edgeinfer.runtime.benchmark",
     "compare": "edgeinfer.measure.compare",
     "compile": "edgeinfer.api",
-    "infer": "edgeinfer.api",
+    "infer": "edgeinfer.runtime.open",
     "inspect": "edgeinfer.measure.inspect",
-    "load": "edgeinfer.api",
+    "load": "edgeinfer.runtime.open",
     "optimize": "edgeinfer.api",
 }
 _MODULES = ("backends", "devices", "errors", "testing", "transforms")

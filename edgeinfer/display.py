@@ -1,4 +1,4 @@
-"""One table, shown as HTML in a notebook and by rich in a terminal; and progress.
+"""One table, shown as text or as HTML in a notebook; and progress. `terminal` has both for rich.
 
 Reports build a `Table` of plain values. Nothing here knows what the table is about.
 """
@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import html
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias, TypeVar, final
 
 import attrs
 
 from edgeinfer.values import as_tuple
 
-if TYPE_CHECKING:
-    from rich.console import Group
-
-__all__ = ["Table", "shows_progress", "track"]
+__all__ = ["Table", "in_notebook", "show_progress_with", "shows_progress", "track"]
 
 T = TypeVar("T")
 
@@ -72,27 +69,6 @@ class Table:
         footer = f"<div style='{_FOOTER}'>{_escaped(self.footer)}</div>" if self.footer else ""
         return f"<div style='{_BLOCK}'>{caption}{table}{footer}</div>"
 
-    def to_rich(self) -> Group:
-        """Return something that `rich` prints: the title, a table, the footer."""
-        from rich import box
-        from rich.console import Group
-        from rich.table import Table as RichTable
-        from rich.text import Text
-
-        # Title and footer stand apart: rich would fold them to the width of the table.
-        parts: list[Text | RichTable] = [Text(self.title, style="bold")] if self.title else []
-        if self.rows:
-            labelled = any(self.columns)
-            table = RichTable(box=box.SIMPLE_HEAD, show_header=labelled, show_edge=False, pad_edge=False)
-            for number, column in enumerate(self.columns):
-                table.add_column(column, overflow="fold", style="cyan" if number == 0 else "")
-            for row in self.rows:
-                table.add_row(*(Text(str(cell)) for cell in row))
-            parts.append(table)
-        if self.footer:
-            parts.append(Text(self.footer, style="dim"))
-        return Group(*parts)
-
     def __str__(self) -> str:
         cells = [self.columns, *(tuple(str(c) for c in row) for row in self.rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
@@ -118,16 +94,27 @@ def track(
     if not shows_progress(progress):
         yield from items
         return
-    from rich.console import Console
-    from rich.progress import track as rich_track
+    if _bar is not None:
+        yield from _bar(items, description, total)
+        return
+    # What runs on a device has no rich: it says what it does, and is done.
+    sys.stderr.write(f"{description} ...\n")
+    yield from items
 
-    console = Console(stderr=not _in_notebook())
-    yield from rich_track(items, description, total=total, console=console, transient=True)
+
+Bar: TypeAlias = "Callable[[Iterable[Any], str, int | None], Iterator[Any]]"
+_bar: Bar | None = None
+
+
+def show_progress_with(bar: Bar) -> None:
+    """Let `bar(items, description, total)` show progress from now on; `terminal` does so when imported."""
+    global _bar  # one process has one terminal
+    _bar = bar
 
 
 def shows_progress(progress: bool | None) -> bool:
     """Whether to show progress: as asked for, and for None in a terminal or a notebook only."""
-    return sys.stderr.isatty() or _in_notebook() if progress is None else progress
+    return sys.stderr.isatty() or in_notebook() if progress is None else progress
 
 
 def _html_cell(value: object, style: str) -> str:
@@ -138,6 +125,7 @@ def _escaped(text: str) -> str:
     return html.escape(text).replace("\n", "<br>")
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Whether this runs in a Jupyter kernel."""
     shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"

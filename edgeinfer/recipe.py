@@ -12,7 +12,7 @@ import attrs
 
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import EdgeInferError, TransformError
-from edgeinfer.transforms.base import Pipeline, Transform
+from edgeinfer.transforms.contract import Pipeline, Transform
 
 __all__ = ["hand_down", "recipe"]
 
@@ -30,7 +30,7 @@ def recipe(target: Target | None, calibration: Any) -> tuple[Transform, ...]:
         quantize = QuantizeInt8(calibration=calibration, target=target)
         if target is None or not _runs_float16(target):
             return (simplify, FuseBatchNorm(), quantize)
-        from edgeinfer.quantization.int8_or_float16 import Int8OrFloat16
+        from edgeinfer.quantization.search.int8_or_float16 import Int8OrFloat16
 
         known = target.profile is not None or target.backend == "tensorrt"
         return (simplify, FuseBatchNorm(), Int8OrFloat16(quantize, known_to_pay=known))

@@ -9,7 +9,9 @@ import onnx.parser
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.backends.base import Capabilities
+from edgeinfer.artifact.manifest import encode_manifest
+from edgeinfer.backends.protocol import Capabilities
+from edgeinfer.backends.registry import get_backend
 from edgeinfer.errors import (
     ArtifactIntegrityError,
     ArtifactMismatchError,
@@ -17,9 +19,7 @@ from edgeinfer.errors import (
     OptionsError,
     UnknownBackendError,
 )
-from edgeinfer.manifest import encode_manifest
-from edgeinfer.registry import get_backend
-from edgeinfer.session import SessionOptions
+from edgeinfer.runtime.session import SessionOptions
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>\n'
 ADD = onnx.parser.parse_model(HEADER + "add (float[N, 3] x) => (float[N, 3] y) { y = Add(x, x) }")
@@ -106,19 +106,33 @@ def test_without_a_backend_one_is_chosen_that_runs_here():
         np.testing.assert_array_equal(session.infer(X)["y"], X + X)
 
 
-def test_session_options_and_backend_options_go_in_one_mapping(backend):
+def test_session_options_are_arguments_and_backend_options_a_mapping(backend):
     artifact = ei.compile(ADD, backend, options={"threads": 2})
-    with ei.load(artifact, options={"threads": 1, "latencies": 3}) as session:
+    with ei.load(artifact, options={"threads": 1}, deadline_ms=1e-6) as session:
         for _ in range(5):
             session.infer(X)
-        assert len(session.latencies_ms) == 3
-    for wrong in ({"latencies": 0}, {"no_such_option": 1}, {"threads": -1}, 3):
+        assert session.deadline_misses == 5
+    with ei.load(artifact, deadline_ms=60_000) as session:
+        session.infer(X)
+        assert session.deadline_misses == 0
+    for wrong in ({"pin_cores": 0}, {"no_such_option": 1}, {"threads": -1}, 3):
         with pytest.raises(OptionsError):
             ei.load(artifact, options=wrong)
+    for deadline_ms in (0, -1, float("nan"), "fast"):
+        with pytest.raises(OptionsError, match="deadline_ms"):
+            ei.load(artifact, deadline_ms=deadline_ms)
+
+
+def test_compile_takes_a_target_by_either_name():
+    by_target = ei.compile(ADD, target="onnxruntime")
+    by_backend = ei.compile(ADD, backend="onnxruntime")
+    assert by_target.manifest.backend == by_backend.manifest.backend == "onnxruntime"
+    with pytest.raises(OptionsError, match="another name"):
+        ei.compile(ADD, target="onnxruntime", backend="openvino")
 
 
 def test_options_values_have_the_names_of_the_mapping():
-    from edgeinfer.backends.onnxruntime_ import OnnxRuntimeOptions
+    from edgeinfer.backends.onnxruntime_.backend import OnnxRuntimeOptions
 
     artifact = ei.compile(ADD, "onnxruntime", options=OnnxRuntimeOptions(threads=1))
     assert artifact.manifest.options == {"threads": 1}

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.artifact import Artifact, Cost
+from edgeinfer.artifact.artifact import Artifact, Cost
+from edgeinfer.artifact.manifest import decode_manifest, encode_manifest
 from edgeinfer.errors import (
     ArtifactFormatError,
     ArtifactIntegrityError,
     ArtifactMismatchError,
     ArtifactSaveError,
 )
-from edgeinfer.manifest import decode_manifest, encode_manifest
 from edgeinfer.testing.models import classifier_model
 
 
@@ -166,7 +166,7 @@ def test_file_names_cannot_leave_the_folder(folder):
     fields = json.loads((folder / "manifest.json").read_bytes())
     fields["files"]["../evil"] = fields["files"]["model.onnx"]
     del fields["manifest_sha256"]
-    from edgeinfer.manifest import _digest
+    from edgeinfer.artifact.manifest import _digest
 
     fields["manifest_sha256"] = _digest(fields)
     (folder / "manifest.json").write_text(json.dumps(fields))

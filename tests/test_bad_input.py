@@ -17,6 +17,8 @@ import onnx.parser
 import pytest
 
 import edgeinfer as ei
+from edgeinfer.artifact.manifest import Cost
+from edgeinfer.backends.registry import get_backend, install_command
 from edgeinfer.errors import (
     ArtifactError,
     ArtifactFormatError,
@@ -30,7 +32,6 @@ from edgeinfer.errors import (
     TransformError,
     UnsupportedModelError,
 )
-from edgeinfer.registry import get_backend, install_command
 from edgeinfer.transforms import Simplify, TransformReport
 
 HEADER = '<ir_version: 10, opset_import: ["": 21]>\n'
@@ -147,7 +148,7 @@ def test_the_verbs_say_what_they_take():
 
 def test_a_missing_runtime_says_what_to_install(monkeypatch):
     pytest.importorskip("openvino")
-    from edgeinfer.backends import openvino_
+    from edgeinfer.backends.openvino_ import backend as openvino_
 
     real = builtins.__import__
 
@@ -247,7 +248,7 @@ def test_saving_through_a_link_replaces_what_it_points_to(tmp_path):
     artifact = ei.compile(ADD, "onnxruntime")
     artifact.save(tmp_path / "real.edge")
     (tmp_path / "link.edge").symlink_to("real.edge")
-    changed = artifact.with_cost(ei.artifact.Cost(latency_p50_ms=1.0))
+    changed = artifact.with_cost(Cost(latency_p50_ms=1.0))
     changed.save(tmp_path / "link.edge")
     assert (tmp_path / "link.edge").is_symlink()
     assert ei.Artifact.open(tmp_path / "real.edge").digest == changed.digest

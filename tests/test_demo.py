@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import edgeinfer as ei
-from edgeinfer import registry
+from edgeinfer.backends import registry
 from edgeinfer.cli import main
 from edgeinfer.demo import load_digits, model_path, run_demo
 

@@ -7,10 +7,10 @@ import ctypes
 import numpy as np
 import pytest
 
-from edgeinfer.device_array import DeviceArray, _DLTensor
+from edgeinfer.artifact.device_array import DeviceArray, _DLTensor
+from edgeinfer.artifact.inputs import InputValidator
+from edgeinfer.artifact.signature import Signature, TensorSpec
 from edgeinfer.errors import InputError
-from edgeinfer.signature import Signature, TensorSpec
-from edgeinfer.validation import InputValidator
 
 
 class Interface:

@@ -13,11 +13,12 @@ from rich.console import Console
 import edgeinfer as ei
 from edgeinfer.demo import model_path
 from edgeinfer.display import Table, track
+from edgeinfer.terminal import to_rich
 
 
 def rendered(table: Table, width: int = 60) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=width).print(table.to_rich())
+    Console(file=stream, width=width).print(to_rich(table))
     return stream.getvalue()
 
 

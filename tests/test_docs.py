@@ -12,8 +12,8 @@ import onnx.parser
 import pytest
 
 import edgeinfer as ei
+from edgeinfer.backends.registry import GROUP, backends
 from edgeinfer.demo import load_digits, model_path
-from edgeinfer.registry import GROUP, backends
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))

@@ -20,7 +20,7 @@ from edgeinfer.errors import (
     ModelLoadError,
     UnsupportedModelError,
 )
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 from edgeinfer.testing.models import classifier_model, two_output_model
 
 SHARED = (

@@ -35,7 +35,7 @@ def test_static_tools_see_what_is_lazy():
     }
     assert set(ei.__all__) - {"__version__"} <= seen
     # They cannot know that the package is callable.
-    assert "from edgeinfer.registry import backends" in ast.unparse(tree)
+    assert "from edgeinfer.backends.registry import backends" in ast.unparse(tree)
 
 
 def test_transforms_are_visible_to_static_tools():
@@ -101,7 +101,7 @@ def test_modules_say_what_is_public(name):
     module = importlib.import_module(name)
     public = getattr(module, "__all__", None)
     if public is None:
-        assert name.split(".")[-1] in ("demo", "measure", "pruning", "quantization", "testing", "backends")
+        assert hasattr(module, "__path__"), f"{name} is a module without __all__"
         return
     assert len(set(public)) == len(public)
     for item in public:
@@ -110,9 +110,7 @@ def test_modules_say_what_is_public(name):
 
 def test_vendors_are_imported_only_in_their_adapter():
     for file in PACKAGE.rglob("*.py"):
-        if file.parent.name == "backends" and file.stem.startswith(
-            ("onnxruntime_", "openvino_", "tensorrt_")
-        ):
+        if file.parent.parent.name == "backends" and file.parent.name.endswith("_"):
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

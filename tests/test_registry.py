@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 import edgeinfer as ei
+from edgeinfer.backends.registry import GROUP, get_backend
 from edgeinfer.errors import (
     BackendUnavailableError,
     BrokenBackendError,
     DuplicateBackendError,
     UnknownBackendError,
 )
-from edgeinfer.registry import GROUP, get_backend
 
 
 def _distribution(folder: Path, name: str, entries: str, module: str | None = None) -> None:
@@ -107,13 +107,13 @@ def test_another_api_version_is_refused(site):
 
 def test_a_missing_runtime_says_what_to_install(site):
     module = (
-        "from edgeinfer.backends.base import Capabilities\n"
+        "from edgeinfer.backends.protocol import Capabilities\n"
         "class Backend:\n    name = 'absent'\n    api_version = 1\n"
         "    def capabilities(self): return Capabilities(available=False, reason='libabsent.so not found')\n"
         "    def compile(self, model, options): ...\n    def load(self, payload, options): ...\n"
     )
     _distribution(site, "absent_dist", "absent = absent_dist:Backend", module)
-    from edgeinfer.registry import require_available
+    from edgeinfer.backends.registry import require_available
 
     with pytest.raises(BackendUnavailableError, match="not available here") as caught:
         require_available(get_backend("absent"))
@@ -122,7 +122,7 @@ def test_a_missing_runtime_says_what_to_install(site):
 
 
 def test_backends_is_a_function_and_a_package():
-    import edgeinfer.backends.base
+    import edgeinfer.backends.protocol
 
     assert ei.backends is edgeinfer.backends
     assert "onnxruntime" in ei.backends()

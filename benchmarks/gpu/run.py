@@ -27,10 +27,10 @@ import numpy as np
 import onnx
 
 import edgeinfer as ei
-from edgeinfer.backends.tensorrt_cuda import Cuda, find_gpus
-from edgeinfer.backends.tensorrt_flavours import find_flavours
+from edgeinfer.backends.tensorrt_.cuda import Cuda, find_gpus
+from edgeinfer.backends.tensorrt_.flavours import find_flavours
 from edgeinfer.errors import ArtifactMismatchError, InputError
-from edgeinfer.quantization.quantize_static import QuantizeStatic
+from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
 from edgeinfer.transforms import FixShapes, FuseBatchNorm, Simplify, ToFloat16
 
 HEAD = '<ir_version: 8, opset_import: ["" : 15]>\n'
@@ -197,8 +197,7 @@ def check_running(results: Results, options: Mapping[str, Any]) -> None:
         return {"requests": 1600 + len(streamed)}
 
     def device_arrays() -> dict[str, Any]:
-        cuda = Cuda.open(0)
-        cuda.use()
+        cuda = Cuda.open(0)  # nothing else changes the device in this process
         device, host = cuda.call("cudaMalloc", x.nbytes), np.ascontiguousarray(3 * x)
         kind = cuda._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         cuda.call("cudaMemcpy", device, host.ctypes.data, host.nbytes, kind)

@@ -15,18 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 import attrs
 import numpy as np
 
-from edgeinfer.model import Model
-from edgeinfer.pruning.allocate import allocate
-from edgeinfer.pruning.cost import CostModel
-from edgeinfer.pruning.criteria import weight_columns
-from edgeinfer.pruning.frontier import run, tap
-from edgeinfer.pruning.groups import analyze
-from edgeinfer.pruning.layers import find_layers, read_weight, write_weight
-from edgeinfer.pruning.plan import observed_shapes
-from edgeinfer.pruning.prepare import prepare
+from edgeinfer.graph.channels.groups import analyze
+from edgeinfer.graph.layers import find_layers, read_weight, write_weight
+from edgeinfer.model.model import Model
+from edgeinfer.pruning.budget.allocate import allocate
+from edgeinfer.pruning.budget.cost import CostModel
+from edgeinfer.pruning.budget.criteria import weight_columns
+from edgeinfer.pruning.budget.plan import observed_shapes
+from edgeinfer.pruning.reconstruction.frontier import run, tap
+from edgeinfer.pruning.reconstruction.statistics import columns_of_each_feed, input_moments
 from edgeinfer.pruning.sparse_masks import group_order, upper_factor
-from edgeinfer.pruning.statistics import columns_of_each_feed, input_moments
-from edgeinfer.pruning.surgery import remove_channels
+from edgeinfer.pruning.structure.prepare import prepare
+from edgeinfer.pruning.structure.surgery import remove_channels
 
 Feed = Mapping[str, np.ndarray]
 

@@ -34,8 +34,8 @@ import numpy as np
 
 import edgeinfer as ei
 from edgeinfer import Target
-from edgeinfer.model import Model
-from edgeinfer.pruning.latency import least_ms
+from edgeinfer.model.model import Model
+from edgeinfer.pruning.budget.latency import least_ms
 from edgeinfer.transforms import (
     CorrectBias,
     FuseBatchNorm,

@@ -62,9 +62,9 @@ def plain(model: Path, paths: list[Path]) -> Callable[[], object]:
 
 def ours(method: str) -> Callable[[Path, list[Path]], Callable[[], object]]:
     def prepare(model: Path, paths: list[Path]) -> Callable[[], object]:
-        from edgeinfer.model import Model
-        from edgeinfer.quantization.calibration import as_calibration, observe
-        from edgeinfer.quantization.observers import make_observer
+        from edgeinfer.calibration.calibration import as_calibration, observe
+        from edgeinfer.calibration.observers import make_observer
+        from edgeinfer.model.model import Model
 
         loaded = Model.load(model)
         weighted = [node for node in loaded.ir.graph if node.op_type in ("Conv", "Gemm", "MatMul")]
@@ -82,7 +82,7 @@ def ours(method: str) -> Callable[[Path, list[Path]], Callable[[], object]]:
 
 
 def ours_whole(model: Path, paths: list[Path]) -> Callable[[], object]:
-    from edgeinfer.model import Model
+    from edgeinfer.model.model import Model
     from edgeinfer.transforms import QuantizeStatic
 
     loaded = Model.load(model)

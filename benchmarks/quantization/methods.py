@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import edgeinfer as ei
-from edgeinfer.quantization.quantize_static import QuantizeStatic
+from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
 from edgeinfer.transforms import (
     CorrectBias,
     EqualizeWeights,

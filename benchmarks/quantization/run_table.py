@@ -15,8 +15,8 @@ from collections.abc import Callable
 import numpy as np
 import shared_models as shared
 
-from edgeinfer.model import Model
-from edgeinfer.quantization.quantize_static import QuantizeStatic
+from edgeinfer.model.model import Model
+from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
 from edgeinfer.transforms import FuseBatchNorm, Pipeline, Simplify
 
 METRIC = {"silero_vad_16k": "auc", "vww_mobilenetv1_025_96": "auc"}

@@ -16,7 +16,7 @@ from pathlib import Path
 import shared_models as shared
 
 import edgeinfer as ei
-from edgeinfer.quantization.sensitivity import Sensitivity, sensitivity
+from edgeinfer.quantization.search.sensitivity import Sensitivity, sensitivity
 from edgeinfer.transforms import FuseBatchNorm, Simplify
 
 MODELS = ("mobilenet_v2_1.0_224", "minilm_l6_fp16w")

@@ -25,9 +25,9 @@ from peers_table import PEERS, run_in
 from run_table import METRIC, speedup, sqnr_db
 
 import edgeinfer as ei
-from edgeinfer.quantization.gains import LayerGains, costs_of_float
-from edgeinfer.quantization.quantize_int8 import QuantizeInt8
-from edgeinfer.quantization.sensitivity import LayerSensitivity, Sensitivity, sensitivity
+from edgeinfer.quantization.search.layer_gains import LayerGains, costs_of_float
+from edgeinfer.quantization.search.quantize_int8 import QuantizeInt8
+from edgeinfer.quantization.search.sensitivity import LayerSensitivity, Sensitivity, sensitivity
 from edgeinfer.transforms import FuseBatchNorm, Simplify
 
 RESULTS = Path(__file__).with_name("results")

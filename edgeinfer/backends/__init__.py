@@ -12,13 +12,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgeinfer.registry import BackendEntry
+    from edgeinfer.backends.registry import BackendEntry
 
 
 class _CallableModule(ModuleType):
     def __call__(self) -> Mapping[str, BackendEntry]:
-        """List the registered backends by name; see `edgeinfer.registry.backends`."""
-        from edgeinfer.registry import backends
+        """List the registered backends by name; see `edgeinfer.backends.registry.backends`."""
+        from edgeinfer.backends.registry import backends
 
         return backends()
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-from edgeinfer.artifact import Payload
-from edgeinfer.model import EXTERNAL_THRESHOLD_BYTES, Model
+from edgeinfer.artifact.artifact import Payload
+from edgeinfer.backends.protocol import ModelToCompile
 
-__all__ = ["onnx_files", "onnx_source"]
+__all__ = ["EXTERNAL_THRESHOLD_BYTES", "onnx_files", "onnx_source", "payload_of_onnx"]
+
+# A protobuf message cannot reach 2 GiB; weights go to an external file well before that.
+EXTERNAL_THRESHOLD_BYTES = 1 << 30
 
 # What is too large for memory lies in temporary folders, which live as long as the process.
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 
-def onnx_files(model: Model) -> dict[str, bytes | Path]:
+def onnx_files(model: ModelToCompile) -> dict[str, bytes | Path]:
     """Return the files of a model: in memory, or in a temporary folder when it is large."""
     if model.nbytes < EXTERNAL_THRESHOLD_BYTES:
         return {"model.onnx": model.to_bytes()}
@@ -40,3 +44,10 @@ def onnx_source(payload: Payload) -> bytes | str:
 def _temporary_folder() -> Path:
     _FOLDERS.append(tempfile.TemporaryDirectory(prefix="edgeinfer-"))
     return Path(_FOLDERS[-1].name)
+
+
+def payload_of_onnx(
+    model: ModelToCompile, *, device: str, options: Mapping[str, object] | None = None
+) -> Payload:
+    """Return a portable payload: the model as `model.onnx`, with its data beside it when it is large."""
+    return Payload(entry="model.onnx", files=onnx_files(model), device=device, options=options or {})

@@ -82,7 +82,7 @@ def parse_transform(text: str) -> Any:
         OptionsError: There is no such transform, or its arguments are refused.
     """
     from edgeinfer import transforms
-    from edgeinfer.transforms.base import GraphTransform
+    from edgeinfer.transforms.contract import GraphTransform
 
     try:
         node = ast.parse(text.strip(), mode="eval").body
@@ -105,7 +105,7 @@ def parse_transform(text: str) -> Any:
 
 def _names() -> list[str]:
     from edgeinfer import transforms
-    from edgeinfer.transforms.base import GraphTransform
+    from edgeinfer.transforms.contract import GraphTransform
 
     found = {name: getattr(transforms, name) for name in transforms.__all__}
     return [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from edgeinfer.display import Table
-    from edgeinfer.measure.feeds import Shapes
+    from edgeinfer.feeds.generate import Shapes
 
 __all__ = [
     "Commands",
@@ -48,11 +48,13 @@ def print_table(*tables: Table) -> None:
     """Print tables to stdout with rich."""
     from rich.console import Console
 
+    from edgeinfer.terminal import to_rich
+
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     for number, table in enumerate(tables):
         if number:
             console.print()
-        console.print(table.to_rich())
+        console.print(to_rich(table))
 
 
 def print_json(value: object) -> None:

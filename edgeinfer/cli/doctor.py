@@ -71,9 +71,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def examine() -> dict[str, Any]:
     """Return what is installed and what works, as JSON-compatible values."""
+    from edgeinfer.backends.registry import backends, install_command
     from edgeinfer.devices import profiles
-    from edgeinfer.measure.machine import describe_machine
-    from edgeinfer.registry import backends, install_command
+    from edgeinfer.runtime.machine import describe_machine
 
     found = {}
     for name, entry in backends().items():

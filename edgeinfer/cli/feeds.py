@@ -10,8 +10,8 @@ from typing import final
 import attrs
 import numpy as np
 
+from edgeinfer.artifact.signature import Signature
 from edgeinfer.errors import InputError
-from edgeinfer.signature import Signature
 
 __all__ = ["FileFeeds", "read_array", "read_arrays", "read_feeds"]
 

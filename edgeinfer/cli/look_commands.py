@@ -46,8 +46,8 @@ def add_commands(commands: Commands) -> None:
 def inspect(arguments: argparse.Namespace) -> None:
     """Print the report on a model, or the manifest of an artifact."""
     if Path(arguments.model).is_dir():
-        from edgeinfer.artifact import Artifact
-        from edgeinfer.manifest import encode_manifest
+        from edgeinfer.artifact.artifact import Artifact
+        from edgeinfer.artifact.manifest import encode_manifest
 
         artifact = Artifact.open(arguments.model)
         if arguments.json:
@@ -66,9 +66,9 @@ def inspect(arguments: argparse.Namespace) -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """Print the comparison of two models or artifacts."""
     import edgeinfer as ei
-    from edgeinfer.artifact import Artifact
+    from edgeinfer.artifact.artifact import Artifact
     from edgeinfer.cli.feeds import read_feeds
-    from edgeinfer.model import Model
+    from edgeinfer.model.model import Model
 
     a, b = (Artifact.open(p) if Path(p).is_dir() else Model.load(p) for p in (arguments.a, arguments.b))
     feeds = read_feeds(arguments.feeds, a.signature) if arguments.feeds else None

@@ -21,11 +21,12 @@ from edgeinfer.cli.console import (
     shape_values,
 )
 from edgeinfer.errors import InputError, OptionsError, SessionError
+from edgeinfer.npz import write_npz
 
 if TYPE_CHECKING:
-    from edgeinfer.artifact import Artifact
-    from edgeinfer.session import Session
-    from edgeinfer.signature import Signature
+    from edgeinfer.artifact.artifact import Artifact
+    from edgeinfer.artifact.signature import Signature
+    from edgeinfer.runtime.session import Session
 
 __all__ = ["add_commands"]
 
@@ -88,7 +89,7 @@ def _session(artifact: Artifact, arguments: argparse.Namespace) -> Iterator[Sess
 def run(arguments: argparse.Namespace) -> None:
     """Run once and print what came out."""
     from edgeinfer.display import Table
-    from edgeinfer.measure.feeds import generate_feeds
+    from edgeinfer.feeds.generate import generate_feeds
 
     artifact = _artifact(arguments)
     feed = _inputs(arguments.input, artifact.signature)
@@ -149,7 +150,7 @@ def _inputs(given: list[str], signature: Signature) -> dict[str, np.ndarray]:
 def _save(path: str, outputs: dict[str, np.ndarray]) -> None:
     try:
         with Path(path).open("wb") as file:
-            np.savez(file, allow_pickle=False, **outputs)
+            write_npz(file, outputs)
     except OSError as error:
         raise SessionError(
             f"The outputs cannot be written: {error.strerror or error}.", where=path

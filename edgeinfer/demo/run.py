@@ -9,17 +9,18 @@ from typing import Any, final
 
 import attrs
 
-from edgeinfer.api import compile as compile_model
-from edgeinfer.api import load, optimize
+from edgeinfer.api import optimize
+from edgeinfer.backends.registry import backends
 from edgeinfer.demo.data import Digits, load_digits, model_path
 from edgeinfer.display import Table, track
 from edgeinfer.errors import EdgeInferError
-from edgeinfer.measure.benchmark import benchmark
-from edgeinfer.measure.closeness import ClosenessAccumulator
-from edgeinfer.measure.execution import execution
+from edgeinfer.graph.build import compile_model
 from edgeinfer.measure.inspect import InspectReport, inspect
-from edgeinfer.model import Model
-from edgeinfer.registry import backends
+from edgeinfer.model.model import Model
+from edgeinfer.numerics.closeness import ClosenessAccumulator
+from edgeinfer.runtime.benchmark import benchmark
+from edgeinfer.runtime.execution import execution
+from edgeinfer.runtime.open import load
 from edgeinfer.values import as_tuple
 
 __all__ = ["DemoReport", "DemoRow", "run_demo"]

@@ -9,8 +9,8 @@ from typing import Any, final
 
 import attrs
 
+from edgeinfer.backends.registry import backends
 from edgeinfer.errors import TargetError
-from edgeinfer.registry import backends
 from edgeinfer.values import as_frozenset
 
 if sys.version_info >= (3, 11):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeinfer.registry import backends
+from edgeinfer.backends.registry import backends
 
 __all__ = ["default_backend"]
 

@@ -5,16 +5,16 @@ The functions share their names with the modules that hold them, so here they st
 
 from __future__ import annotations
 
-from edgeinfer.measure.benchmark import BenchmarkReport, benchmark
-from edgeinfer.measure.closeness import Closeness
+from edgeinfer.feeds.generate import generate_feeds
 from edgeinfer.measure.compare import CompareReport, compare
-from edgeinfer.measure.execution import ExecutionSummary, execution, requested_but_not_reached
-from edgeinfer.measure.feeds import generate_feeds
 from edgeinfer.measure.inspect import InspectReport, NodeCost, inspect
 from edgeinfer.measure.layer_times import LayerLatencies, LayerLatency, measure_layers
 from edgeinfer.measure.layers import LayerCloseness
-from edgeinfer.measure.memory import MemoryReport, memory
 from edgeinfer.measure.memory_plan import MemoryPlan
+from edgeinfer.numerics.closeness import Closeness
+from edgeinfer.runtime.benchmark import BenchmarkReport, benchmark
+from edgeinfer.runtime.execution import ExecutionSummary, execution, requested_but_not_reached
+from edgeinfer.runtime.memory import MemoryReport, memory
 
 __all__ = [
     "BenchmarkReport",

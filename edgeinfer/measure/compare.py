@@ -13,16 +13,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edgeinfer.api import compile as compile_model
-from edgeinfer.api import load
-from edgeinfer.artifact import Artifact
+from edgeinfer.artifact.artifact import Artifact
 from edgeinfer.display import Table, track
 from edgeinfer.errors import InputError
-from edgeinfer.measure.closeness import Closeness, ClosenessAccumulator
-from edgeinfer.measure.feeds import Feed, Feeds, Shapes, as_feeds, generate_feeds
+from edgeinfer.feeds.generate import Feed, Feeds, Shapes, as_feeds, generate_feeds
+from edgeinfer.graph.build import compile_model
 from edgeinfer.measure.layers import LayerCloseness, compare_layers
-from edgeinfer.model import Model
-from edgeinfer.session import Session
+from edgeinfer.model.model import Model
+from edgeinfer.numerics.closeness import Closeness, ClosenessAccumulator
+from edgeinfer.runtime.open import load
+from edgeinfer.runtime.session import Session
 from edgeinfer.values import as_tuple
 
 __all__ = ["Closeness", "CompareReport", "LayerCloseness", "Runnable", "compare"]

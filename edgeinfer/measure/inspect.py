@@ -11,12 +11,12 @@ import onnx_ir as ir
 
 from edgeinfer.display import Table
 from edgeinfer.errors import EdgeInferError
-from edgeinfer.executor import probe
-from edgeinfer.measure.feeds import Shapes, generate_feeds, resolve_shapes
-from edgeinfer.measure.macs import node_macs
+from edgeinfer.feeds.generate import Shapes, generate_feeds, resolve_shapes
+from edgeinfer.graph.infer_shapes import infer_shapes
+from edgeinfer.graph.macs import node_macs
+from edgeinfer.graph.taps import probe
 from edgeinfer.measure.memory_plan import MemoryPlan, plan_memory
-from edgeinfer.model import Model, ModelSource
-from edgeinfer.transforms.infer_shapes import infer_shapes
+from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.values import as_tuple
 
 __all__ = ["InspectReport", "NodeCost", "inspect", "with_static_shapes"]

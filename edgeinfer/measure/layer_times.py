@@ -11,14 +11,14 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.api import compile as compile_model
-from edgeinfer.api import load
-from edgeinfer.backends.base import LayerTime
+from edgeinfer.backends.reports import LayerTime
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import Table
-from edgeinfer.measure.feeds import Shapes, generate_feeds
-from edgeinfer.model import Model, ModelSource
-from edgeinfer.session import Session
+from edgeinfer.feeds.generate import Shapes, generate_feeds
+from edgeinfer.graph.build import compile_model
+from edgeinfer.model.model import Model, ModelSource
+from edgeinfer.runtime.open import load
+from edgeinfer.runtime.session import Session
 from edgeinfer.values import as_tuple
 
 __all__ = ["LayerLatencies", "LayerLatency", "measure_layers"]

@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from edgeinfer.display import track
 from edgeinfer.errors import OptionsError
-from edgeinfer.executor import probe
-from edgeinfer.measure.closeness import Closeness, ClosenessAccumulator
-from edgeinfer.measure.feeds import Feed
-from edgeinfer.model import Model
+from edgeinfer.feeds.generate import Feed
+from edgeinfer.graph.taps import probe
+from edgeinfer.model.model import Model
+from edgeinfer.numerics.closeness import Closeness, ClosenessAccumulator
 
 __all__ = ["LayerCloseness", "common_tensors", "compare_layers"]
 

@@ -13,13 +13,13 @@ from typing import final
 import attrs
 import numpy as np
 
-from edgeinfer.api import compile as compile_model
-from edgeinfer.api import load
+from edgeinfer.backends.registry import get_backend
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import EdgeInferError
-from edgeinfer.model import Model
-from edgeinfer.registry import get_backend
-from edgeinfer.session import Session
+from edgeinfer.graph.build import compile_model
+from edgeinfer.model.model import Model
+from edgeinfer.runtime.open import load
+from edgeinfer.runtime.session import Session
 
 __all__ = ["Speedup", "measure_speedup"]
 

@@ -10,15 +10,15 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.display import track
-from edgeinfer.pruning.groups import Dependencies, analyze
-from edgeinfer.pruning.layers import find_layers
-from edgeinfer.pruning.plan import Budget, Settings, plan
-from edgeinfer.pruning.prepare import prepare
-from edgeinfer.pruning.refit import Refitter, refusal
-from edgeinfer.pruning.sensitivity import compensate
-from edgeinfer.pruning.statistics import columns_of_each_feed
-from edgeinfer.pruning.surgery import remove_channels
-from edgeinfer.transforms.base import ReportBuilder
+from edgeinfer.graph.channels.groups import Dependencies, analyze
+from edgeinfer.graph.layers import find_layers
+from edgeinfer.pruning.budget.plan import Budget, Settings, plan
+from edgeinfer.pruning.budget.sensitivity import compensate
+from edgeinfer.pruning.reconstruction.refit import Refitter, refusal
+from edgeinfer.pruning.reconstruction.statistics import columns_of_each_feed
+from edgeinfer.pruning.structure.prepare import prepare
+from edgeinfer.pruning.structure.surgery import remove_channels
+from edgeinfer.transforms.contract import ReportBuilder
 
 __all__ = ["Refit", "downstream", "prune_structured", "refit_all"]
 

@@ -7,14 +7,14 @@ from typing import Any, ClassVar, final
 import attrs
 import onnx_ir as ir
 
+from edgeinfer.artifact.signature import Signature
+from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import PreconditionError
-from edgeinfer.pruning.criteria import Criterion
+from edgeinfer.pruning.budget.criteria import Criterion
+from edgeinfer.pruning.budget.plan import Budget, Settings
 from edgeinfer.pruning.engine import prune_structured
-from edgeinfer.pruning.plan import Budget, Settings
-from edgeinfer.quantization.calibration import as_calibration
-from edgeinfer.signature import Signature
-from edgeinfer.transforms.base import GraphTransform, ReportBuilder
+from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["PruneChannels"]
 

@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 
 from edgeinfer.errors import PreconditionError
-from edgeinfer.pruning.layers import Layer
+from edgeinfer.graph.layers import Layer
 from edgeinfer.pruning.sparse_masks import group_order, magnitude_nm_mask, nm_mask
 from edgeinfer.pruning.sparsify import Pattern, Sparsify
 

@@ -7,7 +7,7 @@ from typing import final
 import attrs
 import numpy as np
 
-from edgeinfer.pruning.layers import Layer
+from edgeinfer.graph.layers import Layer
 from edgeinfer.pruning.sparse_masks import sparse_mask
 from edgeinfer.pruning.sparsify import Pattern, Sparsify
 

@@ -12,7 +12,7 @@ import itertools
 
 import numpy as np
 
-from edgeinfer.pruning.layers import Layer
+from edgeinfer.graph.layers import Layer
 
 __all__ = ["group_order", "magnitude_nm_mask", "nm_mask", "sparse_mask", "upper_factor"]
 

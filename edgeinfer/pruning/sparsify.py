@@ -15,17 +15,17 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
+from edgeinfer.artifact.signature import Signature
+from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
+from edgeinfer.feeds.generate import FeedIterable
+from edgeinfer.graph.layers import Layer, find_layers, read_weight, write_weight
 from edgeinfer.pruning.engine import downstream
-from edgeinfer.pruning.feeds import Feeds
-from edgeinfer.pruning.layers import Layer, find_layers, read_weight, write_weight
-from edgeinfer.pruning.prepare import prepare
-from edgeinfer.pruning.refit import Refitter, refusal
-from edgeinfer.pruning.statistics import columns_of_each_feed
-from edgeinfer.quantization.calibration import as_calibration
-from edgeinfer.signature import Signature
-from edgeinfer.transforms.base import GraphTransform, ReportBuilder
+from edgeinfer.pruning.reconstruction.refit import Refitter, refusal
+from edgeinfer.pruning.reconstruction.statistics import columns_of_each_feed
+from edgeinfer.pruning.structure.prepare import prepare
+from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["Pattern", "Sparsify"]
 
@@ -117,7 +117,7 @@ def _refusal(layer: Layer) -> str:
 
 
 def _with_data(
-    model: ir.Model, wanted: dict[str, Layer], feeds: Feeds, report: ReportBuilder, settings: Sparsify
+    model: ir.Model, wanted: dict[str, Layer], feeds: FeedIterable, report: ReportBuilder, settings: Sparsify
 ) -> None:
     columns = columns_of_each_feed(feeds, settings.max_columns)
     refitter = Refitter(reference=model.clone(), masks={}, feeds=feeds, columns=columns, ridge=settings.ridge)

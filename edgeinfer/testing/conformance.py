@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeinfer.api import compile as compile_model
-from edgeinfer.api import load
-from edgeinfer.artifact import Artifact
-from edgeinfer.backends.base import API_VERSION, Backend, Bindable, Explains, Runner
+from edgeinfer.artifact.artifact import Artifact
+from edgeinfer.backends.protocol import API_VERSION, Backend, Bindable, Explains, Runner
+from edgeinfer.backends.registry import backends, get_backend
 from edgeinfer.errors import EdgeInferError, InputError, OptionsError, SessionClosedError
-from edgeinfer.registry import backends, get_backend
-from edgeinfer.session import Session
+from edgeinfer.graph.build import compile_model
+from edgeinfer.runtime.open import load
+from edgeinfer.runtime.session import Session
 from edgeinfer.testing.models import (
     ReferenceModel,
     add_model,

@@ -9,7 +9,7 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 
 __all__ = ["ReferenceModel", "add_model", "affine_model", "classifier_model", "two_output_model"]
 

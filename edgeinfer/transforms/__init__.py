@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from edgeinfer.pruning.prune_heads import PruneHeads
     from edgeinfer.pruning.prune_nm import PruneNM
     from edgeinfer.pruning.prune_weights import PruneWeights
-    from edgeinfer.quantization.correct_bias import CorrectBias
-    from edgeinfer.quantization.equalize_activations import EqualizeActivations
-    from edgeinfer.quantization.equalize_weights import EqualizeWeights
-    from edgeinfer.quantization.quantize_dynamic import QuantizeDynamic
-    from edgeinfer.quantization.quantize_int8 import QuantizeInt8
-    from edgeinfer.quantization.quantize_static import QuantizeStatic
-    from edgeinfer.quantization.quantize_weights import QuantizeWeights
-    from edgeinfer.quantization.retarget_qdq import RetargetQDQ
-    from edgeinfer.quantization.round_weights import RoundWeights
-    from edgeinfer.quantization.smooth_quant import SmoothQuant
-    from edgeinfer.transforms.base import (
+    from edgeinfer.quantization.methods.correct_bias import CorrectBias
+    from edgeinfer.quantization.methods.equalize_activations import EqualizeActivations
+    from edgeinfer.quantization.methods.equalize_weights import EqualizeWeights
+    from edgeinfer.quantization.methods.quantize_dynamic import QuantizeDynamic
+    from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
+    from edgeinfer.quantization.methods.quantize_weights import QuantizeWeights
+    from edgeinfer.quantization.methods.retarget_qdq import RetargetQDQ
+    from edgeinfer.quantization.methods.round_weights import RoundWeights
+    from edgeinfer.quantization.methods.smooth_quant import SmoothQuant
+    from edgeinfer.quantization.search.quantize_int8 import QuantizeInt8
+    from edgeinfer.transforms.contract import (
         Applied,
         GraphTransform,
         Pipeline,
@@ -50,26 +50,26 @@ _HOME = {
             "TransformResult",
             "as_transform",
         ),
-        "edgeinfer.transforms.base",
+        "edgeinfer.transforms.contract",
     ),
     "ConvertOpset": "edgeinfer.transforms.convert_opset",
-    "CorrectBias": "edgeinfer.quantization.correct_bias",
-    "EqualizeActivations": "edgeinfer.quantization.equalize_activations",
-    "EqualizeWeights": "edgeinfer.quantization.equalize_weights",
+    "CorrectBias": "edgeinfer.quantization.methods.correct_bias",
+    "EqualizeActivations": "edgeinfer.quantization.methods.equalize_activations",
+    "EqualizeWeights": "edgeinfer.quantization.methods.equalize_weights",
     "FixShapes": "edgeinfer.transforms.fix_shapes",
     "FuseBatchNorm": "edgeinfer.transforms.fuse_batchnorm",
     "PruneChannels": "edgeinfer.pruning.prune_channels",
     "PruneHeads": "edgeinfer.pruning.prune_heads",
     "PruneNM": "edgeinfer.pruning.prune_nm",
     "PruneWeights": "edgeinfer.pruning.prune_weights",
-    "QuantizeDynamic": "edgeinfer.quantization.quantize_dynamic",
-    "QuantizeInt8": "edgeinfer.quantization.quantize_int8",
-    "QuantizeStatic": "edgeinfer.quantization.quantize_static",
-    "QuantizeWeights": "edgeinfer.quantization.quantize_weights",
-    "RetargetQDQ": "edgeinfer.quantization.retarget_qdq",
-    "RoundWeights": "edgeinfer.quantization.round_weights",
+    "QuantizeDynamic": "edgeinfer.quantization.methods.quantize_dynamic",
+    "QuantizeInt8": "edgeinfer.quantization.search.quantize_int8",
+    "QuantizeStatic": "edgeinfer.quantization.methods.quantize_static",
+    "QuantizeWeights": "edgeinfer.quantization.methods.quantize_weights",
+    "RetargetQDQ": "edgeinfer.quantization.methods.retarget_qdq",
+    "RoundWeights": "edgeinfer.quantization.methods.round_weights",
     "Simplify": "edgeinfer.transforms.simplify",
-    "SmoothQuant": "edgeinfer.quantization.smooth_quant",
+    "SmoothQuant": "edgeinfer.quantization.methods.smooth_quant",
     "ToFloat16": "edgeinfer.transforms.to_float16",
 }
 

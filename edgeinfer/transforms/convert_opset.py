@@ -9,9 +9,9 @@ import onnx
 import onnx_ir as ir
 
 from edgeinfer.errors import TransformOptionError
-from edgeinfer.model import MIN_OPSET
-from edgeinfer.transforms.base import GraphTransform, ReportBuilder
-from edgeinfer.transforms.opset import convert_opset
+from edgeinfer.graph.opset import convert_opset
+from edgeinfer.model.checks import MIN_OPSET
+from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["ConvertOpset"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgeinfer.transforms.effects import updated_inputs
+from edgeinfer.graph.effects import updated_inputs
 
 __all__ = ["deduplicate_initializers"]
 

@@ -12,9 +12,9 @@ import attrs
 import onnx_ir as ir
 
 from edgeinfer.errors import PreconditionError
-from edgeinfer.onnx_inference import run_inference
-from edgeinfer.shape_hints import forget_shapes
-from edgeinfer.transforms.base import GraphTransform, ReportBuilder
+from edgeinfer.model.onnx_inference import run_inference
+from edgeinfer.model.shape_hints import forget_shapes
+from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["FixShapes"]
 
@@ -38,8 +38,10 @@ def _plain(shapes: Mapping[str, Given]) -> dict[str, Given]:
     for name, given in shapes.items():
         if isinstance(given, str) or given is None:
             raise TypeError(f"the size of {name!r} is a whole number or a shape, not {given!r}")
-        is_size = isinstance(given, SupportsIndex) or not isinstance(given, Iterable)
-        found[str(name)] = plain(given) if is_size else tuple(plain(size) for size in given)
+        if isinstance(given, Iterable):
+            found[str(name)] = tuple(plain(size) for size in given)
+        else:
+            found[str(name)] = plain(given)
     return found
 
 

@@ -8,8 +8,8 @@ from typing import Any, final
 import numpy as np
 import onnx_ir as ir
 
+from edgeinfer.graph.no_ops import constant_of
 from edgeinfer.transforms.float16_masks import saturated
-from edgeinfer.transforms.no_ops import constant_of
 
 __all__ = ["Converter"]
 

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.transforms.no_ops import constant_of
+from edgeinfer.graph.no_ops import constant_of
 
 __all__ = ["FLOAT16_MAX", "MASK_LIMIT", "is_mask", "limits_of", "saturated"]
 

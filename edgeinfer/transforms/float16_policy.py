@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 
 from edgeinfer.errors import CalibrationError
-from edgeinfer.executor import probe
-from edgeinfer.model import Model
+from edgeinfer.graph.taps import probe
+from edgeinfer.model.model import Model
 from edgeinfer.transforms.float16_masks import FLOAT16_MAX
 
 __all__ = [

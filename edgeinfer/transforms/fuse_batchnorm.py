@@ -32,10 +32,10 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.transforms.affine import Affine, NotAffineError, data_input, read_affine
-from edgeinfer.transforms.base import GraphTransform, ReportBuilder
-from edgeinfer.transforms.fused_patterns import fused_patterns
-from edgeinfer.transforms.linear import Linear
+from edgeinfer.graph.affine import Affine, NotAffineError, data_input, read_affine
+from edgeinfer.graph.fused_patterns import fused_patterns
+from edgeinfer.graph.linear import Linear
+from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["FuseBatchNorm"]
 

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.transforms.no_ops import constant_of
+from edgeinfer.graph.no_ops import constant_of
 
 __all__ = ["merge_clips"]
 

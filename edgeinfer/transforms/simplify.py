@@ -21,16 +21,16 @@ import onnx_ir.passes.common as common_passes
 from onnxscript import rewriter
 from onnxscript.rewriter.rules import common as rules
 
-from edgeinfer.canonical import canonical_digest
-from edgeinfer.shape_hints import forget_shapes, inner_values
-from edgeinfer.transforms.base import GraphTransform, ReportBuilder
+from edgeinfer.graph.effects import is_known_function
+from edgeinfer.graph.fold_constants import ConstantFolder
+from edgeinfer.graph.infer_shapes import infer_shapes
+from edgeinfer.graph.inline_functions import inline_functions
+from edgeinfer.graph.no_ops import constant_of, no_op_input
+from edgeinfer.model.canonical import canonical_digest
+from edgeinfer.model.shape_hints import forget_shapes, inner_values
+from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 from edgeinfer.transforms.deduplicate import deduplicate_initializers
-from edgeinfer.transforms.effects import is_known_function
-from edgeinfer.transforms.fold_constants import ConstantFolder
-from edgeinfer.transforms.infer_shapes import infer_shapes
-from edgeinfer.transforms.inline_functions import inline_functions
 from edgeinfer.transforms.merge_clips import merge_clips
-from edgeinfer.transforms.no_ops import constant_of, no_op_input
 from edgeinfer.transforms.simplify_report import Snapshot
 
 __all__ = ["Simplify"]

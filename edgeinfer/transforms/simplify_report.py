@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from edgeinfer.transforms.base import ReportBuilder
+from edgeinfer.transforms.contract import ReportBuilder
 
 __all__ = ["Snapshot"]
 

@@ -30,8 +30,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgeinfer.errors import PreconditionError
-from edgeinfer.model import Model
-from edgeinfer.transforms.base import GraphTransform, ReportBuilder
+from edgeinfer.graph.fused_patterns import fused_patterns
+from edgeinfer.graph.infer_shapes import infer_shapes
+from edgeinfer.graph.no_ops import constant_of
+from edgeinfer.model.model import Model
+from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 from edgeinfer.transforms.float16_convert import Converter
 from edgeinfer.transforms.float16_masks import FLOAT16_MAX, MASK_LIMIT, is_mask, limits_of
 from edgeinfer.transforms.float16_policy import (
@@ -43,9 +46,6 @@ from edgeinfer.transforms.float16_policy import (
     unsafe_reason,
     weight_problem,
 )
-from edgeinfer.transforms.fused_patterns import fused_patterns
-from edgeinfer.transforms.infer_shapes import infer_shapes
-from edgeinfer.transforms.no_ops import constant_of
 from edgeinfer.transforms.options import near_matches, require_nodes
 
 __all__ = ["ToFloat16"]

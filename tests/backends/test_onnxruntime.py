@@ -11,11 +11,11 @@ import onnxruntime as ort
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.backends import onnxruntime_
-from edgeinfer.backends.base import CompileOptions, LoadOptions
-from edgeinfer.backends.onnxruntime_options import OnnxRuntimeOptions
+from edgeinfer.backends.onnxruntime_ import backend as onnxruntime_
+from edgeinfer.backends.onnxruntime_.options import OnnxRuntimeOptions
+from edgeinfer.backends.protocol import CompileOptions, LoadOptions
+from edgeinfer.backends.registry import get_backend
 from edgeinfer.errors import CompileError, DeviceError, OptionsError
-from edgeinfer.registry import get_backend
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>\n'
 ADD = HEADER + "add (float[N, 3] x) => (float[N, 3] y) { y = Add(x, x) }"

@@ -10,8 +10,10 @@ import onnx.parser
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.artifact import Artifact
-from edgeinfer.backends.base import CompileOptions, Payload
+from edgeinfer.artifact.artifact import Artifact, Payload
+from edgeinfer.artifact.manifest import encode_manifest
+from edgeinfer.backends.protocol import CompileOptions
+from edgeinfer.backends.registry import get_backend
 from edgeinfer.errors import (
     ArtifactMismatchError,
     CompileError,
@@ -19,8 +21,6 @@ from edgeinfer.errors import (
     InferenceError,
     OptionsError,
 )
-from edgeinfer.manifest import encode_manifest
-from edgeinfer.registry import get_backend
 
 pytest.importorskip("openvino")
 

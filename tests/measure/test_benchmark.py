@@ -11,8 +11,8 @@ import pytest
 
 import edgeinfer as ei
 from edgeinfer.errors import BackendUnavailableError, InferenceError, InputError, OptionsError
-from edgeinfer.measure.benchmark import BenchmarkReport
-from edgeinfer.measure.loadgen import _parse, run_single_stream
+from edgeinfer.runtime.benchmark import BenchmarkReport
+from edgeinfer.runtime.loadgen import _parse, run_single_stream
 
 ADD = onnx.parser.parse_model(
     """<ir_version: 8, opset_import: ["" : 17]>

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgeinfer.measure.closeness import ClosenessAccumulator
+from edgeinfer.numerics.closeness import ClosenessAccumulator
 
 FLOATS = st.floats(-1e3, 1e3, allow_nan=False, width=32)
 PAIRS = hnp.array_shapes(max_dims=3, max_side=6).flatmap(

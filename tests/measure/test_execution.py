@@ -9,11 +9,11 @@ import onnx.parser
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.artifact import Artifact
-from edgeinfer.backends.base import ExecutionReport, LayerExecution
+from edgeinfer.artifact.artifact import Artifact
+from edgeinfer.artifact.history import HistoryEntry
+from edgeinfer.backends.reports import ExecutionReport, LayerExecution
 from edgeinfer.measure import execution, requested_but_not_reached
-from edgeinfer.model import HistoryEntry
-from edgeinfer.session import Session
+from edgeinfer.runtime.session import Session
 
 LAYERS = (
     LayerExecution(name="conv_1", op_type="Convolution", device="CPU", precision="int8"),

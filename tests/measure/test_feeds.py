@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgeinfer.artifact.signature import Signature, TensorSpec
 from edgeinfer.errors import InputError
-from edgeinfer.measure.feeds import as_feeds, generate_feeds, resolve_shapes
-from edgeinfer.signature import Signature, TensorSpec
+from edgeinfer.feeds.generate import as_feeds, generate_feeds, resolve_shapes
 
 SIGNATURE = Signature(
     inputs=[

@@ -7,10 +7,11 @@ import onnx_ir as ir
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.backends.base import Profiles, typical_us
+from edgeinfer.backends.protocol import Profiles
+from edgeinfer.backends.reports import typical_us
 from edgeinfer.errors import InputError
 from edgeinfer.measure import measure_layers
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 from edgeinfer.transforms import QuantizeStatic
 
 NET = """<ir_version: 8, opset_import: ["" : 13]>

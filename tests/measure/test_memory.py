@@ -73,7 +73,7 @@ def test_the_child_unpickles_nothing(tmp_path, artifact):
         "options": None,
     }
     done = subprocess.run(
-        [sys.executable, "-m", "edgeinfer.measure.memory_child"],
+        [sys.executable, "-m", "edgeinfer.runtime.memory_child"],
         input=json.dumps(request), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1

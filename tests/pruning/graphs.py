@@ -8,12 +8,12 @@ import onnx.helper as oh
 import onnx.numpy_helper as nh
 import onnx_ir as ir
 
-from edgeinfer.executor import probe
-from edgeinfer.model import Model
-from edgeinfer.pruning.groups import Dependencies, analyze
-from edgeinfer.pruning.layers import read_weight, write_weight
-from edgeinfer.pruning.prepare import prepare
-from edgeinfer.pruning.surgery import remove_channels
+from edgeinfer.graph.channels.groups import Dependencies, analyze
+from edgeinfer.graph.layers import read_weight, write_weight
+from edgeinfer.graph.taps import probe
+from edgeinfer.model.model import Model
+from edgeinfer.pruning.structure.prepare import prepare
+from edgeinfer.pruning.structure.surgery import remove_channels
 
 
 class Builder:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeinfer.pruning.allocate import allocate, levels
-from edgeinfer.pruning.cost import Axis, CostModel, Term
-from edgeinfer.pruning.groups import ChannelGroup
+from edgeinfer.graph.channels.groups import ChannelGroup
+from edgeinfer.pruning.budget.allocate import allocate, levels
+from edgeinfer.pruning.budget.cost import Axis, CostModel, Term
 
 
 @st.composite

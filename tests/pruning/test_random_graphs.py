@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeinfer.model import Model
-from edgeinfer.pruning.surgery import kept_rows
+from edgeinfer.model.model import Model
+from edgeinfer.pruning.structure.surgery import kept_rows
 from edgeinfer.transforms import PruneChannels
 
 _spec = importlib.util.spec_from_file_location("pruning_graphs", Path(__file__).with_name("graphs.py"))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from edgeinfer.errors import CalibrationError, PreconditionError
-from edgeinfer.model import Model
-from edgeinfer.pruning.allocate import levels, step_of
-from edgeinfer.pruning.layers import find_layers, read_weight
-from edgeinfer.pruning.masks import export_training, import_weights
+from edgeinfer.graph.layers import find_layers, read_weight
+from edgeinfer.model.model import Model
+from edgeinfer.pruning.budget.allocate import levels, step_of
+from edgeinfer.pruning.structure.masks import export_training, import_weights
 from edgeinfer.transforms import Pipeline, PruneChannels, PruneHeads, PruneNM, PruneWeights
 
 _spec = importlib.util.spec_from_file_location("pruning_graphs", Path(__file__).with_name("graphs.py"))

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeinfer.pruning.frontier import run, tap
-from edgeinfer.pruning.layers import find_layers, read_weight
-from edgeinfer.pruning.transposed import phases
+from edgeinfer.graph.layers import find_layers, read_weight
+from edgeinfer.pruning.reconstruction.frontier import run, tap
+from edgeinfer.pruning.reconstruction.transposed import phases
 from edgeinfer.transforms import PruneChannels
 
 _spec = importlib.util.spec_from_file_location("pruning_graphs", Path(__file__).with_name("graphs.py"))

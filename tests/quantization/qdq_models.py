@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 from edgeinfer.transforms import QuantizeStatic
 
 CHANNELS = 32

@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
+from edgeinfer.calibration.cache import CalibrationCache
+from edgeinfer.calibration.calibration import as_calibration, observe
+from edgeinfer.calibration.channel_observers import ChannelMeanObserver
+from edgeinfer.calibration.observers import METHODS, make_observer
 from edgeinfer.errors import CalibrationError
-from edgeinfer.model import Model
-from edgeinfer.quantization.cache import CalibrationCache
-from edgeinfer.quantization.calibration import as_calibration, observe
-from edgeinfer.quantization.channels import ChannelMeanObserver
-from edgeinfer.quantization.observers import METHODS, make_observer
+from edgeinfer.model.model import Model
 
 MODEL = Model.load(
     onnx.parser.parse_model(

@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
+from edgeinfer.calibration.calibration import as_calibration, observe
+from edgeinfer.calibration.observers import MinMaxObserver, make_observer
 from edgeinfer.errors import CalibrationError, TransformError
-from edgeinfer.model import Model
-from edgeinfer.quantization.calibration import as_calibration, observe
-from edgeinfer.quantization.observers import MinMaxObserver, make_observer
+from edgeinfer.model.model import Model
 
 RELU_NET = """
 <ir_version: 9, opset_import: ["" : 17]>

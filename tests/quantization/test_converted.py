@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.model import Model
-from edgeinfer.quantization.score import output_sqnr_db, run_outputs
+from edgeinfer.model.model import Model
+from edgeinfer.quantization.search.output_score import output_sqnr_db, run_outputs
 from edgeinfer.transforms import ConvertOpset, CorrectBias, QuantizeStatic, QuantizeWeights, RoundWeights
 
 CLOSE_DB = 25.0  # int8 of two layers

@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir.passes.common as common_passes
 import pytest
 
+from edgeinfer.calibration.calibration import as_calibration, observe
+from edgeinfer.calibration.channel_observers import ChannelMagnitudeObserver
 from edgeinfer.errors import CalibrationError
-from edgeinfer.quantization.calibration import as_calibration, observe
-from edgeinfer.quantization.channel_scales import ChannelScales
-from edgeinfer.quantization.channels import ChannelMagnitudeObserver
+from edgeinfer.graph.channels.scales import ChannelScales
 from edgeinfer.transforms import EqualizeActivations
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -9,12 +9,18 @@ import pytest
 import edgeinfer as ei
 from edgeinfer.measure import LayerLatencies, LayerLatency
 from edgeinfer.measure.speedup import Speedup
-from edgeinfer.model import Model
-from edgeinfer.quantization import fit_placement as fitting
-from edgeinfer.quantization import gains as gaining
-from edgeinfer.quantization.fit_placement import fit_placement
-from edgeinfer.quantization.gains import LayerGain, LayerGains, costs_of_float, integer_nodes, layer_gains
-from edgeinfer.quantization.quantize_int8 import QuantizeInt8
+from edgeinfer.model.model import Model
+from edgeinfer.quantization.search import fit_placement as fitting
+from edgeinfer.quantization.search import layer_gains as gaining
+from edgeinfer.quantization.search.fit_placement import fit_placement
+from edgeinfer.quantization.search.layer_gains import (
+    LayerGain,
+    LayerGains,
+    costs_of_float,
+    integer_nodes,
+    layer_gains,
+)
+from edgeinfer.quantization.search.quantize_int8 import QuantizeInt8
 from edgeinfer.transforms import QuantizeStatic
 from tests.quantization.qdq_models import residual_net
 

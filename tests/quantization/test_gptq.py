@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeinfer.quantization.gptq import Grid, output_error, round_weights
+from edgeinfer.numerics.gptq import Grid, output_error, round_weights
 
 
 def _problem(seed: int, groups: int, rows: int, columns: int, samples: int, bits: int):

@@ -8,8 +8,8 @@ import onnx_ir as ir
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.quantization.dialects import dialect_of
-from edgeinfer.quantization.quantize_static import QuantizeStatic
+from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
+from edgeinfer.quantization.placement.dialects import dialect_of
 from edgeinfer.transforms import Pipeline, RetargetQDQ
 
 

@@ -9,9 +9,9 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
+from edgeinfer.calibration.moments import MomentObserver
 from edgeinfer.errors import CalibrationError, PreconditionError
-from edgeinfer.quantization.im2col import layout_of_node
-from edgeinfer.quantization.moments import MomentObserver
+from edgeinfer.graph.im2col import layout_of_node
 
 CASES = [
     ("Conv", {}, (2, 4, 9, 8), (6, 4, 3, 3)),

@@ -10,20 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgeinfer.errors import CalibrationError
-from edgeinfer.quantization.channels import (
+from edgeinfer.calibration.channel_observers import (
     ChannelMagnitudeObserver,
     ChannelMeanObserver,
     ChannelRangeObserver,
 )
-from edgeinfer.quantization.histogram import StreamingHistogram
-from edgeinfer.quantization.observers import (
+from edgeinfer.calibration.observers import (
     METHODS,
     HistogramObserver,
     MovingAverageObserver,
     make_observer,
 )
-from edgeinfer.quantization.qparams import activation_qparams
+from edgeinfer.errors import CalibrationError
+from edgeinfer.numerics.histogram import StreamingHistogram
+from edgeinfer.numerics.qparams import activation_qparams
 
 # Wide, but not so wide that the ratio of two of them underflows float32.
 magnitudes = st.floats(2.0**-50, 2.0**50, width=32)

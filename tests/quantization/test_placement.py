@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.backends.base import QDQDialect
-from edgeinfer.backends.onnxruntime_ import DIALECT as ORT
-from edgeinfer.backends.openvino_dialect import DIALECT as OPENVINO
-from edgeinfer.backends.tensorrt_dialect import DIALECT as TENSORRT
-from edgeinfer.model import Model
-from edgeinfer.quantization.insert import prepare
-from edgeinfer.quantization.placement import Placement, place
+from edgeinfer.backends.dialect import QDQDialect
+from edgeinfer.backends.onnxruntime_.backend import DIALECT as ORT
+from edgeinfer.backends.openvino_.dialect import DIALECT as OPENVINO
+from edgeinfer.backends.tensorrt_.dialect import DIALECT as TENSORRT
+from edgeinfer.model.model import Model
+from edgeinfer.quantization.placement.placement import Placement, place
+from edgeinfer.quantization.placement.prepare import prepare
 from edgeinfer.transforms import QuantizeStatic
 from tests.quantization.qdq_models import CHANNELS, Builder, residual_net
 

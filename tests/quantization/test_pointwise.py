@@ -5,11 +5,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgeinfer.backends.onnxruntime_ import DIALECT as ORT
-from edgeinfer.model import Model
-from edgeinfer.quantization.score import output_sqnr_db, run_outputs
-from edgeinfer.quantization.sensitivity import sensitivity
-from edgeinfer.quantization.state import ranges_of
+from edgeinfer.backends.onnxruntime_.backend import DIALECT as ORT
+from edgeinfer.model.model import Model
+from edgeinfer.quantization.qdq.marks import ranges_of
+from edgeinfer.quantization.search.output_score import output_sqnr_db, run_outputs
+from edgeinfer.quantization.search.sensitivity import sensitivity
 from edgeinfer.transforms import CorrectBias, QuantizeStatic, RetargetQDQ, RoundWeights
 from tests.quantization.qdq_models import CHANNELS, Builder
 

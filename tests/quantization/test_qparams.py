@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from edgeinfer.errors import CalibrationError
-from edgeinfer.quantization.qparams import DTYPES, QParams, activation_qparams, range_qparams, weight_qparams
+from edgeinfer.numerics.qparams import DTYPES, QParams, activation_qparams, range_qparams, weight_qparams
 
 INTEGERS = [name for name in DTYPES if not name.startswith("float")]
 finite = st.floats(-(2.0**120), 2.0**120, width=32)

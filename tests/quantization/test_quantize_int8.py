@@ -10,12 +10,12 @@ import pytest
 import edgeinfer as ei
 from edgeinfer.errors import CalibrationError, PreconditionError, TransformError
 from edgeinfer.measure.speedup import measure_speedup
-from edgeinfer.model import Model
-from edgeinfer.quantization.int8_or_float16 import Int8OrFloat16
-from edgeinfer.quantization.quantize_int8 import QuantizeInt8
-from edgeinfer.quantization.score import output_sqnr_db, run_outputs
-from edgeinfer.quantization.sensitivity import sensitivity
-from edgeinfer.quantization.state import quantized_for
+from edgeinfer.model.model import Model
+from edgeinfer.quantization.qdq.marks import quantized_for
+from edgeinfer.quantization.search.int8_or_float16 import Int8OrFloat16
+from edgeinfer.quantization.search.output_score import output_sqnr_db, run_outputs
+from edgeinfer.quantization.search.quantize_int8 import QuantizeInt8
+from edgeinfer.quantization.search.sensitivity import sensitivity
 from edgeinfer.testing.models import classifier_model
 from edgeinfer.transforms import FuseBatchNorm, Pipeline, QuantizeStatic, Simplify
 

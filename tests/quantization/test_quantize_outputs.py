@@ -12,12 +12,12 @@ import onnx_ir as ir
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.model import Model
-from edgeinfer.quantization.dialects import dialect_of
-from edgeinfer.quantization.gains import layer_gains
-from edgeinfer.quantization.output_layers import output_layers
-from edgeinfer.quantization.sensitivity import sensitivity
-from edgeinfer.quantization.state import ranges_of
+from edgeinfer.model.model import Model
+from edgeinfer.quantization.placement.dialects import dialect_of
+from edgeinfer.quantization.placement.output_layers import output_layers
+from edgeinfer.quantization.qdq.marks import ranges_of
+from edgeinfer.quantization.search.layer_gains import layer_gains
+from edgeinfer.quantization.search.sensitivity import sensitivity
 from edgeinfer.transforms import (
     CorrectBias,
     EqualizeActivations,

@@ -6,10 +6,10 @@ import onnx_ir as ir
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.backends.onnxruntime_ import DIALECT as ORT
+from edgeinfer.backends.onnxruntime_.backend import DIALECT as ORT
 from edgeinfer.errors import CalibrationError, PreconditionError
-from edgeinfer.model import Model
-from edgeinfer.quantization.state import REFERENCE_KEY
+from edgeinfer.model.model import Model
+from edgeinfer.quantization.qdq.marks import REFERENCE_KEY
 from edgeinfer.transforms import QuantizeStatic
 from tests.quantization.qdq_models import (
     TARGETS,

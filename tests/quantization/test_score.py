@@ -4,7 +4,7 @@ import numpy as np
 import onnx.parser
 
 from edgeinfer import Model
-from edgeinfer.quantization.score import Scorer, output_sqnr_db
+from edgeinfer.quantization.search.output_score import Scorer, output_sqnr_db
 
 FEEDS = 6
 

@@ -9,8 +9,8 @@ import attrs
 import onnx_ir as ir
 import pytest
 
-from edgeinfer.quantization.dialects import dialect_of
-from edgeinfer.quantization.quantize_static import QuantizeStatic
+from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
+from edgeinfer.quantization.placement.dialects import dialect_of
 from edgeinfer.transforms import Pipeline, SmoothQuant
 
 sys.path.insert(0, str(Path(__file__).parent))

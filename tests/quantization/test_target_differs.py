@@ -8,10 +8,10 @@ import onnx
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.backends import openvino_dialect
-from edgeinfer.model import Model
-from edgeinfer.quantization.quantize_int8 import QuantizeInt8
-from edgeinfer.quantization.score import output_sqnr_db, run_outputs
+from edgeinfer.backends.openvino_ import dialect as openvino_dialect
+from edgeinfer.model.model import Model
+from edgeinfer.quantization.search.output_score import output_sqnr_db, run_outputs
+from edgeinfer.quantization.search.quantize_int8 import QuantizeInt8
 from edgeinfer.transforms import QuantizeStatic
 
 SAME_DB = 40.0  # two runtimes on one int8 graph

@@ -6,13 +6,13 @@ import numpy as np
 import onnx
 import pytest
 
+from edgeinfer.calibration.bounds import reachable_bounds
+from edgeinfer.calibration.cache import CalibrationCache
+from edgeinfer.calibration.calibration import as_calibration, observe
+from edgeinfer.calibration.channel_observers import ChannelMeanObserver
+from edgeinfer.calibration.observers import MinMaxObserver, MovingAverageObserver, make_observer
 from edgeinfer.errors import CalibrationError
-from edgeinfer.model import Model
-from edgeinfer.quantization.bounds import reachable_bounds
-from edgeinfer.quantization.cache import CalibrationCache
-from edgeinfer.quantization.calibration import as_calibration, observe
-from edgeinfer.quantization.channels import ChannelMeanObserver
-from edgeinfer.quantization.observers import MinMaxObserver, MovingAverageObserver, make_observer
+from edgeinfer.model.model import Model
 
 MODEL = Model.load(
     onnx.parser.parse_model(

@@ -7,7 +7,7 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 
 
 def make(text: str, seed: int = 0, **shapes: tuple[int, ...]) -> Model:

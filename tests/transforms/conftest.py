@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 
 Run = Callable[[Model, Mapping[str, np.ndarray]], list[np.ndarray]]
 

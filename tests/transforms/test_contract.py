@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 
 import edgeinfer.transforms as transforms
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 from edgeinfer.transforms import ConvertOpset, FixShapes, FuseBatchNorm, GraphTransform, Simplify, ToFloat16
-from edgeinfer.transforms.base import as_transform
+from edgeinfer.transforms.contract import as_transform
 
 NET = """
 <ir_version: 8, opset_import: ["" : 13]>

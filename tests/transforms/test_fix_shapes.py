@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgeinfer.errors import PreconditionError
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 from edgeinfer.transforms import FixShapes, Pipeline, Simplify
 
 TWO = """

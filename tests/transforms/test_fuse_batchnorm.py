@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 from edgeinfer.transforms import FuseBatchNorm, Pipeline, QuantizeStatic, Simplify
 
 # On |a - b| / max|a|.

@@ -7,9 +7,9 @@ import onnx
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.model import Model
+from edgeinfer.graph.infer_shapes import infer_shapes
+from edgeinfer.model.model import Model
 from edgeinfer.transforms import PruneChannels, QuantizeStatic, ToFloat16
-from edgeinfer.transforms.infer_shapes import infer_shapes
 
 # The output declares names where the sizes could be inferred, as exporters do.
 NAMED = """

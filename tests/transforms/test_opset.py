@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from edgeinfer.errors import TransformError
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 from edgeinfer.transforms import ConvertOpset, GraphTransform
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import edgeinfer as ei
 from edgeinfer.errors import TransformContractError, TransformError
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 from edgeinfer.transforms import FuseBatchNorm, GraphTransform, Pipeline, Simplify
 
 TEXT = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 from edgeinfer.transforms import FuseBatchNorm, Pipeline, Simplify
 
 # name: number of nodes before and after

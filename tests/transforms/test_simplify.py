@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 from edgeinfer.transforms import Simplify
 
 HEAD = '<ir_version: 8, opset_import: ["" : 13]>\n'

@@ -6,7 +6,7 @@ import pytest
 
 import edgeinfer as ei
 from edgeinfer.errors import CalibrationError, PreconditionError
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 from edgeinfer.transforms import Simplify, ToFloat16
 
 

@@ -12,20 +12,14 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from edgeinfer.artifact import Payload
-from edgeinfer.backends.base import (
-    Capabilities,
-    CompileOptions,
-    DeviceInfo,
-    ExecutionReport,
-    LayerExecution,
-    LoadOptions,
-    machine_facts,
-    options_from,
-    payload_of_onnx,
-)
+from edgeinfer.artifact.artifact import Payload
+from edgeinfer.backends.facts import machine_facts
+from edgeinfer.backends.onnx_payload import payload_of_onnx
+from edgeinfer.backends.options import options_from
+from edgeinfer.backends.protocol import Capabilities, CompileOptions, DeviceInfo, LoadOptions
+from edgeinfer.backends.reports import ExecutionReport, LayerExecution
 from edgeinfer.errors import DeviceError
-from edgeinfer.model import Model
+from edgeinfer.model.model import Model
 
 __all__ = ["NumpyBackend"]
 

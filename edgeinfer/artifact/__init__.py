@@ -1,0 +1,1 @@
+"""What `compile` makes and a device loads: signature, manifest, golden inputs, payload."""

@@ -1,0 +1,397 @@
+"""`Artifact`: what `compile` makes. A directory with `manifest.json` and payload files.
+
+The manifest says all that a device must know to accept the payload, and it names the SHA-256 and size of
+every file, and of itself. `Artifact.open` checks all of them before a byte can reach a vendor's parser,
+and what it hands on are the bytes that it checked. `save` is atomic: another process sees the old
+artifact or the new one, whole, also after power loss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, final
+
+import attrs
+import numpy as np
+
+from edgeinfer.artifact.history import HistoryEntry
+from edgeinfer.artifact.inputs import InputValidator
+from edgeinfer.artifact.manifest import Cost, FileEntry, Golden, Manifest, decode_manifest, encode_manifest
+from edgeinfer.artifact.signature import Signature
+from edgeinfer.atomic import open_regular, write_folder
+from edgeinfer.display import Table
+from edgeinfer.errors import (
+    ArtifactError,
+    ArtifactFormatError,
+    ArtifactIntegrityError,
+    ArtifactSaveError,
+    OptionsError,
+)
+from edgeinfer.npz import write_npz
+
+__all__ = ["Artifact", "Cost", "FileEntry", "Golden", "Manifest", "Payload"]
+
+MANIFEST_NAME = "manifest.json"
+GOLDEN_NAME = "golden.npz"
+MAX_MANIFEST_BYTES = 64 << 20
+# Files up to this size are read, checked and handed on as bytes; larger ones by path.
+IN_MEMORY_BYTES = 1 << 30
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Payload:
+    """What a backend's `compile` returns and its `load` takes.
+
+    Attributes:
+        entry: The file that the runtime opens first.
+        files: The contents, by plain file name: bytes, or the path of a file that holds them.
+        kind: `portable` (an ONNX graph that any machine with this backend takes) or `device-bound`
+            (an engine or a blob).
+        device: The device name within the backend, such as `CPU`.
+        requires: What must match where it is loaded: for each fact (see `Capabilities.facts`) the accepted
+            values, in which `*` stands for anything.
+        options: The options that it was compiled with, as JSON-compatible values.
+    """
+
+    entry: str
+    files: Mapping[str, bytes | Path]
+    kind: str = attrs.field(default="portable", validator=attrs.validators.in_(("portable", "device-bound")))
+    device: str = ""
+    requires: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
+    options: Mapping[str, object] = attrs.field(factory=dict)
+
+    def read(self, name: str | None = None) -> bytes:
+        """Return the contents of one file, the entry by default."""
+        content = self.files[name or self.entry]
+        return content if isinstance(content, bytes) else content.read_bytes()
+
+
+class CompiledFrom(Protocol):
+    """What a manifest keeps of the model that was compiled."""
+
+    @property
+    def signature(self) -> Signature:
+        """The inputs and outputs."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the canonical graph."""
+        ...
+
+    @property
+    def history(self) -> tuple[HistoryEntry, ...]:
+        """The transforms that made it."""
+        ...
+
+    @property
+    def target(self) -> str | None:
+        """The target that it was optimized for, if any."""
+        ...
+
+
+@final
+@attrs.frozen(eq=False, repr=False)
+class Artifact:
+    """A compiled model with its manifest, in memory or on disk.
+
+    Attributes:
+        manifest: All that is known about it.
+        payload: Its files.
+        path: The directory that it was opened from or saved to, if any.
+    """
+
+    manifest: Manifest
+    payload: Payload
+    path: Path | None = None
+
+    @classmethod
+    def of_payload(
+        cls,
+        payload: Payload,
+        *,
+        model: CompiledFrom,
+        backend: str,
+        backend_version: str,
+        cost: Cost | None = None,
+    ) -> Artifact:
+        """Describe a fresh payload. Called by `edgeinfer.compile`."""
+        if payload.entry not in payload.files:
+            raise ArtifactFormatError(
+                "The payload does not contain its entry file.",
+                where=f"backend {backend!r}",
+                expected=payload.entry,
+                found=sorted(payload.files),
+            )
+        _check_options(payload.options, backend)
+        files = {name: _describe(content) for name, content in payload.files.items()}
+        disk_bytes = sum(entry.size for entry in files.values())
+        manifest = Manifest(
+            kind=payload.kind,
+            backend=backend,
+            backend_version=backend_version,
+            device=payload.device,
+            requires=payload.requires,
+            options=payload.options,
+            entry=payload.entry,
+            files=files,
+            signature=model.signature,
+            model_digest=model.digest,
+            history=model.history,
+            target=model.target,
+            cost=cost or Cost(disk_bytes=disk_bytes),
+        )
+        return cls(manifest, payload)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Artifact:
+        """Read an artifact and verify every file of it.
+
+        Raises:
+            ArtifactFormatError: It is not an artifact, or of a format version that is not known.
+            ArtifactIntegrityError: A file is missing, or its size or SHA-256 is not the manifest's.
+        """
+        folder = Path(path)
+        manifest_path = folder / MANIFEST_NAME
+        if not folder.is_dir():
+            raise ArtifactFormatError(
+                "There is no such artifact." if not folder.exists() else "An artifact is a directory.",
+                where=str(folder),
+                hint="Give the directory that Artifact.save wrote.",
+            )
+        try:
+            with open_regular(manifest_path) as file:
+                text = file.read(MAX_MANIFEST_BYTES)
+        except OSError as error:
+            raise ArtifactFormatError(
+                f"The directory has no readable {MANIFEST_NAME}: {error.strerror or error}.",
+                where=str(folder),
+                hint="Give the directory that Artifact.save wrote.",
+            ) from error
+        manifest = decode_manifest(text, where=str(manifest_path))
+        files = {name: _verified(folder / name, entry) for name, entry in manifest.files.items()}
+        payload = Payload(
+            entry=manifest.entry,
+            files={name: content for name, content in files.items() if name != GOLDEN_NAME},
+            kind=manifest.kind,
+            device=manifest.device,
+            requires=manifest.requires,
+            options=manifest.options,
+        )
+        golden = files.get(GOLDEN_NAME)
+        if manifest.golden is not None and golden is not None:
+            manifest = attrs.evolve(manifest, golden=_read_golden(manifest, manifest.golden, golden, folder))
+        return cls(manifest, payload, folder)
+
+    @property
+    def signature(self) -> Signature:
+        """The inputs and outputs."""
+        return self.manifest.signature
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the manifest, which names the SHA-256 of every file: it identifies the artifact."""
+        return hashlib.sha256(encode_manifest(self.manifest)).hexdigest()
+
+    @property
+    def disk_bytes(self) -> int:
+        """The size of all files but the manifest."""
+        return sum(entry.size for entry in self.manifest.files.values())
+
+    def with_golden(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        *,
+        rtol: float,
+        atol: float,
+    ) -> Artifact:
+        """Return this artifact with inputs and the outputs that a device must reproduce from them.
+
+        Args:
+            inputs: One feed, by input name.
+            outputs: The expected outputs, by output name.
+            rtol: Relative tolerance, as in `numpy.allclose`.
+            atol: Absolute tolerance, as in `numpy.allclose`.
+
+        Raises:
+            InputError: The inputs do not fit the signature.
+            ArtifactError: An output is unknown, or a tolerance is negative.
+        """
+        inputs = InputValidator(self.signature).check(inputs)
+        outputs = {name: np.asarray(array) for name, array in outputs.items()}
+        unknown = outputs.keys() - {spec.name for spec in self.signature.outputs}
+        if unknown or not (rtol >= 0 and atol >= 0):
+            raise ArtifactError(
+                "Those golden outputs do not fit the artifact.",
+                expected=f"outputs {', '.join(spec.name for spec in self.signature.outputs)}, "
+                "tolerances of 0 or more",
+                found=f"outputs {', '.join(outputs)}, rtol {rtol}, atol {atol}",
+            )
+        buffer = io.BytesIO()
+        arrays = {f"in:{name}": _without_objects(array) for name, array in inputs.items()}
+        arrays |= {f"out:{name}": _without_objects(array) for name, array in outputs.items()}
+        write_npz(buffer, arrays, compress=True)
+        data = buffer.getvalue()
+        files = {**self.manifest.files, GOLDEN_NAME: _describe(data)}
+        golden = Golden(rtol=rtol, atol=atol, inputs=dict(inputs), outputs=dict(outputs), npz=data)
+        return attrs.evolve(self, manifest=attrs.evolve(self.manifest, files=files, golden=golden))
+
+    def with_cost(self, cost: Cost) -> Artifact:
+        """Return this artifact with a measured cost in its manifest."""
+        return attrs.evolve(self, manifest=attrs.evolve(self.manifest, cost=cost))
+
+    def save(self, path: str | os.PathLike[str]) -> Artifact:
+        """Write the artifact as a directory, atomically. An artifact that is there is replaced.
+
+        Returns:
+            The artifact with its `path`.
+
+        Raises:
+            ArtifactSaveError: It cannot be written. What was there before is untouched.
+        """
+        folder = Path(path)
+        if folder.exists() and not (folder / MANIFEST_NAME).is_file():
+            raise ArtifactSaveError(
+                "There is something else at that path.",
+                where=str(folder),
+                found="a file" if folder.is_file() else "a directory without manifest.json",
+                hint="Choose another path or remove it yourself.",
+            )
+        contents: dict[str, bytes | Path] = dict(self.payload.files)
+        if self.manifest.golden is not None:
+            contents[GOLDEN_NAME] = self.manifest.golden.npz
+        contents[MANIFEST_NAME] = encode_manifest(self.manifest)
+        try:
+            write_folder(folder, contents)
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+            raise ArtifactSaveError(
+                f"The artifact cannot be written: {getattr(error, 'strerror', None) or error}.",
+                where=str(folder),
+                hint=f"Check that {str(folder.parent)!r} exists, is writable and has "
+                f"{self.disk_bytes / 1e6:.1f} MB free. Nothing was left behind.",
+            ) from error
+        return attrs.evolve(self, path=folder)
+
+    def table(self) -> Table:
+        """Return what a person wants to know at a glance."""
+        m = self.manifest
+        rows: list[tuple[object, ...]] = [
+            ("backend", f"{m.backend} {m.backend_version}, device {m.device or 'default'}"),
+            ("kind", m.kind),
+            *((f"needs {fact}", " or ".join(values)) for fact, values in m.requires.items()),
+            ("inputs and outputs", m.signature.describe()),
+            ("size", f"{self.disk_bytes / 1e6:.2f} MB in {len(m.files)} files"),
+            ("cost", m.cost.describe()),
+            ("transforms", ", ".join(entry.name for entry in m.history) or "none"),
+            ("golden inputs", "yes" if m.golden else "no"),
+            ("digest", self.digest[:12]),
+        ]
+        return Table(title=f"Artifact {self.path or '(in memory)'}", columns=("", ""), rows=tuple(rows))
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        where = f" at {self.path}" if self.path else ""
+        return f"<Artifact {m.backend}:{m.device} {m.kind}, {self.disk_bytes / 1e6:.2f} MB{where}>"
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
+
+
+def _describe(content: bytes | Path) -> FileEntry:
+    if isinstance(content, bytes):
+        return FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+    with content.open("rb") as file:
+        digest = _hash_file(file)
+    return FileEntry(sha256=digest, size=content.stat().st_size)
+
+
+def _hash_file(file: io.BufferedReader) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _verified(path: Path, entry: FileEntry) -> bytes | Path:
+    def broken(what: str, expected: object, found: object) -> ArtifactIntegrityError:
+        return ArtifactIntegrityError(
+            what,
+            where=str(path),
+            expected=expected,
+            found=found,
+            hint="The artifact is damaged or was changed; copy it again from its source.",
+        )
+
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry.size:
+                raise broken(
+                    "A file of the artifact has the wrong size.", f"{entry.size} bytes", f"{size} bytes"
+                )
+            if size <= IN_MEMORY_BYTES:
+                content: bytes | Path = file.read()
+                digest = hashlib.sha256(content).hexdigest()  # type: ignore[arg-type]
+            else:
+                content, digest = path, _hash_file(file)
+    except OSError as error:
+        raise broken(
+            "A file of the artifact cannot be read.", "a regular file", error.strerror or error
+        ) from error
+    if digest != entry.sha256:
+        raise broken("A file of the artifact has the wrong contents.", f"SHA-256 {entry.sha256}", digest)
+    return content
+
+
+def _check_options(options: Mapping[str, object], backend: str) -> None:
+    try:
+        json.dumps(options)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise OptionsError(
+            f"An option cannot be kept in an artifact: {error}.",
+            where=f"options of {backend!r}",
+            expected="strings, numbers, booleans, and lists and mappings of them",
+            found=options,
+        ) from error
+
+
+def _without_objects(array: np.ndarray) -> np.ndarray:
+    """Return strings in numpy's own form, which needs no pickle."""
+    return array.astype(str) if array.dtype == object else array
+
+
+def _as_declared(array: np.ndarray, dtype: np.dtype[Any] | None) -> np.ndarray:
+    """Undo what the file did to strings, and to dtypes that numpy does not have (they come as raw bytes)."""
+    if array.dtype.kind == "U":
+        return array.astype(object)
+    if array.dtype.kind == "V" and dtype is not None and dtype.itemsize == array.dtype.itemsize:
+        return array.view(dtype)
+    return array
+
+
+def _read_golden(manifest: Manifest, golden: Golden, content: bytes | Path, folder: Path) -> Golden:
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:  # zipfile and zlib have errors of their own
+        raise ArtifactError(
+            f"The golden inputs cannot be read: {error}", where=str(folder / GOLDEN_NAME)
+        ) from error
+    signature = manifest.signature
+    dtypes = {f"in:{spec.name}": spec.dtype for spec in signature.inputs}
+    dtypes |= {f"out:{spec.name}": spec.dtype for spec in signature.outputs}
+    arrays = {name: _as_declared(array, dtypes.get(name)) for name, array in arrays.items()}
+    return attrs.evolve(
+        golden,
+        inputs={name[3:]: array for name, array in arrays.items() if name.startswith("in:")},
+        outputs={name[4:]: array for name, array in arrays.items() if name.startswith("out:")},
+        npz=data,
+    )

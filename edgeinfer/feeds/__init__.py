@@ -1,0 +1,1 @@
+"""Inputs of a model, read from the many forms that people have them in."""

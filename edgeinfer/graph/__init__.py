@@ -1,0 +1,1 @@
+"""Reading and running graphs: weights, constants, shapes, channels, taps."""

@@ -1,0 +1,1 @@
+"""A handle on an ONNX graph: reading, checking, identity."""

@@ -1,0 +1,1 @@
+"""Algebra in numpy: quantization parameters, ranges, histograms, rounding, closeness."""

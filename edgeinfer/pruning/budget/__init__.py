@@ -1,0 +1,1 @@
+"""What pruning removes, so that a budget is met at the least loss."""

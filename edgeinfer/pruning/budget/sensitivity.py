@@ -1,0 +1,186 @@
+"""How much the model's outputs suffer when one group is pruned: measured, not guessed.
+
+The local error of a layer says in which order its channels should go, but not how much the layer matters.
+So for a few levels of each group, the layers that read it are compensated in closed form, the model is run,
+and the error of its outputs is measured. Between the levels the local curve is scaled to fit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeinfer.calibration.moments import MomentObserver
+from edgeinfer.display import track
+from edgeinfer.graph.channels.groups import ChannelGroup
+from edgeinfer.graph.layers import Layer, find_layers, read_weight, write_weight
+from edgeinfer.graph.shapes import add_constant
+from edgeinfer.pruning.budget.criteria import Ranking, compensated, weight_columns
+from edgeinfer.pruning.reconstruction.frontier import Frontier, cuts, run, tap
+
+__all__ = ["compensate", "measured_errors", "output_error", "plan_error", "scored_outputs"]
+
+_FRACTIONS = (0.125, 0.25, 0.5, 0.75)
+
+
+def scored_outputs(model: ir.Model) -> list[str]:
+    """Return the tensors whose error counts: the outputs, before a Softmax or Sigmoid, which saturate."""
+    names = []
+    for value in model.graph.outputs:
+        producer = value.producer()
+        if (
+            producer is not None
+            and producer.op_type in ("Softmax", "LogSoftmax", "Sigmoid")
+            and producer.inputs[0]
+        ):
+            value = producer.inputs[0]
+        names.append(value.name or "")
+    return list(dict.fromkeys(names))
+
+
+def output_error(model: ir.Model, wanted: Sequence[Mapping[str, np.ndarray]], frontier: Frontier) -> float:
+    """Return the mean over outputs of Σ(y - ŷ)² / Σ(y - ȳ)², the model being run from a frontier."""
+    names = list(wanted[0])
+    error, energy = np.zeros(len(names)), np.zeros(len(names))
+    for expected, got in zip(wanted, frontier.tap(model, names), strict=True):
+        for index, name in enumerate(names):
+            y = expected[name].astype(np.float64)
+            error[index] += np.square(y - got[name]).sum()
+            spread = y.ndim > 0 and y.shape[-1] > 1  # else the one number is what counts
+            energy[index] += np.square(y - y.mean(axis=-1, keepdims=True) if spread else y).sum()
+    return float((error / np.maximum(energy, 1e-30)).mean())
+
+
+def measured_errors(
+    model: ir.Model,
+    groups: Sequence[ChannelGroup],
+    rankings: Mapping[str, Ranking],
+    moments: Mapping[str, MomentObserver],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    *,
+    progress: bool | None = None,
+) -> dict[str, list[float]]:
+    """Return by group the cumulative error of the outputs after each removal.
+
+    Args:
+        model: The float graph that was analyzed.
+        groups: The groups.
+        rankings: Their rankings.
+        moments: The moments of the layers that read them.
+        feeds: A small part of the calibration.
+        progress: Show it.
+    """
+    names = scored_outputs(model)
+    with tap(model, names) as session:
+        wanted = list(run(session, feeds))
+    result = {}
+    order = {node.name: index for index, node in enumerate(model.graph)}
+    passed = cuts(model.graph)
+    frontier = Frontier(feeds=feeds)
+    first = {group.name: min((order[name] for name in group.consumers), default=0) for group in groups}
+    for group in track(
+        sorted(groups, key=lambda g: first[g.name]), "measuring sensitivity", progress=progress
+    ):
+        before = [name for name, index in passed.items() if index < first[group.name]]
+        if before:
+            frontier.advance(model, before[-1])
+        local = np.array(rankings[group.name].errors)
+        counts = sorted(
+            {max(1, round(group.size * f)) for f in _FRACTIONS if round(group.size * f) < group.size}
+        )
+        points = [(0, 0.0)]
+        for count in counts or [1]:
+            removed = {group.name: rankings[group.name].order[:count]}
+            candidate = _without(model, [group], removed, moments)
+            points.append((count, output_error(candidate, wanted, frontier)))
+        result[group.name] = _interpolate(local, points)
+    return result
+
+
+def _interpolate(local: np.ndarray, points: Sequence[tuple[int, float]]) -> list[float]:
+    """Follow the local curve's shape through the measured points; errors never fall."""
+    curve = np.zeros(len(local) + 1)
+    padded = np.concatenate([[0.0], local])
+    for (a, low), (b, high) in itertools.pairwise(points):
+        high = max(high, low)
+        span = padded[b] - padded[a]
+        part = (padded[a : b + 1] - padded[a]) / span if span > 0 else np.linspace(0, 1, b - a + 1)
+        curve[a : b + 1] = low + (high - low) * part
+    last, top = points[-1]
+    if last < len(local):
+        scale = top / padded[last] if padded[last] > 0 else 1.0
+        curve[last:] = top + (padded[last:] - padded[last]) * scale
+    return [float(error) for error in np.maximum.accumulate(curve)[1:]]
+
+
+def plan_error(
+    model: ir.Model,
+    groups: Sequence[ChannelGroup],
+    removed: Mapping[str, Sequence[int]],
+    moments: Mapping[str, MomentObserver],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+) -> float:
+    """Return the error of the outputs when channels of several groups are gone, see `measured_errors`."""
+    with tap(model, scored_outputs(model)) as session:
+        wanted = list(run(session, feeds))
+    return output_error(_without(model, groups, removed, moments), wanted, Frontier(feeds=feeds))
+
+
+def _without(
+    model: ir.Model,
+    groups: Sequence[ChannelGroup],
+    removed: Mapping[str, Sequence[int]],
+    moments: Mapping[str, MomentObserver],
+) -> ir.Model:
+    """Return the graph with some channels unread, and the layers that read them compensated."""
+    work = model.clone()
+    compensate(work, groups, removed, moments)
+    return work
+
+
+def compensate(
+    model: ir.Model,
+    groups: Sequence[ChannelGroup],
+    removed: Mapping[str, Sequence[int]],
+    moments: Mapping[str, MomentObserver],
+    *,
+    new_biases: bool = True,
+) -> None:
+    """Let the layers of a graph do without some channels, in place; shapes stay.
+
+    Args:
+        model: The graph.
+        groups: Its groups.
+        removed: Channels by group name.
+        moments: The moments of the inputs of the layers that read them, by name; others are left.
+        new_biases: Give layers that have no bias one; channels of those could not be removed afterwards.
+    """
+    layers: dict[str, Layer] = {layer.name: layer for layer in find_layers(model.graph)}
+    lost: dict[str, list[np.ndarray]] = {}
+    for group in groups:
+        for name in group.consumers if removed.get(group.name) else ():
+            columns = weight_columns(group, layers[name])
+            if columns is not None and name in moments:
+                lost.setdefault(name, []).append(columns[list(removed[group.name])].ravel())
+    for name, parts in lost.items():
+        layer = layers[name]
+        matrix, shift = compensated(layer, moments[name], np.concatenate(parts))
+        write_weight(layer.weight, layer.unmatrix(matrix, read_weight(layer.weight).shape))
+        if layer.kind != "conv_transpose" and (new_biases or layer.bias is not None):
+            shift_bias(model, layer, shift.reshape(-1))
+
+
+def shift_bias(model: ir.Model, layer: Layer, shift: np.ndarray) -> None:
+    """Add to a layer's bias; make one where the operator can take one and has none."""
+    if layer.bias is not None:
+        bias = read_weight(layer.bias)
+        if bias.size == shift.size:
+            write_weight(layer.bias, bias.astype(np.float64) + shift.reshape(bias.shape))
+    elif layer.kind in ("conv", "gemm"):
+        fresh = add_constant(model.graph, f"{layer.name}_bias", shift.astype(read_weight(layer.weight).dtype))
+        if len(layer.node.inputs) < 3:
+            layer.node.resize_inputs(3)
+        layer.node.replace_input_with(2, fresh)

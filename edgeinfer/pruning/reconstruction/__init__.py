@@ -1,0 +1,1 @@
+"""Refitting layers to what the float model computes."""

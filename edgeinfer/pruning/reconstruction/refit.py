@@ -1,0 +1,234 @@
+"""Layer-wise least squares: fit each layer of a pruned model to what the float model computes there.
+
+W', b' = argmin Σ ‖Y - (W X + b)‖² + λ ‖W - W₀‖², with X from the pruned model as refitted so far and Y from
+the float model, in topological order, so that errors are made up for and do not pile up. Where the layer's
+output goes into a residual sum, the target is the sum of the float model: the layer then corrects what the
+stream has lost before it, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeAlias, final
+
+import attrs
+import numpy as np
+import onnx_ir as ir
+
+from edgeinfer.calibration.moments import MomentObserver
+from edgeinfer.feeds.generate import FeedIterable
+from edgeinfer.graph.im2col import Layout
+from edgeinfer.graph.layers import Layer, read_weight, write_weight
+from edgeinfer.graph.shapes import add_constant
+from edgeinfer.pruning.reconstruction.frontier import Frontier, cuts
+from edgeinfer.pruning.reconstruction.least_squares import Equations, best_ridge
+from edgeinfer.pruning.reconstruction.statistics import is_held_out
+from edgeinfer.pruning.reconstruction.transposed import Phase, phases, refusal_of_transposed
+
+__all__ = ["ChooseMask", "Refitter", "refusal"]
+
+ChooseMask: TypeAlias = "Callable[[np.ndarray, np.ndarray], np.ndarray]"
+
+
+@final
+@attrs.define(kw_only=True, eq=False)
+class Refitter:
+    """Fits layers of one model to another.
+
+    Attributes:
+        reference: The float model.
+        masks: Which positions of the reference's axes are left in the pruned model, by tensor name.
+        feeds: The calibration.
+        columns: How many output positions to take of each feed.
+        ridge: λ, relative to the mean diagonal of X Xᵀ. None: the best on feeds held out, layer by layer.
+    """
+
+    reference: ir.Model
+    masks: Mapping[str, list[np.ndarray | None]]
+    feeds: FeedIterable
+    columns: int
+    ridge: float | None = None
+    _at: tuple[Frontier, Frontier] = attrs.field(init=False)
+    _refused: set[str] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.rewind()
+
+    def refit(
+        self, model: ir.Model, layer: Layer, keep: np.ndarray | ChooseMask | None = None
+    ) -> tuple[float, float]:
+        """Refit one layer of `model` in place.
+
+        Args:
+            model: The pruned model.
+            layer: A layer of it.
+            keep: Which elements of the weight, (G, R, K), may be other than zero; None for all. Or a function
+                that chooses them, given the fitted dense W and the covariance of X.
+
+        Returns:
+            The relative squared error of the layer's output before and after.
+        """
+        if layer.kind == "conv_transpose":
+            return self._refit_transposed(model, layer)
+        fit, held, total = _equations(*self.collect(model, layer))
+        weight = layer.matrix(read_weight(layer.weight))
+        bias = _bias(layer, weight)
+        before = np.concatenate([weight, bias[..., None]], 2)
+        fit_bias = layer.bias is not None or layer.kind in ("conv", "gemm")
+
+        def solved(start: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+            ridge = self.ridge
+            if ridge is None:
+                ridge = best_ridge(fit, held, start, mask, fit_bias=fit_bias)
+            return total.solve(start, ridge, mask, fit_bias=fit_bias)
+
+        if callable(keep):
+            dense = solved(before, None)
+            covariance = total.xx[:, :-1, :-1] - total.xx[:, :-1, -1:] @ total.xx[:, -1:, :-1]
+            after = solved(dense, keep(dense[..., :-1], covariance))
+        else:
+            after = solved(before, keep)
+        losses = total.loss(before), total.loss(after)
+        if not callable(keep) and losses[1] >= losses[0]:
+            return losses[0], losses[0]
+        write_weight(layer.weight, layer.unmatrix(after[..., :-1], read_weight(layer.weight).shape))
+        _set_bias(model, layer, after[..., -1].reshape(-1), bias.reshape(-1))
+        return losses
+
+    def _refit_transposed(self, model: ir.Model, layer: Layer) -> tuple[float, float]:
+        """Refit a transposed convolution phase by phase; the bias takes what is left of the mean."""
+        weight = read_weight(layer.weight).astype(np.float64)
+        bias = None if layer.bias is None else read_weight(layer.bias).astype(np.float64).reshape(-1)
+        parts: list[tuple[Phase, list[MomentObserver]]] = []
+        for is_held, x, target in self._pairs(model, layer):
+            if not parts:
+                found = phases(layer.node, weight.shape, target.shape[2:])
+                parts = [
+                    (p, [MomentObserver(p.layout, max_columns=self.columns) for _ in "ab"]) for p in found
+                ]
+            for phase, observers in parts:
+                observers[is_held].update_pair(phase.read(x), phase.output(target))
+        before = after = energy = 0.0
+        left = np.zeros(0 if bias is None else bias.size)
+        count = sum(observer.count for _, observers in parts for observer in observers)
+        for phase, observers in parts:
+            fit, held, total = _equations(*observers)
+            start = phase.matrix(weight)
+            wide = np.zeros(start.shape[:2]) if bias is None else bias.reshape(start.shape[:2])
+            start = np.concatenate([start, wide[..., None]], 2)
+            ridge = best_ridge(fit, held, start, fit_bias=False) if self.ridge is None else self.ridge
+            solved = total.solve(start, ridge, fit_bias=False)
+            power = total.power * observers[0].count
+            old, new = total.loss(start), total.loss(solved)
+            before, after, energy = before + old * power, after + min(old, new) * power, energy + power
+            chosen = solved if new < old else start
+            phase.write(weight, chosen[..., :-1])
+            if bias is not None:
+                missing = total.yx[..., -1] - (chosen * total.xx[:, None, :, -1]).sum(2)
+                left += missing.reshape(-1) * observers[0].count / count
+        write_weight(layer.weight, weight)
+        if layer.bias is not None and bias is not None:
+            write_weight(layer.bias, (bias + left).reshape(read_weight(layer.bias).shape))
+        return before / max(energy, 1e-30), after / max(energy, 1e-30)
+
+    def collect(self, model: ir.Model, layer: Layer) -> tuple[MomentObserver, MomentObserver]:
+        """Return the moments of a layer, X of the pruned model and Y of the float model.
+
+        The second ones are of feeds held out, to choose the ridge on; empty where there are few feeds.
+        """
+        parts = self._observers(layer.layout)
+        for is_held, x, target in self._pairs(model, layer):
+            parts[is_held].update_pair(x, target)
+        return parts[0], parts[1]
+
+    def _observers(self, layout: Layout) -> list[MomentObserver]:
+        """Return one for the feeds to fit to, and one for those held out."""
+        return [MomentObserver(layout, max_columns=self.columns) for _ in range(2)]
+
+    def _pairs(self, model: ir.Model, layer: Layer) -> Iterator[tuple[bool, np.ndarray, np.ndarray]]:
+        """Yield for each feed whether it is held out, the layer's input, and the output it ought to have."""
+        anchor = residual_sum(layer)
+        names = list(dict.fromkeys([layer.x.name or "", layer.y.name or "", anchor.name or ""]))
+        self._advance(model, layer)
+        pruned = self._at[0].tap(model, names)
+        pairs = zip(pruned, self._at[1].tap(self.reference, [anchor.name or ""]), strict=True)
+        for index, (values, wanted) in enumerate(pairs):
+            target = self._kept(anchor.name or "", wanted[anchor.name or ""])
+            if anchor is not layer.y:
+                target = values[layer.y.name or ""] + (target - values[anchor.name or ""])
+            yield is_held_out(index), values[layer.x.name or ""], target
+
+    def rewind(self) -> None:
+        """Start from the model's inputs again, for another sweep."""
+        self._at = Frontier(feeds=self.feeds), Frontier(feeds=self.feeds)
+        self._refused = set()
+
+    def _advance(self, model: ir.Model, layer: Layer) -> None:
+        """Move both models to the last cut before the layer; all layers before it are done."""
+        order = {node.name: index for index, node in enumerate(model.graph)}
+        here, there = cuts(model.graph), cuts(self.reference.graph)
+        at = order[layer.node.name]
+        before = [name for name, index in here.items() if index < at and name in there]
+        if not before or before[-1] in self._refused or before[-1] == self._at[0].start:
+            return
+        cut = before[-1]
+        # Both or none: a layer's tensors are looked up behind one and the same cut.
+        pruned, float_ = self._at[0].copy(), self._at[1].copy()
+        if pruned.advance(model, cut) and float_.advance(self.reference, cut):
+            self._at = pruned, float_
+        else:
+            self._refused.add(cut)
+
+    def _kept(self, name: str, array: np.ndarray) -> np.ndarray:
+        for axis, mask in enumerate(self.masks.get(name, ())):
+            if mask is not None and not mask.all():
+                array = np.compress(mask, array, axis=axis)
+        return array
+
+
+def _equations(
+    moments: MomentObserver, held: MomentObserver
+) -> tuple[Equations, Equations | None, Equations]:
+    """Return the equations of the feeds to fit to, of those held out, and of all; `moments` becomes all."""
+    fit = Equations.of(moments)
+    if not held.count:
+        return fit, None, fit
+    judged = Equations.of(held)
+    moments.add(held)
+    return fit, judged, Equations.of(moments)
+
+
+def residual_sum(layer: Layer) -> ir.Value:
+    """Return the sum that the layer's output goes into, as far as nothing but Add is between."""
+    value = layer.y
+    while True:
+        uses = list(value.uses())
+        if len(uses) != 1 or uses[0].node.op_type != "Add" or value.is_graph_output():
+            return value
+        value = uses[0].node.outputs[0]
+
+
+def _bias(layer: Layer, weight: np.ndarray) -> np.ndarray:
+    if layer.bias is None:
+        return np.zeros(weight.shape[:2])
+    return np.broadcast_to(
+        read_weight(layer.bias).astype(np.float64).reshape(-1), weight[..., 0].size
+    ).reshape(weight.shape[:2])
+
+
+def _set_bias(model: ir.Model, layer: Layer, bias: np.ndarray, before: np.ndarray) -> None:
+    if layer.bias is not None:
+        if bias.size == read_weight(layer.bias).size:
+            write_weight(layer.bias, bias.reshape(read_weight(layer.bias).shape))
+    elif layer.kind in ("conv", "gemm") and not np.allclose(bias, before, atol=1e-12):
+        fresh = add_constant(model.graph, f"{layer.name}_bias", bias.astype(read_weight(layer.weight).dtype))
+        if len(layer.node.inputs) < 3:
+            layer.node.resize_inputs(3)
+        layer.node.replace_input_with(2, fresh)
+
+
+def refusal(layer: Layer) -> str:
+    """Return why a layer cannot be refitted, or an empty text."""
+    if layer.shared:
+        return "its weight is used by another node, too"
+    return refusal_of_transposed(layer.node) if layer.kind == "conv_transpose" else ""

@@ -1,0 +1,1 @@
+"""What a graph must look like to be pruned, and removing channels from it."""

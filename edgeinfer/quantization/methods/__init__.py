@@ -1,0 +1,1 @@
+"""The quantizing transforms, one a file."""

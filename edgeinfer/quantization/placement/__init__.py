@@ -1,0 +1,1 @@
+"""Which tensors get Q/DQ, by the dialect of the runtime."""

@@ -1,0 +1,1 @@
+"""Writing, reading and removing Q/DQ in a graph."""

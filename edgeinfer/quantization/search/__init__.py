@@ -1,0 +1,1 @@
+"""`QuantizeInt8`, and how it decides."""

@@ -1,0 +1,1 @@
+"""Loading and running an artifact, and measuring it where it runs."""

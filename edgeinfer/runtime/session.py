@@ -1,0 +1,432 @@
+"""`Session`: a loaded artifact, ready to run.
+
+The session owns everything that does not depend on the runtime: checking of inputs, naming of outputs,
+closing, thread-safety, timing, pinning to cores, wrapping of foreign exceptions.
+
+Ownership: the arrays that `infer` returns belong to the caller; no later call changes them. The arrays of a
+`BoundSession` belong to the session: each `run` overwrites the outputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from time import perf_counter_ns
+from types import TracebackType
+from typing import Any, final
+
+import attrs
+import numpy as np
+
+from edgeinfer.artifact.golden import compare_golden
+from edgeinfer.artifact.inputs import InputValidator
+from edgeinfer.artifact.manifest import Manifest
+from edgeinfer.artifact.signature import Signature
+from edgeinfer.backends.options import options_from
+from edgeinfer.backends.protocol import Bindable, Binding, Explains, Profiles, Runner
+from edgeinfer.backends.reports import ExecutionReport, LayerTime
+from edgeinfer.display import Table
+from edgeinfer.errors import (
+    ArtifactError,
+    EdgeInferError,
+    InferenceError,
+    InputError,
+    OptionsError,
+    SessionClosedError,
+)
+from edgeinfer.runtime.affinity import Pins
+from edgeinfer.runtime.bound import BoundSession, CopyingBinding
+
+__all__ = ["BoundSession", "Session", "SessionOptions"]
+
+_REMEMBERED = 10_000  # latencies
+
+
+def _cores(value: object) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, int):
+        return (value,)
+    if isinstance(value, Iterable):
+        return tuple(int(core) for core in value)
+    raise TypeError("pin_cores takes core numbers")
+
+
+def _positive_or_none(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not (isinstance(value, (int, float)) and value > 0):
+        raise ValueError(f"{attribute.name} is a positive number or None")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class SessionOptions:
+    """Options of the session itself, for every backend.
+
+    Attributes:
+        pin_cores: The cores that the runtime's threads, and every thread that calls the session, are pinned
+            to until the session closes. It makes latency steady: no migration between cores.
+        deadline_ms: How long one `infer` may take; the session counts those that took longer.
+    """
+
+    pin_cores: tuple[int, ...] | None = attrs.field(default=None, converter=_cores)
+    deadline_ms: float | None = attrs.field(default=None, validator=_positive_or_none)
+
+    @classmethod
+    def of(cls, **values: object) -> SessionOptions:
+        """Return the options; a value that is refused is an OptionsError."""
+        return options_from(cls, values, backend="session")
+
+
+@final
+class Session:
+    """Runs a loaded artifact. Made by `edgeinfer.load`; a context manager.
+
+    Several threads may use one session.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        manifest: Manifest,
+        *,
+        device: str = "",
+        options: SessionOptions | None = None,
+        pins: Pins | None = None,
+    ) -> None:
+        options = options or SessionOptions()
+        if pins is None and options.pin_cores:
+            pins = Pins(options.pin_cores)
+        self._runner = runner
+        self._run = runner.run
+        self._manifest = manifest
+        self._device = device or manifest.device
+        validator = InputValidator(
+            manifest.signature, device_arrays=getattr(runner, "takes_device_arrays", False)
+        )
+        self._validate = validator.check
+        self._output_names = tuple(spec.name for spec in manifest.signature.outputs)
+        self._only_output = self._output_names[0] if len(self._output_names) == 1 else None
+        self._latencies: deque[int] = deque(maxlen=_REMEMBERED)
+        self._record = self._latencies.append
+        self._closed = False
+        self._lock: contextlib.AbstractContextManager[object] | None = (
+            None if getattr(runner, "thread_safe", False) else threading.RLock()
+        )
+        self._pins = pins
+        # Whether `infer` must look at more than the inputs: then it takes the longer way.
+        self._deadline_ns = None if options.deadline_ms is None else options.deadline_ms * 1e6
+        self._deadline_misses = 0
+        self._counting = threading.Lock()
+        self._guarded = self._lock is not None or pins is not None or self._deadline_ns is not None
+        self._bound: weakref.WeakSet[BoundSession] = weakref.WeakSet()
+
+    @property
+    def signature(self) -> Signature:
+        """The inputs and outputs."""
+        return self._manifest.signature
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the artifact that is loaded."""
+        return self._manifest
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend."""
+        return self._manifest.backend
+
+    @property
+    def device(self) -> str:
+        """The device name within the backend."""
+        return self._device
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def latencies_ms(self) -> np.ndarray:
+        """The last latencies of `infer` in ms, oldest first: the runtime's part, without the checks."""
+        return np.array(self._latencies, np.float64) / 1e6
+
+    @property
+    def deadline_misses(self) -> int:
+        """How many calls of `infer` took longer than `deadline_ms`, since the session was loaded."""
+        return self._deadline_misses
+
+    def infer(self, inputs: Mapping[str, np.ndarray] | np.ndarray, /) -> dict[str, np.ndarray]:
+        """Run once.
+
+        Args:
+            inputs: Every input by name, or one array for a model with one input. Dtypes must be the
+                signature's; nothing is converted. Arrays that are not contiguous are copied.
+
+        Returns:
+            The outputs by name. They belong to the caller.
+
+        Raises:
+            InputError: The inputs do not fit the signature.
+            InferenceError: The runtime failed.
+            SessionClosedError: The session is closed.
+        """
+        # This is written for speed: on a small model each line here is seen in the latency.
+        feeds = self._validate(inputs)
+        if self._guarded:
+            outputs = self._run_guarded(feeds)
+        else:
+            started = perf_counter_ns()
+            try:
+                outputs = self._run(feeds)
+            except Exception as error:
+                raise self._wrapped(error) from error
+            self._record(perf_counter_ns() - started)
+        if self._only_output is not None:
+            return {self._only_output: outputs[0]}
+        return dict(zip(self._output_names, outputs))  # noqa: B905 (checked by the conformance suite)
+
+    def _run_guarded(self, feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+        self._check_open()
+        if self._pins is not None:
+            self._pins.pin_this_thread()
+        with self._lock or contextlib.nullcontext():
+            started = perf_counter_ns()
+            try:
+                outputs = self._run(feeds)
+            except Exception as error:
+                raise self._wrapped(error) from error
+            took = perf_counter_ns() - started
+        self._record(took)
+        if self._deadline_ns is not None and took > self._deadline_ns:
+            with self._counting:
+                self._deadline_misses += 1
+        return outputs
+
+    def bind(self, shapes: Mapping[str, Sequence[int]] | None = None) -> BoundSession:
+        """Return a bound mode: buffers allocated once, no checks and no copies on each run.
+
+        Args:
+            shapes: The shape of each input whose signature is not static.
+
+        Raises:
+            InputError: A shape is missing or does not fit the signature.
+        """
+        self._check_open()
+        resolved = self._resolve(shapes or {})
+        try:
+            strings = any(spec.dtype == object for spec in (*self.signature.inputs, *self.signature.outputs))
+            if isinstance(self._runner, Bindable) and not strings:  # strings have no fixed buffers
+                binding: Binding = self._runner.bind(resolved)
+            else:
+                binding = CopyingBinding(self._runner, self.signature, resolved)
+            if self._pins is not None:
+                self._pins.pin_this_thread()
+            bound = BoundSession(
+                binding, self.signature, resolved, guard=self._lock, wrap_error=self._wrapped
+            )
+        except EdgeInferError:
+            raise
+        except Exception as error:
+            raise self._wrapped(error) from error
+        self._bound.add(bound)
+        return bound
+
+    def stream(
+        self, feeds: Iterable[Mapping[str, np.ndarray] | np.ndarray], *, in_flight: int = 2
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Run over a stream of inputs with several requests in flight; outputs come in the inputs' order.
+
+        At most `in_flight` inputs are taken ahead of the output that was consumed last.
+
+        Args:
+            feeds: Inputs as for `infer`.
+            in_flight: How many requests may be under way at once, at least 1.
+
+        Raises:
+            OptionsError: `in_flight` is not a number of at least 1.
+            InputError: As `infer`, when the input concerned is reached.
+        """
+        if not isinstance(in_flight, int) or in_flight < 1:
+            raise OptionsError("A stream needs at least one request in flight.", found=in_flight)
+        self._check_open()
+        return self._stream(feeds, in_flight)
+
+    def _stream(
+        self, feeds: Iterable[Mapping[str, np.ndarray] | np.ndarray], in_flight: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        pending: deque[Future[dict[str, np.ndarray]]] = deque()
+        with ThreadPoolExecutor(in_flight, thread_name_prefix="edgeinfer-stream") as pool:
+            try:
+                for feed in feeds:
+                    if len(pending) == in_flight:
+                        yield pending.popleft().result()
+                    pending.append(pool.submit(self.infer, feed))
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def execution(self) -> ExecutionReport:
+        """Return what really ran: each layer's device and precision, by the runtime's own account."""
+        self._check_open()
+        if not isinstance(self._runner, Explains):
+            return ExecutionReport(
+                backend=self.backend, layers=(), notes=("this backend does not tell what really ran",)
+            )
+        try:
+            return self._runner.execution()
+        except EdgeInferError:
+            raise
+        except Exception as error:
+            raise self._wrapped(error) from error
+
+    def profile(
+        self, inputs: Mapping[str, np.ndarray] | np.ndarray, /, *, runs: int = 20
+    ) -> tuple[LayerTime, ...]:
+        """Return the time of each layer by the runtime's own profiler; `measure_layers` makes a table of it.
+
+        Args:
+            inputs: As for `infer`.
+            runs: How many inferences to time.
+
+        Returns:
+            The layers in execution order; none where the backend has no profiler.
+
+        Raises:
+            InputError: The inputs do not fit the signature.
+            InferenceError: The runtime failed.
+            SessionClosedError: The session is closed.
+        """
+        self._check_open()
+        feeds = self._validate(inputs)
+        if not isinstance(self._runner, Profiles):
+            return ()
+        try:
+            return tuple(self._runner.profile(feeds, max(1, runs)))
+        except EdgeInferError:
+            raise
+        except Exception as error:
+            raise self._wrapped(error) from error
+
+    def check_golden(self) -> None:
+        """Run the artifact's golden inputs, and compare with its golden outputs as `numpy.allclose` does.
+
+        Raises:
+            GoldenMismatchError: An output differs by more than the tolerances, or in shape or dtype.
+            ArtifactError: The artifact has no golden inputs.
+        """
+        golden = self._manifest.golden
+        if golden is None or not golden.inputs:
+            raise ArtifactError(
+                "The artifact has no golden inputs.",
+                hint="Add them with artifact.with_golden(inputs, outputs, rtol=..., atol=...) before saving.",
+            )
+        compare_golden(golden, self.infer(golden.inputs))
+
+    def close(self) -> None:
+        """Free everything, bound modes included. Closing twice is allowed.
+
+        Calls that run in other threads end with their result or with SessionClosedError.
+        """
+        if self._closed:
+            return
+        self._closed = self._guarded = True
+        with self._lock or contextlib.nullcontext():
+            for bound in tuple(self._bound):
+                bound.close()
+            self._runner.close()
+        if self._pins is not None:
+            self._pins.release()
+
+    def table(self) -> Table:
+        """Return what a person wants to know at a glance."""
+        rows: list[tuple[object, ...]] = [
+            ("backend", f"{self.backend}, device {self.device or 'default'}"),
+            *(("input", f"{spec.name} {spec.describe()}") for spec in self.signature.inputs),
+            *(("output", f"{spec.name} {spec.describe()}") for spec in self.signature.outputs),
+            ("state", "closed" if self._closed else "open"),
+        ]
+        if len(self._latencies):
+            p50, p99 = np.percentile(self.latencies_ms, (50, 99))
+            rows.append(("latency", f"p50 {p50:.3f} ms, p99 {p99:.3f} ms of the last {len(self._latencies)}"))
+        return Table(title="Session", columns=("", ""), rows=rows)
+
+    def __enter__(self) -> Session:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<Session {self.backend}:{self.device} {state}, {self.signature.describe()}>"
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SessionClosedError("The session is closed.", hint="Load the artifact again.")
+
+    def _wrapped(self, error: Exception) -> EdgeInferError:
+        if self._closed:
+            return SessionClosedError("The session was closed while it ran.", hint="Load the artifact again.")
+        if isinstance(error, EdgeInferError):
+            return error
+        return InferenceError(
+            f"{self.backend} failed: {type(error).__name__}: {str(error).strip()}",
+            where=f"device {self.device or 'default'}",
+            facts={"backend": self.backend},
+        )
+
+    def _resolve(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+        resolved = {}
+        names = [spec.name for spec in self.signature.inputs]
+        if not isinstance(shapes, Mapping) or not set(shapes) <= set(names):
+            raise InputError(
+                "The shapes do not have the names of the model's inputs.",
+                expected=f"a mapping with names among {', '.join(names)}",
+                found=", ".join(map(str, shapes)) if isinstance(shapes, Mapping) else type(shapes).__name__,
+            )
+        for spec in self.signature.inputs:
+            if spec.name in shapes:
+                shape = _sizes(spec.name, shapes[spec.name])
+            elif spec.is_static:
+                shape = tuple(dim for dim in spec.shape or () if isinstance(dim, int))
+            else:
+                raise InputError(
+                    "The input has no static shape, so bind needs one.",
+                    where=f"input {spec.name!r}",
+                    expected=spec.describe(),
+                    hint=f"session.bind({{{spec.name!r}: (...)}})",
+                )
+            resolved[spec.name] = shape
+        self._validate(
+            {
+                s.name: np.broadcast_to(
+                    np.full((), "" if s.dtype == object else 0, s.dtype), resolved[s.name]
+                )
+                for s in self.signature.inputs
+            }
+        )
+        return resolved
+
+
+def _sizes(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in shape)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "That is not a shape.", where=f"input {name!r}", expected="whole numbers", found=repr(shape)
+        ) from error
+    if min(sizes, default=0) < 0:
+        raise InputError("A size is negative.", where=f"input {name!r}", found=sizes)
+    return sizes
