@@ -5,7 +5,7 @@ what to do. The same facts are attributes, so that a program can act on them.
 
     EdgeInferError
     ├── ModelError           ModelLoadError, InvalidModelError, ExternalDataError, UnsupportedModelError
-    ├── TransformError       TransformContractError, PreconditionError, CalibrationError
+    ├── TransformError       TransformContractError, TransformOptionError, PreconditionError, CalibrationError
     ├── BackendError         UnknownBackendError, DuplicateBackendError, BackendUnavailableError,
     │                        BrokenBackendError, DeviceError, OptionsError, CompileError
     ├── ArtifactError        ArtifactFormatError, ArtifactIntegrityError, ArtifactMismatchError,
@@ -50,6 +50,7 @@ __all__ = [
     "TargetError",
     "TransformContractError",
     "TransformError",
+    "TransformOptionError",
     "UnknownBackendError",
     "UnsupportedModelError",
 ]
@@ -130,6 +131,10 @@ class UnsupportedModelError(ModelError):
 
 class TransformError(EdgeInferError):
     """A transform could not be applied."""
+
+
+class TransformOptionError(TransformError, ValueError):
+    """A transform was made with an option that does not exist, or with a value that it does not take."""
 
 
 class PreconditionError(TransformError):

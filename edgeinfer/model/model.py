@@ -24,6 +24,7 @@ from edgeinfer.errors import InvalidModelError, ModelError, ModelLoadError, Unsu
 from edgeinfer.model.canonical import canonical_digest
 from edgeinfer.model.checks import check_graph, check_opset, check_sizes, free_dimensions, name_nodes
 from edgeinfer.model.external_data import internalize
+from edgeinfer.model.shape_hints import drop_wrong_shapes
 
 __all__ = ["Model", "ModelSource"]
 
@@ -70,7 +71,7 @@ class Model:
         if isinstance(source, Model):
             return source
         if isinstance(source, ir.Model):
-            return cls.from_ir(source.clone())
+            return cls._loaded(source.clone())
         if isinstance(source, onnx.ModelProto):
             own = onnx.ModelProto()  # tensors are views of it, so the caller's may not be used
             own.CopyFrom(source)
@@ -102,6 +103,12 @@ class Model:
         return cls(model, path)
 
     @classmethod
+    def _loaded(cls, model: IrModel, *, path: Path | None = None) -> Model:
+        loaded = cls.from_ir(model, path=path)
+        drop_wrong_shapes(model)
+        return loaded
+
+    @classmethod
     def _from_proto(cls, proto: onnx.ModelProto, path: Path | None, where: str) -> Model:
         if not proto.HasField("graph") or not proto.opset_import:
             raise ModelLoadError(
@@ -112,7 +119,7 @@ class Model:
         try:
             model = ir.from_proto(proto)
             internalize(model, path.parent if path is not None else None)
-            return cls.from_ir(model, path=path)
+            return cls._loaded(model, path=path)
         except ModelError as error:
             error.where = where if error.where is None else f"{where}: {error.where}"
             raise
