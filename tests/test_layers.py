@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "edgeinfer"
 ORDER = (
     ("errors", "values"),
     ("display", "atomic"),
+    ("budget",),
     ("numerics",),
     ("artifact",),
     ("feeds",),
