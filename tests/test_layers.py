@@ -47,6 +47,7 @@ ORDER = (
     ("pruning.reconstruction",),
     ("pruning.budget",),
     ("pruning",),
+    ("estimate",),
     ("recipe",),
     ("api",),
     ("testing", "demo"),
@@ -54,7 +55,7 @@ ORDER = (
 )
 DEVICE_LINE = ORDER.index(("model", "terminal"))
 GRAPH_PACKAGES = frozenset({"onnx", "onnx_ir", "onnxscript", "sympy", "rich"})
-LAZY = frozenset({"", "transforms", "backends", "quantization", "pruning"})
+LAZY = frozenset({"", "transforms", "backends", "devices", "quantization", "pruning"})
 
 
 def _modules() -> dict[str, Path]:
