@@ -7,7 +7,7 @@ import math
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgeinfer as ei
@@ -77,6 +77,7 @@ def test_a_limit_out_of_its_range_is_refused(name, value):
         ei.Budget(**{name: value})
 
 
+@settings(deadline=None)
 @given(BUDGETS)
 def test_a_budget_survives_json(budget):
     assert ei.Budget.from_dict(json.loads(json.dumps(budget.to_dict()))) == budget
@@ -92,6 +93,7 @@ def test_it_is_frozen():
         ei.Budget().power_w = 3
 
 
+@settings(deadline=None)
 @given(BUDGETS, MEASURED)
 def test_each_limit_passes_or_is_reported(budget, measured):
     found = {violation.limit: violation for violation in budget.check(measured)}
@@ -150,6 +152,7 @@ def test_it_is_shown():
     assert "no limits" in ei.Budget()._repr_html_()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 50))
 def test_sizes_for_people_can_be_read_back(size):
     assert parse_bytes(format_bytes(size)) == pytest.approx(size, rel=1e-3)

@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeinfer.devices.catalog import Profiles, profiles, register
     from edgeinfer.devices.device_profile import DeviceProfile
+    from edgeinfer.devices.probe.local import LocalDevice, local
     from edgeinfer.devices.profile import Target
 
 _HOME = {
     "DeviceProfile": "edgeinfer.devices.device_profile",
+    "LocalDevice": "edgeinfer.devices.probe.local",
     "Profiles": "edgeinfer.devices.catalog",
     "Target": "edgeinfer.devices.profile",
+    "local": "edgeinfer.devices.probe.local",
     "profiles": "edgeinfer.devices.catalog",
     "register": "edgeinfer.devices.catalog",
 }
 
-__all__ = ["DeviceProfile", "Profiles", "Target", "profiles", "register"]
+__all__ = ["DeviceProfile", "LocalDevice", "Profiles", "Target", "local", "profiles", "register"]
 
 
 def __getattr__(name: str) -> Any:

@@ -178,10 +178,9 @@ def _pyramid(b: NetBuilder, rng: Rng, levels: list[ir.Value], act: str) -> list[
     found = [sides[-1]]
     for side in reversed(sides[:-1]):
         above, shape = found[-1], b.shape(side)
-        factors = [s / a for s, a in zip(shape, b.shape(above), strict=True)]
         empty = b.constant(np.zeros(0, np.float32))
-        scales = b.constant(np.array(factors, np.float32))
-        up = b.op("Resize", above, empty, scales, shape=shape, mode=_pick(rng, "linear", "nearest"))
+        sizes = b.constant(np.array(shape, np.int64))
+        up = b.op("Resize", above, empty, empty, sizes, shape=shape, mode=_pick(rng, "linear", "nearest"))
         found.append(b.add(side, up))
     outputs = []
     for level in found:
