@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgeinfer.api import compile, optimize
     from edgeinfer.artifact.artifact import Artifact
     from edgeinfer.backends.registry import backends  # the package, which is callable (see its docstring)
+    from edgeinfer.budget import Budget
     from edgeinfer.devices.profile import Target
     from edgeinfer.errors import EdgeInferError
     from edgeinfer.measure.compare import compare
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 
 _ATTRIBUTES = {
     "Artifact": "edgeinfer.artifact.artifact",
+    "Budget": "edgeinfer.budget",
     "EdgeInferError": "edgeinfer.errors",
     "Model": "edgeinfer.model.model",
     "Pipeline": "edgeinfer.transforms.contract",
@@ -53,6 +55,7 @@ _MODULES = ("backends", "devices", "errors", "testing", "transforms")
 
 __all__ = [
     "Artifact",
+    "Budget",
     "EdgeInferError",
     "Model",
     "Pipeline",

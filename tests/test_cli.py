@@ -57,6 +57,9 @@ def test_doctor(capsys):
     found = json.loads(run(capsys, "doctor", "--json"))
     assert found["backends"]["onnxruntime"]["available"]
     assert found["backends"]["onnxruntime"]["devices"][0]["name"] == "CPU"
+    assert found["local"]["cpu"]["model"] in text
+    assert found["local"]["memory_bytes"] > 0
+    assert all(item["topic"] in text for item in found["local"]["advice"])
     for backend in found["backends"].values():
         assert backend["available"] or (backend["reason"] and backend["install"].startswith("pip install"))
 

@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "edgeinfer"
 ORDER = (
     ("errors", "values"),
     ("display", "atomic", "npz", "cpu_quota"),
+    ("budget",),
     ("numerics",),
     ("artifact",),
     ("feeds",),
@@ -46,6 +47,7 @@ ORDER = (
     ("pruning.reconstruction",),
     ("pruning.budget",),
     ("pruning",),
+    ("estimate",),
     ("recipe",),
     ("api",),
     ("testing", "demo"),
@@ -53,7 +55,7 @@ ORDER = (
 )
 DEVICE_LINE = ORDER.index(("model", "terminal"))
 GRAPH_PACKAGES = frozenset({"onnx", "onnx_ir", "onnxscript", "sympy", "rich"})
-LAZY = frozenset({"", "transforms", "backends", "quantization", "pruning"})
+LAZY = frozenset({"", "transforms", "backends", "devices", "quantization", "pruning"})
 
 
 def _modules() -> dict[str, Path]:
