@@ -181,7 +181,7 @@ def test_errors_are_one_clean_message(capsys, net, edge, tmp_path):
     assert "not a file of numpy arrays" in fails(capsys, "run", edge, "--input", f"x={tmp_path / 'text.npy'}")
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "no .npz or .npy" in fails(capsys, "compare", net, net, "--feeds", empty)
+    assert "no .npy and no .npz" in fails(capsys, "compare", net, net, "--feeds", empty)
 
 
 def test_files_of_inputs_are_never_unpickled(capsys, edge, tmp_path):

@@ -53,7 +53,7 @@ ORDER = (
 )
 DEVICE_LINE = ORDER.index(("model", "terminal"))
 GRAPH_PACKAGES = frozenset({"onnx", "onnx_ir", "onnxscript", "sympy", "rich"})
-LAZY = frozenset({"", "transforms", "backends", "quantization", "pruning"})
+LAZY = frozenset({"", "transforms", "backends", "measure", "quantization", "pruning"})
 
 
 def _modules() -> dict[str, Path]:
