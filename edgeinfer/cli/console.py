@@ -83,8 +83,10 @@ def writing() -> Iterator[None]:
         EdgeInferError: It does not.
     """
     try:
-        yield
-        sys.stdout.flush()
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -102,6 +102,8 @@ def input_shapes(
         InputError: A name is neither an input nor a symbolic dimension, a shape does not fit, or a size is
             missing that is not that of a batch.
     """
+    if batch is not None and (not isinstance(batch, (int, np.integer)) or batch < 1):
+        raise InputError("That is no size of a batch.", expected="a whole number from 1", found=batch)
     given = checked_shapes(signature, shapes or {})
     sizes = {name: size for name, size in given.items() if isinstance(size, int)}
     entire = {name: shape for name, shape in given.items() if isinstance(shape, tuple)}
@@ -112,7 +114,7 @@ def input_shapes(
         _input_shape(spec, signature, entire.get(spec.name), sizes, batch) for spec in signature.inputs
     )
     if batch is not None:
-        _check_batch(signature, found, _sizes("batch", (batch,))[0])
+        _check_batch(signature, found, batch)
     return found
 
 
