@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from edgeinfer.budget import Budget
     from edgeinfer.devices.profile import Target
     from edgeinfer.errors import EdgeInferError
-    from edgeinfer.measure.compare import compare
-    from edgeinfer.measure.inspect import inspect
+    from edgeinfer.measure.comparison import compare
+    from edgeinfer.measure.inspection import inspect
     from edgeinfer.model.model import Model
     from edgeinfer.runtime.benchmark import benchmark
     from edgeinfer.runtime.open import infer, load
@@ -44,10 +44,10 @@ _ATTRIBUTES = {
     "Session": "edgeinfer.runtime.session",
     "Target": "edgeinfer.devices.profile",
     "benchmark": "edgeinfer.runtime.benchmark",
-    "compare": "edgeinfer.measure.compare",
+    "compare": "edgeinfer.measure.comparison",
     "compile": "edgeinfer.api",
     "infer": "edgeinfer.runtime.open",
-    "inspect": "edgeinfer.measure.inspect",
+    "inspect": "edgeinfer.measure.inspection",
     "load": "edgeinfer.runtime.open",
     "optimize": "edgeinfer.api",
 }

@@ -10,7 +10,8 @@ what to do. The same facts are attributes, so that a program can act on them.
     │                        BrokenBackendError, DeviceError, OptionsError, CompileError
     ├── ArtifactError        ArtifactFormatError, ArtifactIntegrityError, ArtifactMismatchError,
     │                        ArtifactSaveError, ArtifactTrustError
-    ├── SessionError         InputError, SessionClosedError, InferenceError, GoldenMismatchError
+    ├── SessionError         InputError (FeedsError, a CalibrationError, too), SessionClosedError,
+    │                        InferenceError, GoldenMismatchError
     ├── TargetError          BudgetError
     └── FleetError
 """
@@ -36,6 +37,7 @@ __all__ = [
     "DuplicateBackendError",
     "EdgeInferError",
     "ExternalDataError",
+    "FeedsError",
     "FleetError",
     "GoldenMismatchError",
     "InferenceError",
@@ -211,6 +213,13 @@ class SessionError(EdgeInferError):
 
 class InputError(SessionError):
     """The inputs do not fit the model's signature."""
+
+
+class FeedsError(CalibrationError, InputError):
+    """Data given as feeds is of no known form, can be gone through only once, or does not fit the model.
+
+    It is both: the same reader serves calibration and everything that runs a session.
+    """
 
 
 class SessionClosedError(SessionError):

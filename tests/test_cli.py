@@ -10,13 +10,16 @@ import subprocess
 import sys
 import threading
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx.parser
 import pytest
+from PIL import Image
 
 import edgeinfer as ei
 from edgeinfer.cli import main
+from edgeinfer.transforms import contract
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[N, 2] x) => (float[N, 3] y) <float[2, 3] w = {1, 2, 3, 4, 5, 6}> {
@@ -146,7 +149,70 @@ def test_bench_with_memory_and_feeds(capsys, edge, tmp_path):
         run(capsys, "bench", edge, "--runs", "5", "--memory", "--feeds", tmp_path / "x.npy", "--json")
     )
     assert found["memory"]["peak_bytes"] > found["memory"]["baseline_bytes"] > 0
-    assert found["notes"] == []
+    assert found["notes"] == ["3 feeds in turn"]  # the rows of one file, one at a time
+    assert found["inputs"] == [
+        {"name": "x", "dtype": "float32", "shape": [1, 2], "origins": ["from feeds", "declared"]}
+    ]
+    assert found["memory"]["inputs"] == found["inputs"]
+
+
+@pytest.mark.parametrize("size", [["--batch", "4"], ["--shape", "N=4"], ["--shape", "x=4x2"]])
+def test_the_batch_that_is_asked_for_is_timed_and_shown(capsys, edge, tmp_path, size):
+    np.save(tmp_path / "x.npy", np.zeros((10, 2), np.float32))
+    with_feeds = [*size, "--feeds", tmp_path / "x.npy"]
+    found = json.loads(run(capsys, "bench", edge, "--runs", "3", *with_feeds, "--json"))
+    assert found["inputs"][0]["shape"] == [4, 2]
+    assert "2 of 10 samples do not fill a batch of 4 and are left out" in found["notes"]
+    made_up = json.loads(run(capsys, "bench", edge, "--runs", "3", *size, "--json"))
+    assert made_up["inputs"][0]["shape"] == [4, 2]
+    assert "x float32 (4, 2)" in run(capsys, "bench", edge, "--runs", "3", *size)
+
+
+def test_bench_of_several_artifacts_takes_turns(capsys, edge, net, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((3, 2), np.float32))
+    lines = ("bench", edge, net, edge, "-b", "onnxruntime", "--runs", "5", "--feeds", tmp_path / "x.npy")
+    assert "cannot be chosen" in fails(capsys, *lines)  # of an artifact
+    other = ei.compile(net, "onnxruntime", options={"threads": 1}).save(tmp_path / "other.edge").path
+    lines = ("bench", edge, other, edge, "--runs", "5", "--feeds", tmp_path / "x.npy")
+    text = run(capsys, *lines)
+    assert "speed-up" in text
+    assert "5 turns" in text
+    assert "x float32 (1, 2), N = 1 from feeds" in text
+    found = json.loads(run(capsys, *lines, "--json"))
+    assert list(found) == [edge, str(other), f"{edge} (3)"]
+    assert all(report["n"] == 5 for report in found.values())
+    assert found[edge]["speedup"] == 1.0
+    assert "for one artifact" in fails(capsys, "bench", edge, other, "--memory")
+
+
+def test_images_with_their_preprocessing(capsys, tmp_path):
+    text = NET.replace("float[N, 2] x", "float[N, 1, 2, 2] x").replace("float[N, 3] y", "float[N, 1, 2, 3] y")
+    images = ei.Model.load(onnx.parser.parse_model(text)).save(tmp_path / "images.onnx")
+    for index in range(3):
+        pixels = np.full((5, 5), 10 * index, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    made = tmp_path / "made.json"
+    made.write_text(json.dumps({"size": [2, 2], "color": "L"}))
+    given = ("--images", tmp_path, "--preprocessing", made)
+    found = json.loads(run(capsys, "compare", images, images, *given, "--json"))
+    assert found["feeds"] == 3
+    run(capsys, "optimize", images, "-o", tmp_path / "o.onnx", "--transform", "ToFloat16", *given)
+    assert [entry.config for entry in ei.Model.load(tmp_path / "o.onnx").history] == [{"calibrated": True}]
+    assert json.loads(run(capsys, "bench", images, "-b", "onnxruntime", "--runs", "3", *given, "--json"))
+    assert "belong together" in fails(capsys, "compare", images, images, "--images", tmp_path)
+    assert "not both" in fails(capsys, "compare", images, images, "--feeds", tmp_path, *given)
+    for content in ("{", "[]", '{"size": "big"}'):
+        made.write_text(content)
+        fails(capsys, "compare", images, images, *given)
+
+
+def test_compare_says_where_models_ran(capsys, net, tmp_path):
+    out = tmp_path / "out.onnx"
+    run(capsys, "optimize", net, "-o", out, "--target", "openvino")
+    found = json.loads(run(capsys, "compare", net, out, "--json"))
+    assert (found["reference_on"], found["candidate_on"]) == ("onnxruntime:CPU", "openvino:CPU")
+    found = json.loads(run(capsys, "compare", net, out, "--target", "onnxruntime", "--json"))
+    assert found["candidate_on"] == "onnxruntime:CPU"
 
 
 def test_compare(capsys, net, edge, tmp_path):
@@ -184,7 +250,7 @@ def test_errors_are_one_clean_message(capsys, net, edge, tmp_path):
     assert "not a file of numpy arrays" in fails(capsys, "run", edge, "--input", f"x={tmp_path / 'text.npy'}")
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "no .npz or .npy" in fails(capsys, "compare", net, net, "--feeds", empty)
+    assert "no .npy and no .npz" in fails(capsys, "compare", net, net, "--feeds", empty)
 
 
 def test_files_of_inputs_are_never_unpickled(capsys, edge, tmp_path):
@@ -197,9 +263,31 @@ def test_files_of_inputs_are_never_unpickled(capsys, edge, tmp_path):
     assert "not a file of numpy arrays" in fails(capsys, "run", edge, "--input", tmp_path / "evil.npz")
 
 
+@pytest.mark.parametrize("name", sorted(set(ei.transforms.__all__) - set(contract.__all__)))
+def test_every_transform_can_be_named(capsys, net, tmp_path, name):
+    """It is made, or refuses that it was given no arguments; never is it unknown."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32))
+    out = tmp_path / "out.onnx"
+    given = ("--calibration", tmp_path / "x.npy", "--target", "onnxruntime")
+    code = main([str(a) for a in ("optimize", net, "-o", out, "--transform", name, *given)])
+    said = capsys.readouterr().err
+    assert "There is no transform" not in said
+    refused = name == "RetargetQDQ"  # without the target that it is for
+    assert (code, "refuses its arguments" in said) == ((2, True) if refused else (0, False)), said
+
+
 @pytest.mark.parametrize(
     "line",
-    [[], ["nonsense"], ["inspect"], ["inspect", "m", "--shape", "N"], ["compile", "m", "--option", "x"]],
+    [
+        *([], ["nonsense"], ["inspect"], ["inspect", "m", "--shape", "N"], ["compile", "m", "--option", "x"]),
+        *(["bench", "m", "--seconds", text] for text in ("nan", "inf", "0", "-1", "soon")),
+        *(["bench", "m", "--runs", text] for text in ("0", "-1", "1.5", "nan", "many")),
+        *(["bench", "m", "--warmup", text] for text in ("-1", "nan")),
+        *(["bench", "m", "--batch", text] for text in ("0", "nan")),
+        *(["compare", "a", "b", "--threshold-db", text] for text in ("nan", "inf", "low")),
+        *(["inspect", "m", "--nodes", text] for text in ("-1", "nan")),
+        *(["inspect", "m", "--shape", text] for text in ("N=nan", "N=-1", "N=1.5", "=3")),
+    ],
 )
 def test_a_wrong_command_line_is_exit_2(capsys, line):
     with pytest.raises(SystemExit) as caught:
@@ -225,6 +313,27 @@ def test_as_a_module_and_into_a_closed_pipe(net):
         done = subprocess.run(arguments, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
         os.close(write)
         assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["inspect", "{net}"],
+        ["inspect", "{net}", "--json"],
+        ["optimize", "{net}", "-o", "{net}.2"],
+    ],
+)
+def test_a_full_disk_is_told(net, line):
+    command = [sys.executable, "-m", "edgeinfer", *(word.format(net=net) for word in line)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: The output cannot be written: No space left on device.",
+        "  where: stdout",
+        "  hint: Make room, or send it elsewhere.",
+    ]
 
 
 def test_interrupting_is_exit_130(capsys, edge):

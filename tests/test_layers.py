@@ -55,7 +55,7 @@ ORDER = (
 )
 DEVICE_LINE = ORDER.index(("model", "terminal"))
 GRAPH_PACKAGES = frozenset({"onnx", "onnx_ir", "onnxscript", "sympy", "rich"})
-LAZY = frozenset({"", "transforms", "backends", "devices", "quantization", "pruning"})
+LAZY = frozenset({"", "transforms", "backends", "devices", "measure", "quantization", "pruning"})
 
 
 def _modules() -> dict[str, Path]:

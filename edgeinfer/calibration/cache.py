@@ -22,10 +22,11 @@ import numpy as np
 from edgeinfer.atomic import open_regular, write_folder
 from edgeinfer.calibration.observers import Observer, Resumable
 from edgeinfer.errors import CalibrationError
+from edgeinfer.feeds.feeds import update_digest
 from edgeinfer.model.model import Model
 from edgeinfer.npz import write_npz
 
-__all__ = ["CacheEntry", "CalibrationCache", "Checkpoint", "update_digest"]
+__all__ = ["CacheEntry", "CalibrationCache", "Checkpoint"]
 
 _FORMAT = 1
 _STATES, _META = "states.npz", "meta.json"
@@ -174,14 +175,6 @@ class Checkpoint:
     def _store(self) -> None:
         self._cache.store(self._key, self._samples, self._digest.hexdigest(), self._watching)
         self._stored = self._samples
-
-
-def update_digest(digest: hashlib._Hash, feed: Mapping[str, np.ndarray]) -> None:
-    """Add a feed to a SHA-256: names, dtypes, shapes and values."""
-    for name in sorted(feed):
-        array = feed[name]
-        digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-        digest.update(repr(array.tolist()).encode() if array.dtype == object else array.tobytes())
 
 
 def _entry(key: str, meta: dict[str, object], data: bytes) -> CacheEntry:

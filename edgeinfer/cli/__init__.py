@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from edgeinfer import __version__
 from edgeinfer.cli import build_commands, doctor, look_commands, run_commands
+from edgeinfer.cli.console import writing
 from edgeinfer.errors import EdgeInferError
 
 __all__ = ["main"]
@@ -24,21 +25,29 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
-        sys.stdout.flush()
+        with writing():
+            arguments = _parser().parse_args(argv)
+            arguments.run(arguments)
     except EdgeInferError as error:
         print(f"error: {error}", file=sys.stderr)
+        _discard_stdout()
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader (`| head`) is gone. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader (`| head`) is gone
+        _discard_stdout()
         return EXIT_BROKEN_PIPE
     return 0
+
+
+def _discard_stdout() -> None:
+    """Drop what stdout does not take; Python would complain of it once more when it flushes at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from edgeinfer.demo.data import Digits, load_digits, model_path
 from edgeinfer.display import Table, track
 from edgeinfer.errors import EdgeInferError
 from edgeinfer.graph.build import compile_model
-from edgeinfer.measure.inspect import InspectReport, inspect
+from edgeinfer.measure.inspection import InspectReport, inspect
 from edgeinfer.model.model import Model
 from edgeinfer.numerics.closeness import ClosenessAccumulator
 from edgeinfer.runtime.benchmark import benchmark

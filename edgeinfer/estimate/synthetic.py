@@ -25,7 +25,7 @@ Rng = np.random.Generator
 def synthetic_net(number: int) -> Model:
     """Return net `number` of the calibration set."""
     from edgeinfer.graph.macs import node_macs
-    from edgeinfer.measure.inspect import with_static_shapes
+    from edgeinfer.measure.inspection import with_static_shapes
 
     names = list(FAMILIES)
     family = FAMILIES[names[number % len(names)]]

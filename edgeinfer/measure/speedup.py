@@ -49,6 +49,10 @@ class Speedup:
     candidate_ms: float
     where: str
 
+    def to_dict(self) -> dict[str, object]:
+        """Return the figures as JSON-compatible values."""
+        return attrs.asdict(self)
+
     def describe(self) -> str:
         """Return one line for people."""
         return f"{self.ratio:.2f}x on {self.where} ({self.reference_ms:.3f} -> {self.candidate_ms:.3f} ms)"

@@ -10,9 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.display import track
+from edgeinfer.feeds.shapes import InputShape, describe_inputs
 from edgeinfer.graph.channels.groups import Dependencies, analyze
 from edgeinfer.graph.layers import find_layers
-from edgeinfer.pruning.budget.plan import Budget, Settings, plan
+from edgeinfer.pruning.budget.plan import SIZED, Budget, Settings, plan, sample_shapes
 from edgeinfer.pruning.budget.sensitivity import compensate
 from edgeinfer.pruning.reconstruction.refit import Refitter, refusal
 from edgeinfer.pruning.reconstruction.statistics import columns_of_each_feed
@@ -136,7 +137,8 @@ def prune_structured(model: ir.Model, report: ReportBuilder, settings: Settings)
                 _report_refits(refits, report)
     if not masks:
         return
-    _report_removed(kept, total, settings, report)
+    inputs = sample_shapes(model, settings.feeds) if settings.budget.metric in SIZED else ()
+    _report_removed(kept, total, settings, inputs, report)
     model.graph, model.ir_version = work.graph, work.ir_version
 
 
@@ -173,7 +175,11 @@ def _report_locked(dependencies: Dependencies, report: ReportBuilder, kind: str)
 
 
 def _report_removed(
-    kept: Mapping[str, tuple[int, int]], total: Sequence[float], settings: Settings, report: ReportBuilder
+    kept: Mapping[str, tuple[int, int]],
+    total: Sequence[float],
+    settings: Settings,
+    inputs: Sequence[InputShape],
+    report: ReportBuilder,
 ) -> None:
     for name, (before, after) in kept.items():
         if after < before:
@@ -183,6 +189,9 @@ def _report_removed(
                 name, f"all {before} {settings.kind}s are kept: the budget is met at less loss elsewhere"
             )
     metric = settings.budget.metric
+    if metric in SIZED:
+        report.note(f"figures are for {describe_inputs(inputs)}")
+        report.data["inputs"] = [each.to_dict() for each in inputs]
     unit = f" ms on {settings.target or 'onnxruntime'}, measured" if metric == "latency" else ""
     report.note(f"{metric}: {total[0]:.6g} -> {total[-1]:.6g}{unit} ({total[-1] / total[0] - 1:+.1%})")
     if total[-1] > total[0] * settings.budget.keep * (1 + 1e-9):

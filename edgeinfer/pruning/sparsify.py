@@ -19,7 +19,7 @@ from edgeinfer.artifact.signature import Signature
 from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
-from edgeinfer.feeds.generate import FeedIterable
+from edgeinfer.feeds.feeds import FeedIterable
 from edgeinfer.graph.layers import Layer, find_layers, read_weight, write_weight
 from edgeinfer.pruning.engine import downstream
 from edgeinfer.pruning.reconstruction.refit import Refitter, refusal

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from edgeinfer.artifact.signature import Signature
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
+from edgeinfer.feeds.shapes import resolve_shapes
 from edgeinfer.graph.build import compile_model
 from edgeinfer.graph.channels.labels import dims
 from edgeinfer.graph.layers import Layer
@@ -149,11 +150,9 @@ def least_ms(
 
 
 def _zeros(signature: Signature) -> dict[str, np.ndarray]:
-    """Return a feed of zeros, each unknown dimension being 1."""
-    return {
-        spec.name: np.zeros([d if isinstance(d, int) else 1 for d in spec.shape or ()], spec.dtype)
-        for spec in signature.inputs
-    }
+    """Return a feed of zeros, of the shapes that costs are counted for."""
+    shapes = resolve_shapes(signature)
+    return {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in signature.inputs}
 
 
 def _alone(layer: Layer, shapes: Mapping[str, tuple[int, ...]], outs: int, ins: int) -> Model:

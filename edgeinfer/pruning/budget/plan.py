@@ -9,11 +9,16 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
+from edgeinfer.artifact.signature import Signature
 from edgeinfer.calibration.moments import MomentObserver
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
-from edgeinfer.feeds.generate import FeedIterable
+from edgeinfer.feeds.batch import batch_axis
+from edgeinfer.feeds.choose import shapes_of_feeds
+from edgeinfer.feeds.feeds import FeedIterable
+from edgeinfer.feeds.shapes import InputShape, input_shapes
 from edgeinfer.graph.channels.groups import Dependencies, analyze
+from edgeinfer.measure.inspection import with_static_shapes
 from edgeinfer.model.model import Model
 from edgeinfer.pruning.budget.allocate import allocate
 from edgeinfer.pruning.budget.cost import CostModel, Metric
@@ -24,7 +29,7 @@ from edgeinfer.pruning.reconstruction.frontier import run, tap
 from edgeinfer.pruning.reconstruction.statistics import input_moments, split_feeds
 from edgeinfer.pruning.structure.surgery import remove_channels
 
-__all__ = ["Budget", "Plan", "Settings", "few", "plan"]
+__all__ = ["SIZED", "Budget", "Plan", "Settings", "few", "plan", "sample_shapes"]
 
 # How often a plan is made and timed to meet a latency, how close to it is close enough, and how long to time.
 _TRIALS = 6
@@ -80,35 +85,54 @@ class Plan:
     moments: Mapping[str, MomentObserver]
 
 
-def observed_shapes(model: ir.Model, feeds: FeedIterable) -> dict[str, tuple[int, ...]]:
+# What costs depend on the sizes of activations, not only on weights.
+SIZED = frozenset({"macs", "memory", "latency"})
+
+
+def sample_shapes(model: ir.Model, feeds: FeedIterable | None) -> tuple[InputShape, ...]:
+    """Return the input shapes that costs are counted for: of one sample, or of the signature without any.
+
+    Raises:
+        InputError: There is no sample, and a size is open that is not that of the batch.
+    """
+    signature = Signature.of_graph(model.graph)
+    first = next(iter(feeds or ()), None)
+    if first is None:
+        return input_shapes(signature)
+    return shapes_of_feeds(signature, [_one_sample(signature, first)])[0]
+
+
+def observed_shapes(model: ir.Model, feeds: FeedIterable | None) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the activations that matter for cost, from a run of one sample, or as inferred."""
     nodes = [node for node in model.graph if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
     values = {
         v.name: v for node in nodes for v in (node.inputs[0], node.outputs[0]) if v is not None and v.name
     }
-    values = {name: v for name, v in values.items() if v.const_value is None}
-    first = next(iter(feeds), None)
+    names = [name for name, v in values.items() if v.const_value is None]
+    first = next(iter(feeds or ()), None)
     if first is None:
-        return {
-            name: tuple(d if isinstance(d, int) else 1 for d in v.shape)
-            for name, v in values.items()
-            if v.shape is not None
-        }
-    with tap(model, list(values)) as session:
-        outputs = next(run(session, [_one_sample(model.graph, first)]))
+        return _inferred_shapes(model, names)
+    with tap(model, names) as session:
+        outputs = next(run(session, [_one_sample(Signature.of_graph(model.graph), first)]))
     return {name: array.shape for name, array in outputs.items()}
 
 
-def _one_sample(graph: ir.Graph, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _inferred_shapes(model: ir.Model, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    shapes = {each.name: each.shape for each in sample_shapes(model, None)}
+    static, _ = with_static_shapes(Model(model), shapes)
+    values = {v.name: v for v in (*static.graph.inputs, *(v for n in static.graph for v in n.outputs))}
+    found = {}
+    for name in names:
+        shape = values[name].shape
+        if shape is not None and shape.is_static():
+            found[name] = tuple(int(size) for size in shape.numpy())
+    return found
+
+
+def _one_sample(signature: Signature, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the first sample of a feed, or all of it where the first axes are no batch of any size."""
-    shapes = {value.name or "": list(value.shape or ()) for value in graph.inputs}
-    elsewhere = {str(dim) for shape in shapes.values() for dim in shape[1:]}
-
-    def batched(name: str) -> bool:
-        shape = shapes.get(name, [])
-        return bool(shape) and not isinstance(shape[0], int) and str(shape[0]) not in elsewhere
-
-    return {name: array[:1] if batched(name) else array for name, array in feed.items()}
+    batched = {spec.name for spec in signature.inputs if batch_axis(spec, signature) == 0}
+    return {name: array[:1] if name in batched else array for name, array in feed.items()}
 
 
 def plan(
@@ -179,7 +203,8 @@ def _by_cost(
 
     Of several plans the one is taken that `trial` finds the least error with.
     """
-    shapes = observed_shapes(model, settings.feeds or ())
+    sized = settings.budget.metric in SIZED
+    shapes = observed_shapes(model, settings.feeds) if sized else {}
     cost = CostModel.of(model.graph, dependencies, settings.budget.metric, shapes)
     before = cost.cost({})
     limit = before * settings.budget.keep if budget is None else budget
@@ -207,7 +232,7 @@ def _by_latency(
     runtime does around a layer that stands alone, and multiply-accumulates. Of the plans that meet the budget
     `trial` chooses.
     """
-    shapes = observed_shapes(model, settings.feeds or ())
+    shapes = observed_shapes(model, settings.feeds)
     target = settings.target or Target.parse("onnxruntime")
     parameters = CostModel.of(model.graph, dependencies, "parameters", shapes)
     costs = (
@@ -222,7 +247,7 @@ def _by_latency(
         CostModel.of(model.graph, dependencies, "macs", shapes),
     )
     first = next(iter(settings.feeds or ()), None)
-    feed = None if first is None else _one_sample(model.graph, first)
+    feed = None if first is None else _one_sample(Signature.of_graph(model.graph), first)
 
     def timed(counts: Mapping[str, int]) -> tuple[float, float]:
         models = [Model(model), Model(_pruned(model, rankings, counts))]

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.calibration.moments import MomentObserver
-from edgeinfer.feeds.generate import FeedIterable
+from edgeinfer.feeds.feeds import FeedIterable
 from edgeinfer.graph.im2col import Layout
 from edgeinfer.graph.layers import Layer, read_weight, write_weight
 from edgeinfer.graph.shapes import add_constant

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.calibration.moments import MomentObserver
-from edgeinfer.feeds.generate import FeedIterable
+from edgeinfer.feeds.feeds import FeedIterable
 from edgeinfer.graph.layers import Layer
 from edgeinfer.pruning.reconstruction.frontier import run, tap
 

@@ -23,6 +23,7 @@ from edgeinfer.calibration.calibration import as_calibration, observe
 from edgeinfer.calibration.channel_observers import ChannelRangeObserver
 from edgeinfer.errors import CalibrationError
 from edgeinfer.graph.channels.scales import FIXED, ChannelScales, Layer
+from edgeinfer.graph.rescaled import note_rescaled
 from edgeinfer.graph.weights import constant, set_constant
 from edgeinfer.model.model import Model
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
@@ -62,9 +63,15 @@ class EqualizeActivations(GraphTransform):
         scales = ChannelScales(inferred.graph)
         ranges = self._ranges(inferred, scales)
         factors = _solve(scales, ranges) ** self.alpha
+        # Exactly 1, so that the layers on both sides of a channel agree on leaving it alone.
+        factors[np.abs(np.log(factors)) < _NEGLIGIBLE] = 1.0
         own = dict(zip(inferred.graph, model.graph, strict=True))
         for layer in scales.layers:
             _scale(layer, own[layer.linear.node], scales, factors, report)
+        if report.applied:
+            note_rescaled(
+                model, {str(value.name): factors[scales.numbers(value)] for value in scales.tensors()}
+            )
 
     def _ranges(self, model: ir.Model, scales: ChannelScales) -> dict[ir.Value, np.ndarray]:
         """Return the greatest magnitude of each channel of the tensors that a quantizer may stand on."""
@@ -129,7 +136,7 @@ def _scale(
     inputs = factors[scales.resolve(layer.inputs)]
     outputs = np.ones(linear.channels) if layer.outputs is None else factors[scales.resolve(layer.outputs)]
     largest = float(np.abs(np.log(np.concatenate([inputs, outputs]))).max())
-    if largest < _NEGLIGIBLE:
+    if not largest:
         report.skip(node, "its channels are equalized already, or cannot be scaled")
         return
     weight = node.inputs[1]

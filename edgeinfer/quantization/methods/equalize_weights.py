@@ -15,6 +15,7 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
+from edgeinfer.graph.rescaled import note_rescaled
 from edgeinfer.graph.weights import Linear, constant, find_linear, set_constant
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
@@ -79,6 +80,7 @@ class EqualizeWeights(GraphTransform):
                 report.skip(link.first.node, "its channels are equalized already")
                 continue
             _scale(link, factor)
+            note_rescaled(model, _scaled_tensors(link, factor))
             names = ", ".join(second.node.name or "" for second in link.seconds)
             report.apply(link.first.node, f"equalized with {names}, scales up to {np.exp(largest):.3g}")
 
@@ -193,6 +195,18 @@ def _input_ranges(layer: Linear, ranges: np.ndarray) -> np.ndarray:
 def _per_input(layer: Linear, factor: np.ndarray, rows: int) -> np.ndarray:
     """Return factors of the input channels as `(output channels, inputs of a group)`."""
     return np.repeat(factor.reshape(layer.groups, -1), rows // layer.groups, axis=0)
+
+
+def _scaled_tensors(link: _Link, factor: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what each tensor between the layers is divided by."""
+    by_channel = factor.reshape(-1, *[1] * (constant(link.first.weight).ndim - 2))
+    found: dict[str, np.ndarray] = {}
+    pending = [link.first.output]
+    while pending:
+        value = pending.pop()
+        found[value.name or ""] = by_channel
+        pending += [node.outputs[0] for node, _ in value.uses() if node.op_type in _HOMOGENEOUS]
+    return found
 
 
 def _scale(link: _Link, factor: np.ndarray) -> None:

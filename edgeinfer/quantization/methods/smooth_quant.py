@@ -24,6 +24,7 @@ import onnx_ir as ir
 from edgeinfer.calibration.calibration import as_calibration, observe
 from edgeinfer.calibration.channel_observers import ChannelMagnitudeObserver
 from edgeinfer.errors import CalibrationError
+from edgeinfer.graph.rescaled import note_rescaled
 from edgeinfer.graph.weights import (
     Linear,
     add_initializer,
@@ -114,7 +115,9 @@ class SmoothQuant(GraphTransform):
                 else:
                     report.apply(layer.node, f"inputs scaled by up to {np.exp(largest):.3g}")
             if largest >= _NEGLIGIBLE:
+                scaled = _scaled_tensors(value) if source else ()
                 _scale(value, source, [layer.owned() for layer in groups[value]], factor)
+                note_rescaled(model, dict.fromkeys(scaled, factor))
 
     def _factor(self, activations: ChannelMagnitudeObserver, layers: list[Linear]) -> np.ndarray:
         weights = np.max([np.abs(layer.array()).max(axis=layer.channel_axis) for layer in layers], axis=0)
@@ -186,6 +189,17 @@ def _source(value: ir.Value, readers: set[ir.Node]) -> list[tuple[ir.Value, int]
             return f"{node.name!r} in front: its weight is stored in another float type behind a Cast"
         return _own([(layer.weight, layer.channel_axis), *bias])
     return f"{node.op_type} {node.name!r} in front has no constants to fold the factors into"
+
+
+def _scaled_tensors(value: ir.Value) -> list[str]:
+    """Return the tensors that are divided by the factors when they are folded in front of `value`."""
+    names = [value.name or ""]
+    node = value.producer()
+    while node is not None and node.op_type == "Add":  # its bias is divided, and so is what it is added to
+        (value,) = (item for item in node.inputs if item is not None and item.const_value is None)
+        names.append(value.name or "")
+        node = value.producer()
+    return names
 
 
 def _own(constants: list[tuple[ir.Value, int]]) -> list[tuple[ir.Value, int]] | str:

@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from edgeinfer.display import Table
 from edgeinfer.errors import EdgeInferError
-from edgeinfer.feeds.generate import Shapes, generate_feeds, resolve_shapes
+from edgeinfer.feeds.generate import generate_feeds
+from edgeinfer.feeds.shapes import InputShape, Shapes, input_shapes
 from edgeinfer.graph.infer_shapes import infer_shapes
 from edgeinfer.graph.macs import node_macs
 from edgeinfer.graph.taps import probe
@@ -53,7 +54,7 @@ class InspectReport:
         name: The model's name.
         opset: Its opset.
         signature: Its inputs and outputs, as text.
-        shapes: The static input shapes that the figures hold for.
+        inputs: The static input shapes that the figures hold for, and where each size is from.
         operators: How many nodes of each operator, most frequent first; subgraphs included.
         nodes: The cost of each node, in the graph's order; subgraphs' nodes count once.
         parameters: Elements of all weights.
@@ -65,13 +66,18 @@ class InspectReport:
     name: str
     opset: int
     signature: str
-    shapes: Mapping[str, tuple[int, ...]]
+    inputs: tuple[InputShape, ...] = attrs.field(converter=as_tuple)
     operators: Mapping[str, int]
     nodes: tuple[NodeCost, ...] = attrs.field(converter=as_tuple)
     parameters: int
     weights: Mapping[str, int]
     memory: MemoryPlan
     notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The static input shapes by name."""
+        return {each.name: each.shape for each in self.inputs}
 
     @property
     def macs(self) -> int:
@@ -85,16 +91,20 @@ class InspectReport:
 
     def to_dict(self) -> dict[str, object]:
         """Return the figures as JSON-compatible values."""
-        return {**attrs.asdict(self), "macs": self.macs, "weight_bytes": self.weight_bytes}
+        return {
+            **attrs.asdict(self),
+            "inputs": [each.to_dict() for each in self.inputs],
+            "macs": self.macs,
+            "weight_bytes": self.weight_bytes,
+        }
 
     def table(self) -> Table:
         """Return what a person wants to know at a glance."""
         operators = ", ".join(f"{count} {name}" for name, count in self.operators.items())
         weights = ", ".join(f"{name} {_mb(size)}" for name, size in self.weights.items()) or "none"
-        shapes = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
         rows = [
             ("inputs and outputs", self.signature),
-            ("figures are for", shapes),
+            ("figures are for", "\n".join(each.describe() for each in self.inputs)),
             ("opset", str(self.opset)),
             ("operators", operators),
             ("parameters", f"{self.parameters:,}"),
@@ -130,21 +140,21 @@ def _mb(size: int) -> str:
     return f"{size / 1e6:.2f} MB" if size >= 10_000 else f"{size} B"
 
 
-def inspect(model: ModelSource, *, shapes: Shapes | None = None) -> InspectReport:
+def inspect(model: ModelSource, *, shapes: Shapes | None = None, batch: int | None = None) -> InspectReport:
     """Take stock of a model: operators, parameters, MACs, weights by dtype, memory plan.
 
     Args:
         model: A path, bytes, `onnx.ModelProto`, `onnx_ir.Model` or Model.
-        shapes: Sizes of symbolic dimensions (`{"N": 8}`) or whole shapes (`{"input": (8, 3, 224, 224)}`); 1
-            where not given.
+        shapes: Sizes of symbolic dimensions (`{"N": 8}`) or entire shapes (`{"input": (8, 3, 224, 224)}`).
+        batch: The size of the batch where the model leaves it open; None: 1.
 
     Raises:
         ModelError: The model cannot be read.
-        InputError: A shape does not fit.
+        InputError: A shape does not fit, or a size is missing that is not that of the batch.
     """
     loaded = Model.load(model)
-    resolved = resolve_shapes(loaded.signature, shapes)
-    static, notes = with_static_shapes(loaded, resolved)
+    inputs = input_shapes(loaded.signature, shapes, batch=batch)
+    static, notes = with_static_shapes(loaded, {each.name: each.shape for each in inputs})
     graph = static.graph
     nodes = tuple(_cost(node) for node in graph.all_nodes() if node.op_type != "Constant")
     plan = plan_memory(graph)
@@ -163,7 +173,7 @@ def inspect(model: ModelSource, *, shapes: Shapes | None = None) -> InspectRepor
         name=name,
         opset=loaded.opset,
         signature=loaded.signature.describe(),
-        shapes=resolved,
+        inputs=inputs,
         operators=dict(Counter(_operator(node) for node in graph.all_nodes()).most_common()),
         nodes=nodes,
         parameters=sum(count for count, _ in weights.values()),
