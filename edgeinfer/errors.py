@@ -5,11 +5,11 @@ what to do. The same facts are attributes, so that a program can act on them.
 
     EdgeInferError
     ├── ModelError           ModelLoadError, InvalidModelError, ExternalDataError, UnsupportedModelError
-    ├── TransformError       TransformContractError, PreconditionError, CalibrationError
+    ├── TransformError       TransformContractError, TransformOptionError, PreconditionError, CalibrationError
     ├── BackendError         UnknownBackendError, DuplicateBackendError, BackendUnavailableError,
     │                        BrokenBackendError, DeviceError, OptionsError, CompileError
     ├── ArtifactError        ArtifactFormatError, ArtifactIntegrityError, ArtifactMismatchError,
-    │                        ArtifactSaveError
+    │                        ArtifactSaveError, ArtifactTrustError
     ├── SessionError         InputError, SessionClosedError, InferenceError, GoldenMismatchError
     ├── TargetError          BudgetError
     └── FleetError
@@ -25,6 +25,7 @@ __all__ = [
     "ArtifactIntegrityError",
     "ArtifactMismatchError",
     "ArtifactSaveError",
+    "ArtifactTrustError",
     "BackendError",
     "BackendUnavailableError",
     "BrokenBackendError",
@@ -49,6 +50,7 @@ __all__ = [
     "TargetError",
     "TransformContractError",
     "TransformError",
+    "TransformOptionError",
     "UnknownBackendError",
     "UnsupportedModelError",
 ]
@@ -131,6 +133,10 @@ class TransformError(EdgeInferError):
     """A transform could not be applied."""
 
 
+class TransformOptionError(TransformError, ValueError):
+    """A transform was made with an option that does not exist, or with a value that it does not take."""
+
+
 class PreconditionError(TransformError):
     """The model is not in the state that the transform needs."""
 
@@ -193,6 +199,10 @@ class ArtifactMismatchError(ArtifactError):
 
 class ArtifactSaveError(ArtifactError):
     """An artifact could not be written; nothing was left half-written."""
+
+
+class ArtifactTrustError(ArtifactError):
+    """An artifact asks for what no artifact may: a file outside of it, a library, code."""
 
 
 class SessionError(EdgeInferError):

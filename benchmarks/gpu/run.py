@@ -197,8 +197,7 @@ def check_running(results: Results, options: Mapping[str, Any]) -> None:
         return {"requests": 1600 + len(streamed)}
 
     def device_arrays() -> dict[str, Any]:
-        cuda = Cuda.open(0)
-        cuda.use()
+        cuda = Cuda.open(0)  # nothing else changes the device in this process
         device, host = cuda.call("cudaMalloc", x.nbytes), np.ascontiguousarray(3 * x)
         kind = cuda._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         cuda.call("cudaMemcpy", device, host.ctypes.data, host.nbytes, kind)

@@ -23,6 +23,7 @@ from edgeinfer.atomic import open_regular, write_folder
 from edgeinfer.calibration.observers import Observer, Resumable
 from edgeinfer.errors import CalibrationError
 from edgeinfer.model.model import Model
+from edgeinfer.npz import write_npz
 
 __all__ = ["CacheEntry", "CalibrationCache", "Checkpoint", "update_digest"]
 
@@ -85,7 +86,7 @@ class CalibrationCache:
         for number, (label, observer) in enumerate(_resumable(watching).items()):
             labels.append(label)
             arrays |= {f"{number}.{name}": array for name, array in observer.state().items()}
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]  # its `allow_pickle` is no array
+        write_npz(buffer, arrays)
         data = buffer.getvalue()
         meta = {
             "format": _FORMAT,

@@ -21,6 +21,7 @@ from edgeinfer.cli.console import (
     shape_values,
 )
 from edgeinfer.errors import InputError, OptionsError, SessionError
+from edgeinfer.npz import write_npz
 
 if TYPE_CHECKING:
     from edgeinfer.artifact.artifact import Artifact
@@ -149,7 +150,7 @@ def _inputs(given: list[str], signature: Signature) -> dict[str, np.ndarray]:
 def _save(path: str, outputs: dict[str, np.ndarray]) -> None:
     try:
         with Path(path).open("wb") as file:
-            np.savez(file, allow_pickle=False, **outputs)
+            write_npz(file, outputs)
     except OSError as error:
         raise SessionError(
             f"The outputs cannot be written: {error.strerror or error}.", where=path

@@ -72,6 +72,8 @@ class Sparsify(GraphTransform):
     target: Target | str | None = attrs.field(default=None, kw_only=True)
     progress: bool | None = attrs.field(default=None, kw_only=True)
 
+    names_layers = True
+
     @property
     @abc.abstractmethod
     def pattern(self) -> Pattern:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, final
 
 import attrs
-import numpy as np
 
 from edgeinfer.artifact.artifact import Artifact
 from edgeinfer.display import Table
 from edgeinfer.errors import InferenceError, OptionsError
 from edgeinfer.feeds.generate import Feed, Shapes, generate_feeds
+from edgeinfer.npz import write_npz
 from edgeinfer.runtime.machine import describe_machine
 
 __all__ = ["MemoryReport", "memory"]
@@ -125,7 +125,7 @@ def memory(
         if path is None:
             path = folder / "model.edge"
             opened.save(path)
-        np.savez(folder / "feed.npz", allow_pickle=False, **feed)
+        write_npz(folder / "feed.npz", feed)
         request = {
             "artifact": str(path.resolve()),
             "feed": str(folder / "feed.npz"),

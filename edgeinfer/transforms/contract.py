@@ -2,8 +2,9 @@
 
 A transform of ours is a frozen value whose class derives from `GraphTransform` and writes one method,
 `rewrite(graph, report)`, which changes a private copy and says what it did. `GraphTransform.apply` does the
-rest, once for all of them: it converts the opset when the transform needs a newer one, copies, rewrites,
-checks, and makes the report. The checks, each a `TransformContractError` when broken:
+rest, once for all of them: it copies, inlines functions and converts the opset where the transform needs it,
+rewrites, names the layers that were passed over, checks, and makes the report. The checks, each a
+`TransformContractError` when broken:
 
 1. The report tells the truth: something was applied if and only if the digest changed.
 2. The signature is kept, unless the class declares `changes_signature`.
@@ -30,8 +31,12 @@ import edgeinfer.terminal  # noqa: F401 (progress by rich from now on)
 from edgeinfer.artifact.history import HistoryEntry
 from edgeinfer.display import Table
 from edgeinfer.errors import EdgeInferError, InvalidModelError, TransformContractError, TransformError
+from edgeinfer.graph.inline_functions import inline_functions
+from edgeinfer.graph.layer_like import Place, layer_like
 from edgeinfer.graph.opset import convert_opset
 from edgeinfer.model.model import Model
+from edgeinfer.transforms.options import OurErrors
+from edgeinfer.transforms.report_table import COLUMNS, Row, places, report_rows, short_lines
 from edgeinfer.values import as_tuple
 
 __all__ = [
@@ -93,19 +98,51 @@ class TransformReport:
     seconds: float = 0.0
     steps: tuple[TransformReport, ...] = attrs.field(default=(), converter=as_tuple)
 
-    def table(self) -> Table:
-        """Return one row a place."""
-        reports = self.steps or (self,)
-        rows: list[tuple[object, ...]] = []
-        for report in reports:
-            rows += [(report.name, "applied", node, what) for node, what in report.applied]
-            rows += [(report.name, "skipped", node, reason) for node, reason in report.skipped]
-            rows += [(report.name, "note", "", note) for note in report.notes]
-        title = f"{self.name}: {len(self.applied)} applied, {len(self.skipped)} skipped"
-        return Table(title=title, columns=("transform", "", "node", "what"), rows=tuple(rows))
+    def summary(self) -> tuple[str, ...]:
+        """Return the overview: one line, and for a Pipeline one more a step."""
+        parts = [places(len(self.applied), "changed")] if self.modified else ["nothing changed"]
+        parts += [places(len(self.skipped), "left alone")] if self.skipped else []
+        parts += [f"{len(self.notes)} note{'s' if len(self.notes) > 1 else ''}"] if self.notes else []
+        line = f"{self.name}: {', '.join(parts)} ({self.seconds:.2f} s)"
+        return (line, *(f"  {text}" for step in self.steps for text in step.summary()))
+
+    def table(self, *, details: bool = False) -> Table:
+        """Return the overview, and below it what was done and left alone.
+
+        Args:
+            details: One row a place. Else entries that say the same are one row with their number.
+        """
+        rows = self._rows(details=details)
+        grouped = any(row.places not in ("", "1") for row in rows)
+        footer = "table(details=True) has one row a place" if grouped else ""
+        return Table(title="\n".join(self.summary()), columns=COLUMNS, rows=rows, footer=footer)
+
+    def _rows(self, *, details: bool) -> list[Row]:
+        return [
+            row
+            for report in self.steps or (self,)
+            for row in report_rows(report.name, report.applied, report.skipped, report.notes, details=details)
+        ]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return everything as JSON-compatible values."""
+        plain: dict[str, object] = {
+            "name": self.name,
+            "config": _jsonable(self.config),
+            "modified": self.modified,
+            "digest_before": self.digest_before,
+            "digest_after": self.digest_after,
+            "seconds": self.seconds,
+            "applied": [entry._asdict() for entry in self.applied],
+            "skipped": [entry._asdict() for entry in self.skipped],
+            "notes": list(self.notes),
+            "data": _jsonable(self.data),
+        }
+        return plain | ({"steps": [step.to_dict() for step in self.steps]} if self.steps else {})
 
     def __str__(self) -> str:
-        return str(self.table())
+        """Return the overview and the largest groups."""
+        return "\n".join([*self.summary(), *short_lines(self._rows(details=False))])
 
     def _repr_html_(self) -> str:
         return self.table().to_html()
@@ -191,18 +228,24 @@ class ReportBuilder:
         )
 
 
-class GraphTransform(ir.passes.FunctionalPass):
+class GraphTransform(ir.passes.FunctionalPass, metaclass=OurErrors):
     """Base of edgeinfer's own transforms; see the module's docstring.
 
     Class attributes:
         min_opset: The opset that the rewrite needs; an older model is converted first, and that is noted.
         changes_signature: Declares that inputs or outputs may change.
         idempotent: Whether applying twice equals applying once.
+        inlines_functions: Whether model-local functions are put in place of their calls first, so that the
+            rewrite sees their nodes. That is kept, and noted, when the rewrite changes something.
+        names_layers: Declares that each layer is named in the report: what the rewrite says nothing about is
+            reported as skipped.
     """
 
     min_opset: ClassVar[int] = 7
     changes_signature: ClassVar[bool] = False
     idempotent: ClassVar[bool] = True
+    inlines_functions: ClassVar[bool] = True
+    names_layers: ClassVar[bool] = False
 
     @abc.abstractmethod
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
@@ -228,12 +271,9 @@ class GraphTransform(ir.passes.FunctionalPass):
         started = time.perf_counter()
         report = ReportBuilder()
         name = type(self).__name__
-        work = model.copy_ir()
-        if 0 < model.opset < self.min_opset:
-            work = convert_opset(work, self.min_opset, wanted_by=name)
-            converted = work.clone()
-        else:
-            converted = None
+        work, prepared = self._prepared(model, report)
+        before = Model(work).digest if prepared else model.digest
+        places = tuple(layer_like(work)) if self.names_layers else ()
         try:
             self.rewrite(work, report)
         except EdgeInferError:
@@ -243,16 +283,32 @@ class GraphTransform(ir.passes.FunctionalPass):
                 f"{name} failed: {type(error).__name__}: {error}",
                 hint="This is a defect in the transform; please report it with the model.",
             ) from error
-        if converted is not None and report.applied:
-            report.notes.insert(0, f"converted from opset {model.opset} to {self.min_opset}")
-        after = self._checked(model, work, report)
+        _name_the_rest(places, report, name)
+        if report.applied:
+            report.notes[:0] = prepared
+        after = self._checked(model, work, report, before)
         return TransformResult(after, report.finish(name, model, after, started, config=self.config()))
 
-    def _checked(self, before: Model, work: ir.Model, report: ReportBuilder) -> Model:
+    def _prepared(self, model: Model, report: ReportBuilder) -> tuple[ir.Model, list[str]]:
+        """Return a copy that the rewrite can work on, and what was done to it."""
+        work = model.copy_ir()
+        said = []
+        if self.inlines_functions and work.functions:
+            gone, left = inline_functions(work)
+            if gone:
+                said.append(f"inlined the function{'s' if len(gone) > 1 else ''} {', '.join(gone)}")
+            for function, reason in left.items():
+                report.skip(function, f"the function is not looked into: {reason}")
+        if 0 < model.opset < self.min_opset:
+            work = convert_opset(work, self.min_opset, wanted_by=type(self).__name__)
+            said.append(f"converted from opset {model.opset} to {self.min_opset}")
+        return work, said
+
+    def _checked(self, before: Model, work: ir.Model, report: ReportBuilder, prepared: str) -> Model:
         name = type(self).__name__
         if not report.applied:
-            # Nothing was done on purpose, so that an opset conversion alone is not kept either.
-            if before.opset >= self.min_opset and Model(work).digest != before.digest:
+            # Nothing was done on purpose, so that a preparation alone is not kept either.
+            if Model(work).digest != prepared:
                 raise TransformContractError(f"{name} changed the graph and did not say so.")
             return before
         try:
@@ -332,13 +388,7 @@ class Pipeline:
         steps: list[TransformReport] = []
         current = model
         for transform in self.transforms:
-            try:
-                current, report = transform.apply(current)
-            except EdgeInferError:
-                raise
-            except Exception as error:  # a third party's transform may raise anything
-                name = type(transform).__name__
-                raise TransformError(f"{name} failed: {type(error).__name__}: {error}") from error
+            current, report = _applied(transform, current)
             if report.modified and not report.steps:
                 current = current.with_history((*current.history, _history_entry(report)))
             steps.extend(report.steps or (report,))
@@ -357,6 +407,28 @@ class Pipeline:
             steps=steps,
         )
         return TransformResult(current, report)
+
+
+def _applied(transform: Transform, model: Model) -> TransformResult:
+    """Apply a transform that a third party may have written."""
+    name = type(transform).__name__
+    try:
+        result: object = transform.apply(model)
+    except EdgeInferError:
+        raise
+    except Exception as error:
+        raise TransformError(f"{name} failed: {type(error).__name__}: {error}") from error
+    if isinstance(result, tuple) and len(result) == 2:
+        after, report = result
+        if isinstance(after, Model) and isinstance(report, TransformReport):
+            return TransformResult(after, report)
+    raise TransformContractError(
+        f"{name} gave back something else than a transform does.",
+        where=f"{name}.apply",
+        expected="TransformResult(model, report)",
+        found=type(result).__name__,
+        hint="`edgeinfer.transforms` has TransformResult, TransformReport and ReportBuilder.",
+    )
 
 
 def as_transform(item: object) -> Transform:
@@ -390,6 +462,15 @@ def _history_entry(report: TransformReport) -> HistoryEntry:
         skipped=len(report.skipped),
         notes=report.notes,
     )
+
+
+def _name_the_rest(layers: Iterable[Place], report: ReportBuilder, name: str) -> None:
+    """Name the layers that the rewrite said nothing about."""
+    named = {node for node, _ in (*report.applied, *report.skipped)}
+    for layer in layers:
+        if layer.node not in named:
+            reason = layer.inside or "has no recipe"
+            report.skip(layer.node, f"{layer.op_type} {reason}: {name} leaves it alone")
 
 
 def _name(node: ir.Node | str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import threading
 from typing import Any, final
 
 import attrs
@@ -29,6 +28,7 @@ class Gpu:
         compute_capability: Such as `8.7`.
         memory_bytes: Its memory.
         cuda_driver: The newest CUDA version that the driver supports, such as `13.0`.
+        integrated: It shares the host's memory, as on Jetson.
     """
 
     index: int
@@ -36,13 +36,14 @@ class Gpu:
     compute_capability: str
     memory_bytes: int
     cuda_driver: str
+    integrated: bool = False
 
 
 def find_gpus() -> tuple[tuple[Gpu, ...], str]:
     """Return the NVIDIA GPUs here and, when there are none, the reason."""
     try:
         runtime = importlib.import_module("cuda.bindings.runtime")
-    except Exception as error:
+    except (ImportError, OSError, RuntimeError) as error:  # not installed, or its libraries are not
         return (), f"cuda-python is needed to use a GPU: pip install cuda-python ({error or 'not found'})"
     cuda = Cuda(runtime)
     try:
@@ -63,6 +64,7 @@ def find_gpus() -> tuple[tuple[Gpu, ...], str]:
                 compute_capability=f"{found.major}.{found.minor}",
                 memory_bytes=int(found.totalGlobalMem),
                 cuda_driver=f"{driver // 1000}.{driver % 1000 // 10}",
+                integrated=bool(found.integrated),
             )
         )
     return tuple(gpus), ""
@@ -70,12 +72,15 @@ def find_gpus() -> tuple[tuple[Gpu, ...], str]:
 
 @final
 class Cuda:
-    """Calls of the CUDA runtime on one device."""
+    """Calls of the CUDA runtime on one device.
+
+    Which device is current is a property of each thread, and others change it, too: `torch.cuda.set_device`,
+    a session on another GPU. So whatever touches the device stands in a block of `current`.
+    """
 
     def __init__(self, runtime: Any, device: int = 0) -> None:
         self._runtime = runtime
-        self._device = device
-        self._current = threading.local()
+        self.device = device
 
     @classmethod
     def open(cls, device: int) -> Cuda:
@@ -111,11 +116,9 @@ class Cuda:
             )
         return values[0] if len(values) == 1 else tuple(values)
 
-    def use(self) -> None:
-        """Make the device current for this thread."""
-        if getattr(self._current, "device", None) != self._device:
-            self.call("cudaSetDevice", self._device)
-            self._current.device = self._device
+    def current(self) -> _Current:
+        """Make the device current for this thread while a block runs, and then again what was."""
+        return _Current(self)
 
     def stream(self) -> Any:
         """Create a stream that does not wait for the legacy default stream."""
@@ -143,6 +146,25 @@ class Cuda:
             return self.call("cudaGraphInstantiate", graph, 0)
         finally:
             self.call("cudaGraphDestroy", graph)
+
+
+@final
+class _Current:
+    """The block of `Cuda.current`. A class, since it is on the path of every inference."""
+
+    __slots__ = ("_before", "_cuda")
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+
+    def __enter__(self) -> None:
+        self._before = self._cuda.call("cudaGetDevice")
+        if self._before != self._cuda.device:
+            self._cuda.call("cudaSetDevice", self._cuda.device)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before != self._cuda.device:
+            self._cuda.call("cudaSetDevice", self._before)
 
 
 @final

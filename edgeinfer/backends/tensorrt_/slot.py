@@ -10,60 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-import attrs
-import ml_dtypes
 import numpy as np
 
 from edgeinfer.artifact.device_array import DeviceArray
 from edgeinfer.backends.tensorrt_.cuda import Buffer, Cuda
+from edgeinfer.backends.tensorrt_.tensors import EngineTensor, check_range
 from edgeinfer.errors import InferenceError, InputError
 
-__all__ = ["EngineTensor", "Slot", "read_tensors"]
+__all__ = ["Slot"]
 
-_DTYPES: Mapping[str, Any] = {
-    "FLOAT": np.float32,
-    "HALF": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "INT8": np.int8,
-    "UINT8": np.uint8,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "BOOL": np.bool_,
-    "FP8": ml_dtypes.float8_e4m3fn,
-}
-
-
-@final
-@attrs.frozen(kw_only=True)
-class EngineTensor:
-    """An input or output of an engine.
-
-    Attributes:
-        name: Its name, that of the ONNX tensor.
-        dtype: What the engine reads or writes.
-        public_dtype: What the model's signature says; TensorRT 8 has int32 where ONNX has int64.
-        is_shape: Its values decide shapes, so they stay on the host.
-    """
-
-    name: str
-    dtype: np.dtype[Any]
-    public_dtype: np.dtype[Any]
-    is_shape: bool = False
-
-
-def read_tensors(engine: Any, declared: Sequence[tuple[str, str]]) -> tuple[EngineTensor, ...]:
-    """Return the declared tensors that the engine has; it drops inputs that nothing reads."""
-    names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-    return tuple(
-        EngineTensor(
-            name=name,
-            dtype=np.dtype(_DTYPES[engine.get_tensor_dtype(name).name]),
-            public_dtype=np.dtype(getattr(ml_dtypes, dtype, dtype)),
-            is_shape=bool(engine.is_shape_inference_io(name)),
-        )
-        for name, dtype in declared
-        if name in names
-    )
+_DEVICE_MEMORY = (2, 3)  # cudaMemoryTypeDevice, cudaMemoryTypeManaged
 
 
 @final
@@ -109,7 +65,6 @@ class Slot:
 
     def run(self, feeds: Mapping[str, Any]) -> list[np.ndarray]:
         """Run once. The outputs are fresh arrays."""
-        self._cuda.use()
         self.set_shapes(feeds)
         on_device = {t.name: f for t in self.inputs if isinstance(f := feeds[t.name], DeviceArray)}
         for tensor in self.inputs:
@@ -124,7 +79,6 @@ class Slot:
 
     def run_staged(self) -> None:
         """Run over what lies in the host buffers."""
-        self._cuda.use()
         self._execute(skip=frozenset())
 
     def host_view(self, tensor: EngineTensor) -> np.ndarray:
@@ -171,7 +125,6 @@ class Slot:
 
     def free(self) -> None:
         """Give everything back."""
-        self._cuda.use()
         self._cuda.call("cudaStreamSynchronize", self._stream)
         self._drop_graph()
         self._context = None  # before the buffers that it points to
@@ -223,15 +176,7 @@ class Slot:
             raise InferenceError("TensorRT refuses an address.", where=f"tensor {tensor.name!r}")
 
     def _stage(self, tensor: EngineTensor, array: np.ndarray) -> None:
-        if tensor.dtype != array.dtype and tensor.dtype.kind == "i" and array.size:
-            limits = np.iinfo(tensor.dtype)
-            if array.min() < limits.min or array.max() > limits.max:
-                raise InputError(
-                    f"This TensorRT computes in {tensor.dtype}, and a value does not fit.",
-                    where=f"input {tensor.name!r}",
-                    expected=f"{limits.min} to {limits.max}",
-                    found=f"{array.min()} to {array.max()}",
-                )
+        check_range(tensor, array)
         np.copyto(self.host_view(tensor), array, casting="unsafe")
         if tensor.name in self._elsewhere:
             self._elsewhere.discard(tensor.name)
@@ -246,10 +191,31 @@ class Slot:
                 found=f"{array.dtype} on the device",
                 hint="Pass it as a numpy array.",
             )
+        self._check_place(tensor, array)
         self._cuda.call("cudaStreamSynchronize", array.stream)  # its producer may still be writing
         if not self._context.set_tensor_address(tensor.name, array.pointer):
             raise InferenceError("TensorRT refuses an address.", where=f"tensor {tensor.name!r}")
         self._elsewhere.add(tensor.name)
+
+    def _check_place(self, tensor: EngineTensor, array: DeviceArray) -> None:
+        if not array.nbytes:
+            return
+        found = self._cuda.call("cudaPointerGetAttributes", array.pointer)
+        if int(found.type) not in _DEVICE_MEMORY:
+            raise InputError(
+                "An input that says so is not in the memory of a GPU.",
+                where=f"input {tensor.name!r}",
+                found=f"address {array.pointer:#x}",
+                hint="Its owner may have freed it already.",
+            )
+        if found.device != self._cuda.device:
+            raise InputError(
+                "An input lies on another GPU than the session's.",
+                where=f"input {tensor.name!r}",
+                expected=f"GPU.{self._cuda.device}",
+                found=f"GPU.{found.device}",
+                hint=f"Move it there first: tensor.to('cuda:{self._cuda.device}').",
+            )
 
     def _execute(self, skip: frozenset[str]) -> None:
         if self._graph is not None and not skip:

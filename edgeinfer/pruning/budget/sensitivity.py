@@ -49,7 +49,8 @@ def output_error(model: ir.Model, wanted: Sequence[Mapping[str, np.ndarray]], fr
         for index, name in enumerate(names):
             y = expected[name].astype(np.float64)
             error[index] += np.square(y - got[name]).sum()
-            energy[index] += np.square(y - y.mean(axis=-1, keepdims=True)).sum()
+            spread = y.ndim > 0 and y.shape[-1] > 1  # else the one number is what counts
+            energy[index] += np.square(y - y.mean(axis=-1, keepdims=True) if spread else y).sum()
     return float((error / np.maximum(energy, 1e-30)).mean())
 
 

@@ -34,6 +34,7 @@ from edgeinfer.graph.weights import (
 )
 from edgeinfer.model.model import Model
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
+from edgeinfer.transforms.options import require_nodes
 from edgeinfer.values import as_frozenset
 
 __all__ = ["SmoothQuant"]
@@ -71,6 +72,8 @@ class SmoothQuant(GraphTransform):
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Measure the activations and scale."""
+        names = (node.name for node in model.graph.all_nodes())
+        require_nodes(self.keep_float, names, "SmoothQuant, keep_float")
         groups: dict[ir.Value, list[Linear]] = {}
         for node in model.graph:
             if node.op_type not in ("Gemm", "MatMul"):
