@@ -84,7 +84,7 @@ class Refitter:
 
         if callable(keep):
             dense = solved(before, None)
-            covariance = total.xx[:, :-1, :-1] - total.xx[:, :-1, -1:] @ total.xx[:, -1:, :-1]
+            covariance = total.xx[:, :-1, :-1] - total.xx[:, :-1, -1:] * total.xx[:, -1:, :-1]
             after = solved(dense, keep(dense[..., :-1], covariance))
         else:
             after = solved(before, keep)
