@@ -27,7 +27,7 @@ class MomentObserver:
     To reconstruct against another model's output (Y of the float model, X of the compressed one), call
     `update_pair(x, y)` instead of `update(x)`: it also accumulates Y Xᵀ, ΣY and ΣY².
 
-    Products are exact in a fixed order (`numerics.fixed_order`), so that the bits do not depend on the machine.
+    Sums are in a fixed order (`numerics.fixed_order`): their bits do not depend on threads or cores.
 
     Args:
         node: The node, or its Layout.

@@ -15,7 +15,7 @@ the energy of the outputs of the layers that read the channels, so that groups o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeAlias, final
+from typing import Literal, TypeAlias, final, get_args
 
 import attrs
 import numpy as np
@@ -26,9 +26,10 @@ from edgeinfer.graph.layers import Layer, read_weight
 from edgeinfer.numerics.fixed_order import inverse as invert
 from edgeinfer.numerics.fixed_order import matmul, solve
 
-__all__ = ["Criterion", "Ranking", "compensated", "rank", "weight_columns"]
+__all__ = ["CRITERIA", "Criterion", "Ranking", "compensated", "rank", "weight_columns"]
 
 Criterion: TypeAlias = Literal["second_order", "activation", "magnitude", "random"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 
 _DAMPING = 1e-3
 # Compensation for lost channels must not rest on correlations that the few samples only seem to have.
