@@ -40,6 +40,10 @@ __all__ = ["OpenVINOBackend", "OpenVINOOptions"]
 NAME = "openvino"
 BLOB_NAME = "model.blob"
 
+# What is known of it without a runtime.
+_WITHOUT = Capabilities(
+    available=False, dialect=DIALECT, threads_option="threads", float16_devices=("GPU", "NPU")
+)
 _PRECISIONS = {"FP32": "float32", "FP16": "float16", "BF16": "bfloat16", "INT8": "int8"}
 
 
@@ -138,9 +142,9 @@ class OpenVINOBackend:
         try:
             return _capabilities()
         except ImportError as error:
-            return Capabilities(available=False, reason=f"openvino cannot be imported: {error}")
+            return attrs.evolve(_WITHOUT, reason=f"openvino cannot be imported: {error}")
         except Exception as error:  # a runtime whose libraries do not fit this machine
-            return Capabilities(available=False, reason=f"openvino does not work here: {error}")
+            return attrs.evolve(_WITHOUT, reason=f"openvino does not work here: {error}")
 
     def compile(self, model: ModelToCompile, options: CompileOptions, /) -> Payload:
         """Return the ONNX graph, or OpenVINO's blob with `export=True`. Both were compiled once.
@@ -207,11 +211,11 @@ def _capabilities() -> Capabilities:
     core = _core()
     from openvino import get_version
 
-    return Capabilities(
+    return attrs.evolve(
+        _WITHOUT,
         available=True,
         version=str(get_version()).split("-", maxsplit=1)[0],
         devices=tuple(_describe(core, name) for name in core.available_devices),
-        dialect=DIALECT,
         facts={**machine_facts(), "openvino_build": str(get_version())},
     )
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
+import attrs
+
 from edgeinfer.artifact.artifact import IN_MEMORY_BYTES, Payload
 from edgeinfer.backends.facts import machine_facts
 from edgeinfer.backends.options import options_from
@@ -44,6 +46,8 @@ __all__ = ["TensorRTBackend", "TensorRTOptions"]
 NAME = "tensorrt"
 ENGINE, RECORD = "model.engine", "build.json"
 _DEVICE = re.compile(r"(GPU|DLA)(?:\.(\d+))?\Z")
+# What is known of it without a runtime: every device has float16, whatever its name.
+_WITHOUT = Capabilities(available=False, dialect=DIALECT, float16_devices=("",))
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 
@@ -63,22 +67,20 @@ class TensorRTBackend:
         try:
             flavours = find_flavours()
         except BackendUnavailableError as error:
-            return Capabilities(available=False, reason=str(error), dialect=DIALECT)
+            return attrs.evolve(_WITHOUT, reason=str(error))
         if not flavours:
             lines = "; or ".join(INSTALL.values())
-            return Capabilities(
-                available=False, reason=f"TensorRT is not installed: {lines}", dialect=DIALECT
-            )
+            return attrs.evolve(_WITHOUT, reason=f"TensorRT is not installed: {lines}")
         gpus, reason = _usable_gpus(flavours)
         facts = machine_facts() | dict.fromkeys(INSTALL, "not installed")
         facts |= {flavour.name: flavour.version for flavour in flavours}
-        return Capabilities(
+        return attrs.evolve(
+            _WITHOUT,
             available=bool(gpus),
             reason=reason,
             version=", ".join(map(str, flavours)),
             devices=[*map(_device_info, gpus), *(_dla_devices(flavours[0], gpus[0]) if gpus else ())],
             compile_devices=("GPU",) if any(f.has("ahead_of_time") for f in flavours) else (),
-            dialect=DIALECT,
             facts=facts,
         )
 

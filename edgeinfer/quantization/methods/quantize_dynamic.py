@@ -34,6 +34,9 @@ from edgeinfer.graph.weights import (
     graph_of,
     set_type,
 )
+from edgeinfer.numerics.pair_sums import neighbours, safe_scale
+from edgeinfer.quantization.placement.dialects import DEFAULT
+from edgeinfer.quantization.placement.pair_overflow import adds_pairs_in_int16
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["QuantizeDynamic"]
@@ -62,6 +65,8 @@ class QuantizeDynamic(GraphTransform):
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Replace the layers."""
         backend = self.target.backend if self.target is not None else None
+        # Without a target: as if it ran here.
+        small = adds_pairs_in_int16(self.target if self.target is not None else Target.parse(DEFAULT))
         refused = _REFUSED_BY_BACKEND.get(backend or "")
         quantized: dict[ir.Value, tuple[ir.Value, ...]] = {}
         for node in list(model.graph):
@@ -76,7 +81,7 @@ class QuantizeDynamic(GraphTransform):
                 if reason:
                     report.skip(node, reason)
                 else:
-                    _quantize_lstm(node, model)
+                    _quantize_lstm(node, model, small=small)
                     report.apply(node, "DynamicQuantizeLSTM with int8 weights")
             else:
                 layer = find_linear(node)
@@ -84,7 +89,7 @@ class QuantizeDynamic(GraphTransform):
                 if reason or isinstance(layer, str):
                     report.skip(node, reason or "")
                 else:
-                    _quantize_linear(layer, quantized)
+                    _quantize_linear(layer, quantized, small=small)
                     report.apply(node, "MatMulInteger with int8 weights and dynamic uint8 activations")
         if report.applied:
             drop_unused(model)
@@ -121,12 +126,14 @@ class QuantizeDynamic(GraphTransform):
         return None
 
 
-def _quantize_linear(layer: Linear, quantized: dict[ir.Value, tuple[ir.Value, ...]]) -> None:
+def _quantize_linear(
+    layer: Linear, quantized: dict[ir.Value, tuple[ir.Value, ...]], *, small: bool
+) -> None:
     node = layer.node
     graph = graph_of(node)
     array = constant(layer.weight)
     array = array if layer.channel_axis == 1 else array.T  # (K, N)
-    integers, scale = _per_column(array)
+    integers, scale = _per_column(array, small=small)
     name = layer.weight.name or "weight"
     weight = add_initializer(graph, f"{name}_int8", integers)
     scales = add_initializer(graph, f"{name}_scale", scale)
@@ -157,14 +164,15 @@ def _quantize_linear(layer: Linear, quantized: dict[ir.Value, tuple[ir.Value, ..
     ir.convenience.replace_nodes_and_values(graph, node, [node], made, [output], [result])
 
 
-def _quantize_lstm(node: ir.Node, model: ir.Model) -> None:
+def _quantize_lstm(node: ir.Node, model: ir.Model, *, small: bool) -> None:
     """Replace an LSTM by ONNX Runtime's DynamicQuantizeLSTM (contrib operator, version 1)."""
     graph = graph_of(node)
     inputs: list[ir.Value | None] = [*node.inputs, *[None] * (8 - len(node.inputs))]
     scales: list[ir.Value | None] = []
     for index in (1, 2):
         value = inputs[index]
-        matrices = [_per_column(matrix.T) for matrix in constant(value)]  # per direction (inputs, 4 hidden)
+        # Per direction (inputs, 4 hidden).
+        matrices = [_per_column(matrix.T, small=small) for matrix in constant(value)]
         name = (value.name if value is not None else None) or f"{node.name}_{index}"
         scale = np.stack([scale for _, scale in matrices])
         inputs[index] = add_initializer(graph, f"{name}_int8", np.stack([weight for weight, _ in matrices]))
@@ -185,8 +193,10 @@ def _quantize_lstm(node: ir.Node, model: ir.Model) -> None:
     model.opset_imports.setdefault("com.microsoft", 1)
 
 
-def _per_column(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quantize `(K, N)` with one symmetric scale for each column."""
+def _per_column(array: np.ndarray, *, small: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Quantize `(K, N)` with one symmetric scale for each column; `small` for kernels that overflow."""
     scale = np.abs(array).max(axis=0) / np.float32(127)
     scale = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
+    if small:
+        scale = safe_scale(np.ascontiguousarray(array.T), scale, neighbours(len(array)))
     return np.clip(np.rint(array / scale), -127, 127).astype(np.int8), scale
