@@ -1,4 +1,4 @@
-"""How sessions are timed: on how many threads, and by which clock. What a backend can do decides, not its name."""
+"""How sessions are timed: on how many threads and by which clock, by what the backend can do."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ __all__ = ["timing_clock", "timing_options"]
 _RESOLUTION_S = 1e-6  # on some systems processor time is counted in ticks of a clock
 
 
-def timing_options(backend: str, *, threads: int) -> dict[str, int] | None:
+def timing_options(backend: str, *, threads: int) -> dict[str, object] | None:
     """Return the options that bound a backend's threads; None where it has no such option.
 
     Args:
         backend: The backend's name.
         threads: Threads within an operator.
     """
-    option = get_backend(backend).capabilities().threads_option
-    return {option: threads} if option else None
+    return get_backend(backend).capabilities().threads(threads)
 
 
-def timing_clock(sessions: Iterable[Session], options: Mapping[str, int] | None) -> Callable[[], float]:
+def timing_clock(sessions: Iterable[Session], options: Mapping[str, object] | None) -> Callable[[], float]:
     """Return the clock to time sessions with, in seconds.
 
     On one thread of a CPU it is the processor time of the process, which other work on the machine hardly

@@ -1,4 +1,4 @@
-"""Layers that pruning does not reach: inside control flow and functions, and operators that it does not know."""
+"""Layers that pruning does not reach: inside control flow and functions, and unknown operators."""
 
 from __future__ import annotations
 
