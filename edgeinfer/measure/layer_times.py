@@ -16,6 +16,7 @@ from edgeinfer.devices.profile import Target
 from edgeinfer.display import Table
 from edgeinfer.feeds.generate import Shapes, generate_feeds
 from edgeinfer.graph.build import compile_model
+from edgeinfer.measure.timing import timing_options
 from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.runtime.open import load
 from edgeinfer.runtime.session import Session
@@ -152,7 +153,7 @@ def measure_layers(
     loaded = Model.load(model)
     parsed = Target.parse(target or "onnxruntime")
     feeds = dict(feed) if feed is not None else generate_feeds(loaded.signature, shapes=shapes)[0]
-    options = {"threads": threads} if parsed.backend in ("onnxruntime", "openvino") else None
+    options = timing_options(parsed.backend, threads=threads)
     artifact = compile_model(loaded, parsed.backend, device=parsed.device or None, options=options)
     with load(artifact) as session:
         count = runs if runs is not None else _runs_for(session, feeds)
