@@ -21,7 +21,7 @@ from edgeinfer.model.model import Model
 from edgeinfer.pruning.budget.allocate import allocate
 from edgeinfer.pruning.budget.cost import CostModel
 from edgeinfer.pruning.budget.criteria import weight_columns
-from edgeinfer.pruning.budget.plan import observed_shapes
+from edgeinfer.pruning.budget.observed_shapes import observe_shapes
 from edgeinfer.pruning.reconstruction.frontier import run, tap
 from edgeinfer.pruning.reconstruction.statistics import columns_of_each_feed, input_moments
 from edgeinfer.pruning.sparse_masks import group_order, upper_factor
@@ -64,7 +64,7 @@ def calibrated_channels(model: Model, feeds: Sequence[Feed], keep: float) -> tup
         errors[group.name] = (np.cumsum(np.sort(scores)) / scores.sum()).tolist()
         chosen.append(group)
     cost = CostModel.of(
-        work.graph, attrs.evolve(found, groups=tuple(chosen)), "macs", observed_shapes(work, feeds)
+        work.graph, attrs.evolve(found, groups=tuple(chosen)), "macs", observe_shapes(work, feeds).tensors
     )
     counts = allocate(chosen, errors, cost, keep * cost.cost({}), multiple=1)
     gone = [found.members[name][c] for name, n in counts.items() for c in orders[name][:n]]

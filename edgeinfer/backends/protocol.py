@@ -92,7 +92,7 @@ class Capabilities:
     float16_devices: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
     def threads(self, count: int) -> dict[str, object] | None:
-        """Return the options for so many threads within an operator, or None where there is no such option."""
+        """Return the options for so many threads within an operator; None where there is no such option."""
         return {self.threads_option: count} if self.threads_option else None
 
     def device(self, name: str) -> DeviceInfo | None:

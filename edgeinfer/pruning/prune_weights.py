@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 
 from edgeinfer.graph.layers import Layer
+from edgeinfer.pruning import options
 from edgeinfer.pruning.sparse_masks import sparse_mask
 from edgeinfer.pruning.sparsify import Pattern, Sparsify
 
@@ -28,14 +29,14 @@ class PruneWeights(Sparsify):
         sparsity: The part of each layer's weights that becomes zero.
     """
 
-    sparsity: float = attrs.field(default=0.5, validator=[attrs.validators.gt(0), attrs.validators.lt(1)])
+    sparsity: float = attrs.field(default=0.5, validator=options.number(above=0, below=1))
 
     @property
     def pattern(self) -> Pattern:
         """A part of each layer's weights."""
         return Pattern(
             name=f"{self.sparsity:.0%} sparse",
-            refuse=lambda _: "",
+            refuse=lambda _: None,
             choose=self._choose,
             satisfied=self._satisfied,
         )

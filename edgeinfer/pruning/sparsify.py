@@ -21,11 +21,16 @@ from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
 from edgeinfer.feeds.feeds import FeedIterable
 from edgeinfer.graph.layers import Layer, find_layers, read_weight, write_weight
+from edgeinfer.graph.names import require_nodes
+from edgeinfer.pruning import options
 from edgeinfer.pruning.engine import downstream
-from edgeinfer.pruning.reconstruction.refit import Refitter, refusal
+from edgeinfer.pruning.reconstruction.refit import Refitter, refusals
 from edgeinfer.pruning.reconstruction.statistics import columns_of_each_feed
 from edgeinfer.pruning.structure.prepare import prepare
+from edgeinfer.pruning.structure.unreached import unreached_layers
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
+from edgeinfer.transforms.refusal import Refusal
+from edgeinfer.values import as_frozenset
 
 __all__ = ["Pattern", "Sparsify"]
 
@@ -39,13 +44,13 @@ class Pattern:
 
     Attributes:
         name: How reports call it.
-        refuse: Why a layer cannot have it, or an empty text.
+        refuse: Why a layer cannot have it, or None.
         choose: The mask (R, K) for a layer's W (R, K) and, where there is data, the covariance of its inputs.
         satisfied: Whether a weight (R, K) has it already.
     """
 
     name: str
-    refuse: Callable[[Layer], str]
+    refuse: Callable[[Layer], Refusal | None]
     choose: Choose
     satisfied: Callable[[Layer, np.ndarray], bool]
 
@@ -56,6 +61,7 @@ class Sparsify(GraphTransform):
 
     Attributes:
         calibration: A re-iterable of feeds. Without one: magnitude, and nothing is refitted.
+        keep_nodes: Names of layers that stay as they are.
         sweeps: How often all layers are fitted; the masks are chosen in the first.
         max_columns: How many output positions of a layer its moments are taken from.
         ridge: How strongly refitted weights are drawn to the present ones. None: chosen on held-out feeds.
@@ -63,13 +69,16 @@ class Sparsify(GraphTransform):
         progress: Show progress. None: in a terminal or a notebook.
     """
 
-    calibration: Any = attrs.field(default=None, kw_only=True, eq=False)
-    sweeps: int = attrs.field(default=1, kw_only=True, validator=attrs.validators.ge(1))
-    max_columns: int = attrs.field(default=24_000, kw_only=True, validator=attrs.validators.ge(100))
-    ridge: float | None = attrs.field(
-        default=None, kw_only=True, validator=attrs.validators.optional(attrs.validators.ge(0))
+    calibration: Any = attrs.field(default=None, kw_only=True, eq=False, validator=options.feeds)
+    keep_nodes: frozenset[str] = attrs.field(default=(), kw_only=True, converter=as_frozenset)
+    sweeps: int = attrs.field(default=1, kw_only=True, validator=options.number(at_least=1, whole=True))
+    max_columns: int = attrs.field(
+        default=24_000, kw_only=True, validator=options.number(at_least=100, whole=True)
     )
-    target: Target | str | None = attrs.field(default=None, kw_only=True)
+    ridge: float | None = attrs.field(
+        default=None, kw_only=True, validator=options.number(at_least=0, optional=True)
+    )
+    target: Target | str | None = attrs.field(default=None, kw_only=True, validator=options.target)
     progress: bool | None = attrs.field(default=None, kw_only=True)
 
     names_layers = True
@@ -81,9 +90,12 @@ class Sparsify(GraphTransform):
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Give every layer that can have it the pattern, refit, and report."""
+        require_nodes(self.keep_nodes, model.graph, where=f"{type(self).__name__}, keep_nodes")
         work = model.clone()
         prepare(work)
-        wanted = _wanted(work, report, self.pattern)
+        wanted = _wanted(work, report, self)
+        for refusal in unreached_layers(work):
+            report.skip(*refusal)
         if not wanted:
             return
         if self.calibration is None:
@@ -97,23 +109,26 @@ class Sparsify(GraphTransform):
         model.graph, model.ir_version = work.graph, work.ir_version
 
 
-def _wanted(model: ir.Model, report: ReportBuilder, pattern: Pattern) -> dict[str, Layer]:
+def _wanted(model: ir.Model, report: ReportBuilder, settings: Sparsify) -> dict[str, Layer]:
+    pattern, cannot = settings.pattern, refusals(model.graph)
     wanted = {}
     for layer in find_layers(model.graph):
-        reason = refusal(layer) or _refusal(layer) or pattern.refuse(layer)
-        if not reason and pattern.satisfied(layer, layer.matrix(read_weight(layer.weight))[0]):
-            reason = f"it is {pattern.name} already"
-        if reason:
-            report.skip(layer.name, reason)
-        else:
+        refused = _refuse(layer, settings) or cannot.get(layer.name) or pattern.refuse(layer)
+        if refused is None and pattern.satisfied(layer, layer.matrix(read_weight(layer.weight))[0]):
+            refused = Refusal(layer.name, f"it is {pattern.name} already")
+        if refused is None:
             wanted[layer.name] = layer
+        else:
+            report.skip(*refused)
     return wanted
 
 
-def _refusal(layer: Layer) -> str:
+def _refuse(layer: Layer, settings: Sparsify) -> Refusal | None:
+    if layer.name in settings.keep_nodes:
+        return Refusal(layer.name, "keep_nodes has it")
     if layer.kind == "conv_transpose":
-        return "a transposed convolution"
-    return "a depthwise or grouped layer" if layer.group > 1 else ""
+        return Refusal(layer.name, "it is a transposed convolution")
+    return Refusal(layer.name, "it is a depthwise or grouped layer") if layer.group > 1 else None
 
 
 def _with_data(
@@ -122,8 +137,9 @@ def _with_data(
     columns = columns_of_each_feed(feeds, settings.max_columns)
     refitter = Refitter(reference=model.clone(), masks={}, feeds=feeds, columns=columns, ridge=settings.ridge)
     affected = downstream(model.graph, {layer.y.name or "" for layer in wanted.values()}) | set(wanted)
+    affected -= {*refusals(model.graph), *settings.keep_nodes}
     masks: dict[str, np.ndarray] = {}
-    layers = [layer for layer in find_layers(model.graph) if layer.name in affected and not refusal(layer)]
+    layers = [layer for layer in find_layers(model.graph) if layer.name in affected]
     for sweep in range(settings.sweeps):
         refitter.rewind()
         for layer in track(layers, "fitting sparse layers", progress=settings.progress):

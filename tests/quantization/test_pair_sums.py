@@ -1,4 +1,4 @@
-"""No integer kernel overflows, on any CPU: where it adds pairs of products in 16 bits, weights are kept small."""
+"""No integer kernel overflows, on any CPU: where it adds pairs of products in 16 bits, weights are small."""
 
 from __future__ import annotations
 

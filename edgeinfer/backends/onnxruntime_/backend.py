@@ -95,8 +95,8 @@ _PRECISIONS = {
     "OPENVINO": ("float32", "float16", "int8"),
     "QNN": ("float16", "int8"),
 }
-# Without VNNI its kernels for uint8 by int8 saturate at 16 bits; those for uint8 by uint8, which are slower, do
-# not. The option changes nothing on other CPUs.
+# Without VNNI its kernels for uint8 by int8 saturate at 16 bits; those for uint8 by uint8, which are slower,
+# do not. The option changes nothing on other CPUs.
 _EXACT = {"session_config": {"session.x64quantprecision": "1"}}
 # What is known of it without a runtime.
 _WITHOUT = Capabilities(

@@ -15,7 +15,7 @@ the energy of the outputs of the layers that read the channels, so that groups o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeAlias, final
+from typing import Literal, TypeAlias, final, get_args
 
 import attrs
 import numpy as np
@@ -23,10 +23,13 @@ import numpy as np
 from edgeinfer.calibration.moments import MomentObserver
 from edgeinfer.graph.channels.groups import ChannelGroup
 from edgeinfer.graph.layers import Layer, read_weight
+from edgeinfer.numerics.fixed_order import inverse as invert
+from edgeinfer.numerics.fixed_order import matmul, solve
 
-__all__ = ["Criterion", "Ranking", "compensated", "rank", "weight_columns"]
+__all__ = ["CRITERIA", "Criterion", "Ranking", "compensated", "rank", "weight_columns"]
 
 Criterion: TypeAlias = Literal["second_order", "activation", "magnitude", "random"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 
 _DAMPING = 1e-3
 # Compensation for lost channels must not rest on correlations that the few samples only seem to have.
@@ -110,8 +113,8 @@ def compensated(layer: Layer, moments: MomentObserver, columns: np.ndarray) -> t
         size = len(cov[g])
         # The last term is for inputs that are all zero: what a dead layer makes.
         h = cov[g] + (_damping(moments, size) * np.trace(cov[g]) / size + 1e-12) * np.eye(size)
-        result[g][:, stay] = np.linalg.solve(h[np.ix_(stay, stay)], h[stay] @ weight[g].T).T
-    shift = np.einsum("grk,gk->gr", weight - result, mean)
+        result[g][:, stay] = solve(h[np.ix_(stay, stay)], matmul(h[stay], weight[g].T)).T
+    shift = ((weight - result) * mean[:, None]).sum(2)
     return result, shift
 
 
@@ -161,9 +164,9 @@ class _State:
     def of(cls, layer: Layer, moments: MomentObserver, columns: np.ndarray) -> _State:
         weight = layer.matrix(read_weight(layer.weight))
         cov = moments.covariance
-        energy = float(np.einsum("grk,gkl,grl->", weight, cov, weight, optimize=True))
+        energy = float((matmul(weight, cov) * weight).sum())
         damp = _damping(moments, cov.shape[1]) * np.trace(cov, axis1=1, axis2=2) / cov.shape[1] + 1e-12
-        inverse = np.linalg.inv(cov + damp[:, None, None] * np.eye(cov.shape[1]))
+        inverse = invert(cov + damp[:, None, None] * np.eye(cov.shape[1]))
         return cls(inverse, weight.copy(), columns, max(energy, 1e-30))
 
     def scores(self, channels: np.ndarray) -> np.ndarray:
@@ -172,16 +175,16 @@ class _State:
         for inverse, weight in zip(self.inverse, self.weight, strict=True):
             blocks = inverse[index[:, :, None], index[:, None, :]]  # (c, s, s)
             parts = weight[:, index].transpose(1, 2, 0)  # (c, s, R)
-            total += (parts * np.linalg.solve(blocks, parts)).sum((1, 2))
+            total += (parts * solve(blocks, parts)).sum((1, 2))
         return np.maximum(total, 0.0) / self.energy
 
     def remove(self, channels: np.ndarray) -> None:
         index = self.columns[channels].ravel()
         for g in range(len(self.inverse)):
             inverse, weight = self.inverse[g], self.weight[g]
-            gain = np.linalg.solve(inverse[np.ix_(index, index)], inverse[index])  # (s, K)
-            weight -= weight[:, index] @ gain
-            inverse -= inverse[:, index] @ gain
+            gain = solve(inverse[np.ix_(index, index)], inverse[index])  # (s, K)
+            weight -= matmul(weight[:, index], gain)
+            inverse -= matmul(inverse[:, index], gain)
             weight[:, index] = 0.0
             inverse[index], inverse[:, index] = 0.0, 0.0
             inverse[index, index] = 1.0

@@ -22,10 +22,11 @@ import onnx_ir as ir
 from edgeinfer.artifact.signature import Signature
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
-from edgeinfer.feeds.shapes import resolve_shapes
+from edgeinfer.errors import PreconditionError
 from edgeinfer.graph.build import compile_model
 from edgeinfer.graph.channels.labels import dims
 from edgeinfer.graph.layers import Layer
+from edgeinfer.measure.timing import timing_clock, timing_options
 from edgeinfer.model.model import Model
 from edgeinfer.pruning.budget.allocate import step_of
 from edgeinfer.pruning.budget.cost import Axis, CostModel
@@ -129,13 +130,13 @@ def least_ms(
         target: The backend and device.
         seconds: How long to go on, about; at least a dozen runs of each are made.
     """
-    on_cpu = target.backend in ("onnxruntime", "openvino") and target.device in ("", "CPU")
-    clock = time.process_time if on_cpu else time.perf_counter
+    options = timing_options(target.backend, threads=1)
     with contextlib.ExitStack() as stack:
         sessions = []
         for model in models:
             artifact = compile_model(model, target.backend, device=target.device or None)
-            sessions.append(stack.enter_context(load(artifact, options={"threads": 1} if on_cpu else None)))
+            sessions.append(stack.enter_context(load(artifact, options=options)))
+        clock = timing_clock(sessions, options)
         given = _zeros(sessions[0].signature) if feed is None else feed
         least = [np.inf] * len(sessions)
         ends, runs = time.monotonic() + seconds, 0
@@ -150,9 +151,24 @@ def least_ms(
 
 
 def _zeros(signature: Signature) -> dict[str, np.ndarray]:
-    """Return a feed of zeros, of the shapes that costs are counted for."""
-    shapes = resolve_shapes(signature)
-    return {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in signature.inputs}
+    """Return a feed of zeros, of a batch of one.
+
+    Raises:
+        PreconditionError: Another size is not known.
+    """
+    for spec in signature.inputs:
+        if spec.shape is None or not all(isinstance(size, int) for size in spec.shape[1:]):
+            raise PreconditionError(
+                "The latency cannot be measured: a size of the input is not known.",
+                where=f"input {spec.name!r}",
+                expected="static sizes, but for the batch",
+                found=spec.describe(),
+                hint="Give calibration=, or fix the sizes first: FixShapes({'name': (1, ...)}).",
+            )
+    return {
+        spec.name: np.zeros([size if isinstance(size, int) else 1 for size in spec.shape or ()], spec.dtype)
+        for spec in signature.inputs
+    }
 
 
 def _alone(layer: Layer, shapes: Mapping[str, tuple[int, ...]], outs: int, ins: int) -> Model:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from edgeinfer.calibration.moments import MomentObserver
 from edgeinfer.display import track
 from edgeinfer.graph.channels.groups import ChannelGroup
+from edgeinfer.graph.data_sizes import data_dependent_sizes
 from edgeinfer.graph.layers import Layer, find_layers, read_weight, write_weight
 from edgeinfer.graph.shapes import add_constant
 from edgeinfer.pruning.budget.criteria import Ranking, compensated, weight_columns
@@ -24,21 +25,54 @@ from edgeinfer.pruning.reconstruction.frontier import Frontier, cuts, run, tap
 __all__ = ["compensate", "measured_errors", "output_error", "plan_error", "scored_outputs"]
 
 _FRACTIONS = (0.125, 0.25, 0.5, 0.75)
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 
 
-def scored_outputs(model: ir.Model) -> list[str]:
-    """Return the tensors whose error counts: the outputs, before a Softmax or Sigmoid, which saturate."""
-    names = []
-    for value in model.graph.outputs:
-        producer = value.producer()
-        if (
-            producer is not None
-            and producer.op_type in ("Softmax", "LogSoftmax", "Sigmoid")
-            and producer.inputs[0]
-        ):
-            value = producer.inputs[0]
-        names.append(value.name or "")
-    return list(dict.fromkeys(names))
+def scored_outputs(model: ir.Model) -> tuple[list[str], tuple[str, ...]]:
+    """Return the tensors whose error counts, and what to say of outputs that cannot be compared.
+
+    Those are the outputs, before a Softmax or Sigmoid, which saturate. In place of texts, indices, and
+    tensors whose size depends on the data, the float tensors in front of them are taken.
+
+    Args:
+        model: The graph, its shapes inferred.
+    """
+    dependent = data_dependent_sizes(model.graph)
+    found: dict[ir.Value, None] = {}
+    notes = []
+    for output in model.graph.outputs:
+        front = _comparable(output, dependent)
+        found.update(front)
+        if output not in front:
+            names = ", ".join(repr(value.name) for value in front) or "nothing, for none is comparable"
+            reason = "its size depends on the data" if output in dependent else "it is no float tensor"
+            notes.append(f"output {output.name!r} is judged by {names}: {reason}")
+    return list(dict.fromkeys(_before_saturation(value).name or "" for value in found)), tuple(notes)
+
+
+def _comparable(value: ir.Value, dependent: Mapping[ir.Value, str]) -> dict[ir.Value, None]:
+    """Return a tensor, or the nearest ones before it, that can be compared element by element."""
+    found: dict[ir.Value, None] = {}
+    seen: set[ir.Value] = set()
+    pending = [value]
+    while pending:
+        at = pending.pop()
+        node = at.producer()
+        if node is None or at in seen:  # inputs and weights say nothing of a change
+            continue
+        seen.add(at)
+        if at.dtype in _FLOATS and at not in dependent:
+            found[at] = None
+        else:
+            pending += [before for before in node.inputs if before is not None]
+    return found
+
+
+def _before_saturation(value: ir.Value) -> ir.Value:
+    node = value.producer()
+    if node is not None and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid") and node.inputs[0]:
+        return node.inputs[0]
+    return value
 
 
 def output_error(model: ir.Model, wanted: Sequence[Mapping[str, np.ndarray]], frontier: Frontier) -> float:
@@ -73,7 +107,7 @@ def measured_errors(
         feeds: A small part of the calibration.
         progress: Show it.
     """
-    names = scored_outputs(model)
+    names, _ = scored_outputs(model)
     with tap(model, names) as session:
         wanted = list(run(session, feeds))
     result = {}
@@ -124,7 +158,7 @@ def plan_error(
     feeds: Sequence[Mapping[str, np.ndarray]],
 ) -> float:
     """Return the error of the outputs when channels of several groups are gone, see `measured_errors`."""
-    with tap(model, scored_outputs(model)) as session:
+    with tap(model, scored_outputs(model)[0]) as session:
         wanted = list(run(session, feeds))
     return output_error(_without(model, groups, removed, moments), wanted, Frontier(feeds=feeds))
 

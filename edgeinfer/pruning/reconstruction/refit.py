@@ -17,15 +17,17 @@ import onnx_ir as ir
 
 from edgeinfer.calibration.moments import MomentObserver
 from edgeinfer.feeds.feeds import FeedIterable
+from edgeinfer.graph.data_sizes import data_dependent_sizes
 from edgeinfer.graph.im2col import Layout
-from edgeinfer.graph.layers import Layer, read_weight, write_weight
+from edgeinfer.graph.layers import Layer, find_layers, read_weight, write_weight
 from edgeinfer.graph.shapes import add_constant
 from edgeinfer.pruning.reconstruction.frontier import Frontier, cuts
 from edgeinfer.pruning.reconstruction.least_squares import Equations, best_ridge
 from edgeinfer.pruning.reconstruction.statistics import is_held_out
 from edgeinfer.pruning.reconstruction.transposed import Phase, phases, refusal_of_transposed
+from edgeinfer.transforms.refusal import Refusal
 
-__all__ = ["ChooseMask", "Refitter", "refusal"]
+__all__ = ["ChooseMask", "Refitter", "refusals"]
 
 ChooseMask: TypeAlias = "Callable[[np.ndarray, np.ndarray], np.ndarray]"
 
@@ -84,7 +86,7 @@ class Refitter:
 
         if callable(keep):
             dense = solved(before, None)
-            covariance = total.xx[:, :-1, :-1] - total.xx[:, :-1, -1:] @ total.xx[:, -1:, :-1]
+            covariance = total.xx[:, :-1, :-1] - total.xx[:, :-1, -1:] * total.xx[:, -1:, :-1]
             after = solved(dense, keep(dense[..., :-1], covariance))
         else:
             after = solved(before, keep)
@@ -227,8 +229,23 @@ def _set_bias(model: ir.Model, layer: Layer, bias: np.ndarray, before: np.ndarra
         layer.node.replace_input_with(2, fresh)
 
 
-def refusal(layer: Layer) -> str:
-    """Return why a layer cannot be refitted, or an empty text."""
-    if layer.shared:
-        return "its weight is used by another node, too"
-    return refusal_of_transposed(layer.node) if layer.kind == "conv_transpose" else ""
+def refusals(graph: ir.Graph) -> dict[str, Refusal]:
+    """Return the layers of a graph that cannot be refitted, by name.
+
+    Args:
+        graph: The graph, its shapes inferred.
+    """
+    dependent = data_dependent_sizes(graph)
+    found = {}
+    for layer in find_layers(graph):
+        source = dependent.get(layer.x) or dependent.get(layer.y) or dependent.get(residual_sum(layer))
+        reason = ""
+        if source:
+            reason = f"how many inputs it has depends on the data, by {source!r}"
+        elif layer.shared:
+            reason = "its weight is used by another node, too"
+        elif layer.kind == "conv_transpose":
+            reason = refusal_of_transposed(layer.node)
+        if reason:
+            found[layer.name] = Refusal(layer.name, reason)
+    return found

@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from edgeinfer.calibration.calibration import as_calibration, observe
 from edgeinfer.calibration.channel_observers import ChannelMagnitudeObserver
-from edgeinfer.errors import CalibrationError
+from edgeinfer.errors import CalibrationError, PreconditionError
 from edgeinfer.graph.rescaled import note_rescaled
 from edgeinfer.graph.weights import (
     Linear,
@@ -48,7 +48,12 @@ _ALPHAS = tuple(np.linspace(0.2, 1.0, 17))
 
 def _share(_: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
     if value is not None and not 0 <= value <= 1:
-        raise ValueError(f"'{attribute.name}' must be None or from 0 to 1: {value}")
+        raise PreconditionError(
+            f"{attribute.name} does not fit.",
+            where=attribute.name,
+            expected="from 0 to 1, or None",
+            found=repr(value),
+        )
 
 
 @final
