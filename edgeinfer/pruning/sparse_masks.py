@@ -12,7 +12,7 @@ import itertools
 
 import numpy as np
 
-from edgeinfer.graph.layers import Layer
+from edgeinfer.graph.weights import Linear
 from edgeinfer.numerics.fixed_order import inverse_factor, solve
 
 __all__ = ["group_order", "magnitude_nm_mask", "nm_mask", "sparse_mask", "upper_factor"]
@@ -21,7 +21,7 @@ _DAMPING = 1e-2
 _BLOCK = 64
 
 
-def group_order(layer: Layer, m: int) -> np.ndarray:
+def group_order(layer: Linear, m: int) -> np.ndarray:
     """Return W's columns in an order in which each M input channels at one kernel tap lie side by side.
 
     That is where sparse tensor cores look for their pattern: along the input channels.
