@@ -13,6 +13,7 @@ what to do. The same facts are attributes, so that a program can act on them.
     ├── SessionError         InputError (FeedsError, a CalibrationError, too), SessionClosedError,
     │                        InferenceError, GoldenMismatchError
     ├── TargetError          BudgetError
+    ├── RemoteError          RemoteConnectionError, RemoteTimeoutError, RemoteStorageError
     └── FleetError
 """
 
@@ -47,6 +48,10 @@ __all__ = [
     "ModelLoadError",
     "OptionsError",
     "PreconditionError",
+    "RemoteConnectionError",
+    "RemoteError",
+    "RemoteStorageError",
+    "RemoteTimeoutError",
     "SessionClosedError",
     "SessionError",
     "TargetError",
@@ -240,6 +245,22 @@ class TargetError(EdgeInferError):
 
 class BudgetError(TargetError):
     """A budget that cannot be met or is not a budget."""
+
+
+class RemoteError(EdgeInferError):
+    """Another device could not do what it was asked, and its own errors do not say it better."""
+
+
+class RemoteConnectionError(RemoteError):
+    """A device cannot be reached, or the connection to it broke."""
+
+
+class RemoteTimeoutError(RemoteError):
+    """A device did not answer in time."""
+
+
+class RemoteStorageError(RemoteError):
+    """A device has no room for what was to be copied to it; nothing was left half-written."""
 
 
 class FleetError(EdgeInferError):

@@ -24,6 +24,7 @@ ORDER = (
     ("backends",),
     ("devices",),
     ("runtime",),
+    ("devices.remote",),
     # ---- the device line: nothing above imports onnx, onnx_ir, onnxscript, sympy or rich ----
     ("model", "terminal"),
     # The halves of the adapters that compile, and that say what ran.

@@ -14,18 +14,31 @@ if TYPE_CHECKING:
     from edgeinfer.devices.device_profile import DeviceProfile
     from edgeinfer.devices.probe.local import LocalDevice, local
     from edgeinfer.devices.profile import Target
+    from edgeinfer.devices.remote.device import RemoteDevice, connect
 
 _HOME = {
     "DeviceProfile": "edgeinfer.devices.device_profile",
     "LocalDevice": "edgeinfer.devices.probe.local",
     "Profiles": "edgeinfer.devices.catalog",
+    "RemoteDevice": "edgeinfer.devices.remote.device",
     "Target": "edgeinfer.devices.profile",
+    "connect": "edgeinfer.devices.remote.device",
     "local": "edgeinfer.devices.probe.local",
     "profiles": "edgeinfer.devices.catalog",
     "register": "edgeinfer.devices.catalog",
 }
 
-__all__ = ["DeviceProfile", "LocalDevice", "Profiles", "Target", "local", "profiles", "register"]
+__all__ = [
+    "DeviceProfile",
+    "LocalDevice",
+    "Profiles",
+    "RemoteDevice",
+    "Target",
+    "connect",
+    "local",
+    "profiles",
+    "register",
+]
 
 
 def __getattr__(name: str) -> Any:

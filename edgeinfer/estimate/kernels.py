@@ -190,6 +190,8 @@ class _Finder:
             data=data,
             weights=weights,
         )
+        if integer and node.op_type not in COMPUTE and self._moves(node):
+            self._integers.update(id(value) for value in node.outputs)
 
     def _stays_integer(self, node: ir.Node) -> bool:
         """Whether the runtime runs a node in integers, given that its data are."""
@@ -200,7 +202,11 @@ class _Finder:
             )
             needs = node.op_type in self._dialect.needs_output
             return integer_weight and (not needs or _quantized_behind(node, self._dialect.epilogue))
-        return _quantized_behind(node, frozenset())
+        return _quantized_behind(node, frozenset()) or self._moves(node)
+
+    def _moves(self, node: ir.Node) -> bool:
+        """Whether a node hands integers on as they are, with no quantizer of its own behind it."""
+        return not self._dialect.requantize_moved and node.op_type in self._dialect.moving
 
     def _join(self, node: ir.Node, data: list[ir.Value], weights: list[ir.Value]) -> bool:
         """Let the kernel that made its latest input take an element-wise node in."""
