@@ -24,7 +24,8 @@ from edgeinfer.devices.remote.ssh import Address, exchange
 from edgeinfer.devices.remote.store import artifact_key
 from edgeinfer.display import Table
 from edgeinfer.errors import RemoteError
-from edgeinfer.feeds.generate import Feed, Feeds, Shapes, as_feeds
+from edgeinfer.feeds.feeds import Feed, Feeds
+from edgeinfer.feeds.shapes import Shapes
 from edgeinfer.runtime.benchmark import BenchmarkReport
 from edgeinfer.runtime.loadgen import SingleStream
 from edgeinfer.runtime.memory import MemoryReport
@@ -105,7 +106,7 @@ class RemoteDevice:
     def benchmark(
         self,
         artifact: Artifact | str | os.PathLike[str],
-        feeds: Feeds | None = None,
+        feeds: Any = None,
         *,
         warmup: int = 10,
         runs: int | None = None,
@@ -198,7 +199,7 @@ class RemoteDevice:
         task = {"what": "golden", "arguments": {}, "device": device, "options": options}
         self._measure(artifact, task, None, timeout_s)
 
-    def cost(self, artifact: Artifact | str | os.PathLike[str], feeds: Feeds | None = None) -> Cost:
+    def cost(self, artifact: Artifact | str | os.PathLike[str], feeds: Any = None) -> Cost:
         """Measure latency and memory on the device, for `Budget.check` and `Artifact.with_cost`.
 
         Raises:
@@ -207,7 +208,7 @@ class RemoteDevice:
         """
         opened = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         timing = self.benchmark(opened, feeds)
-        first = None if feeds is None else next(iter(as_feeds(feeds, opened.signature)))
+        first = None if feeds is None else next(iter(Feeds.of(feeds, opened.signature)))
         peak = self.memory(opened, first).peak_bytes
         return timing.cost(peak_bytes=peak, disk_bytes=opened.disk_bytes)
 
@@ -239,7 +240,7 @@ class RemoteDevice:
         if feeds is None:
             return None, ()
         opened = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
-        return pack_feeds(as_feeds(feeds, opened.signature))
+        return pack_feeds(Feeds.of(feeds, opened.signature))
 
     def _measure(
         self,

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from edgeinfer.artifact.signature import Signature
-from edgeinfer.feeds.generate import Feed, feed_nbytes
+from edgeinfer.feeds.feeds import Feed, feed_nbytes
 
 __all__ = ["pack_feeds", "unpack_feeds"]
 

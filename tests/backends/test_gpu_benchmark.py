@@ -1,14 +1,20 @@
-"""The peers of the GPU benchmark copy what edgeinfer copies: every input in and every output back."""
+"""What of the GPU benchmark can be held without a GPU: peers copy what edgeinfer copies, checks run."""
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+import onnx
 import pytest
+
+import edgeinfer as ei
+from edgeinfer.backends.tensorrt_.staging import default_threads
+from tests.backends import fake_tensorrt
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
 
@@ -44,7 +50,11 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     torch.zeros = lambda shape, dtype: FakeTensor("host")
     for module in (torch, torch.nn, torch.nn.functional):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    spec = importlib.util.spec_from_file_location("onnx_torch", FOLDER / "onnx_torch.py")
+    return load("onnx_torch")
+
+
+def load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     made = importlib.util.module_from_spec(spec)
     assert spec.loader is not None
@@ -72,3 +82,36 @@ def test_a_round_trip_in_pytorch_copies_inputs_in_and_outputs_back(script: Any) 
             ("out", "y", True),
             ("out", "z", True),
         ]
+
+
+@pytest.mark.slow
+def test_the_checks_of_the_copies_on_the_host_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = fake_tensorrt.install(monkeypatch)
+    assert load("host_copies").check({}) == {"copy_threads": default_threads()}
+    gc.collect()
+    fake.cuda.assert_nothing_left()
+
+
+def test_every_way_to_call_infer_is_measured_at_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = fake_tensorrt.install(monkeypatch)
+    script = load("host_copies")
+    text = '<ir_version: 8, opset_import: ["" : 15]> g (float[N,3,W] x) => (float[N,3,W] y) { y = Neg(x) }'
+    shapes = {"x": (1, 3, 6_000)}
+    model = ei.Model.load(onnx.parser.parse_model(text))
+    artifact = script.build(model, shapes, "float32", {}, None)
+    calls: list[int] = []
+
+    def latency(run: Any, seconds: float) -> dict[str, float]:
+        for _ in range(4):
+            run()
+        calls.append(4)
+        return {"p50_ms": 1.0, "p99_ms": 1.2}
+
+    for batch in script.BATCHES:
+        found = script.measure(artifact, shapes, batch, latency, 0.0)
+        assert found["again / bound"] == 1
+        assert found["fresh p99 / p50"] == 1.2
+        assert found["aim reached"] is False
+    assert len(calls) == 4 * len(script.BATCHES)
+    gc.collect()
+    fake.cuda.assert_nothing_left()
