@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any, final
 
 import attrs
-import cattrs
 import numpy as np
 
+from edgeinfer.artifact.decode import DecodeError, decode, encode
 from edgeinfer.artifact.history import HistoryEntry
 from edgeinfer.artifact.signature import Signature, TensorSpec
 from edgeinfer.errors import ArtifactFormatError, ArtifactIntegrityError
@@ -139,7 +139,7 @@ class Manifest:
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """Return the canonical JSON, with `manifest_sha256` over all other fields."""
-    fields: dict[str, Any] = _CONVERTER.unstructure(manifest)
+    fields: dict[str, Any] = encode(manifest, _ENCODE)
     fields["manifest_sha256"] = _digest(fields)
     return json.dumps(fields, sort_keys=True, indent=1).encode() + b"\n"
 
@@ -174,11 +174,10 @@ def decode_manifest(text: bytes, *, where: str) -> Manifest:
             hint="Copy the artifact again from its source.",
         )
     try:
-        return _CONVERTER.structure(fields, Manifest)
-    except Exception as error:  # cattrs raises a family of its own
-        message = "; ".join(cattrs.transform_error(error)) if isinstance(error, Exception) else ""
+        return decode(Manifest, fields, _DECODE)
+    except DecodeError as error:
         raise ArtifactFormatError(
-            "The manifest does not have the fields of its format.", where=where, found=message or str(error)
+            "The manifest does not have the fields of its format.", where=where, found=str(error)
         ) from error
 
 
@@ -187,24 +186,16 @@ def _digest(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _make_converter() -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=True)
-    converter.register_unstructure_hook(
-        TensorSpec,
-        lambda spec: {
-            "name": spec.name,
-            "dtype": str(spec.dtype),
-            "shape": None if spec.shape is None else list(spec.shape),
-        },
-    )
-    converter.register_structure_hook(TensorSpec, lambda value, _: TensorSpec(**value))
-    converter.register_structure_hook_func(
-        lambda cls: cls == Mapping[str, object], lambda value, _: dict(value)
-    )
-    converter.register_structure_hook(HistoryEntry, lambda value, _: HistoryEntry(**value))
-    converter.register_unstructure_hook(Golden, lambda golden: {"rtol": golden.rtol, "atol": golden.atol})
-    converter.register_structure_hook(Golden, lambda value, _: Golden(rtol=value["rtol"], atol=value["atol"]))
-    return converter
+def _spec_fields(spec: TensorSpec) -> dict[str, object]:
+    shape = None if spec.shape is None else list(spec.shape)
+    return {"name": spec.name, "dtype": str(spec.dtype), "shape": shape}
 
 
-_CONVERTER = _make_converter()
+_ENCODE = {
+    TensorSpec: _spec_fields,
+    Golden: lambda golden: {"rtol": golden.rtol, "atol": golden.atol},
+}
+_DECODE = {
+    TensorSpec: lambda value: TensorSpec(**value),
+    Golden: lambda value: Golden(rtol=value["rtol"], atol=value["atol"]),
+}
