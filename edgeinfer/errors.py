@@ -13,7 +13,8 @@ what to do. The same facts are attributes, so that a program can act on them.
     ├── SessionError         InputError (FeedsError, a CalibrationError, too), SessionClosedError,
     │                        InferenceError, GoldenMismatchError
     ├── TargetError          BudgetError
-    └── FleetError
+    ├── FleetError
+    └── MissingPackageError
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ __all__ = [
     "InferenceError",
     "InputError",
     "InvalidModelError",
+    "MissingPackageError",
     "ModelError",
     "ModelLoadError",
     "OptionsError",
@@ -234,3 +236,7 @@ class BudgetError(TargetError):
 
 class FleetError(EdgeInferError):
     """Something went wrong in fleet operations."""
+
+
+class MissingPackageError(EdgeInferError, ImportError):
+    """A function needs a package that is not installed, as on a device that only runs models."""
