@@ -14,7 +14,8 @@ what to do. The same facts are attributes, so that a program can act on them.
     │                        InferenceError, GoldenMismatchError
     ├── TargetError          BudgetError
     ├── RemoteError          RemoteConnectionError, RemoteTimeoutError, RemoteStorageError
-    └── FleetError
+    ├── FleetError
+    └── MissingPackageError
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ __all__ = [
     "InferenceError",
     "InputError",
     "InvalidModelError",
+    "MissingPackageError",
     "ModelError",
     "ModelLoadError",
     "OptionsError",
@@ -265,3 +267,7 @@ class RemoteStorageError(RemoteError):
 
 class FleetError(EdgeInferError):
     """Something went wrong in fleet operations."""
+
+
+class MissingPackageError(EdgeInferError, ImportError):
+    """A function needs a package that is not installed, as on a device that only runs models."""

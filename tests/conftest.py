@@ -14,6 +14,14 @@ import pytest
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests that install packages, unless they are asked for."""
+    if "venv" not in config.getoption("markexpr"):
+        for item in items:
+            if item.get_closest_marker("venv"):
+                item.add_marker(pytest.mark.skip(reason="it installs packages; ask for it with -m venv"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real models and labelled data beside the checkout."""

@@ -62,10 +62,8 @@ def inspect(arguments: argparse.Namespace) -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """Print the comparison of two models or artifacts."""
     import edgeinfer as ei
-    from edgeinfer.artifact.artifact import Artifact
-    from edgeinfer.model.model import Model
 
-    a, b = (Artifact.open(p) if Path(p).is_dir() else Model.load(p) for p in (arguments.a, arguments.b))
+    a, b = (ei.Artifact.open(p) if Path(p).is_dir() else ei.Model.load(p) for p in (arguments.a, arguments.b))
     report = ei.compare(
         a,
         b,
