@@ -17,6 +17,7 @@ import onnx.parser
 import pytest
 
 import edgeinfer as ei
+from edgeinfer.artifact.artifact import Payload
 from edgeinfer.backends.registry import get_backend, install_command
 from edgeinfer.errors import (
     ArtifactError,
@@ -165,7 +166,7 @@ def test_a_missing_runtime_says_what_to_install(monkeypatch):
 
 
 def test_an_option_that_no_manifest_can_hold(tmp_path):
-    payload = ei.artifact.Payload(entry="m", files={"m": b""}, options={"folder": tmp_path})
+    payload = Payload(entry="m", files={"m": b""}, options={"folder": tmp_path})
     with pytest.raises(OptionsError, match="cannot be kept"):
         ei.Artifact.of_payload(payload, model=ei.Model.load(ADD), backend="theirs", backend_version="")
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import final
+from typing import BinaryIO, final
 
 import attrs
 import numpy as np
 
 from edgeinfer.artifact.signature import Signature
+from edgeinfer.atomic import write_file
 from edgeinfer.errors import InputError
 
-__all__ = ["FileFeeds", "read_array", "read_arrays", "read_feeds"]
+__all__ = ["FileFeeds", "read_array", "read_arrays", "read_feeds", "write_arrays"]
 
 
 @final
@@ -76,6 +77,25 @@ def read_arrays(path: Path, signature: Signature) -> dict[str, np.ndarray]:
             found=", ".join(arrays) or "no array",
         )
     return chosen
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays to an `.npz` file by their names: all of them, or the file stays as it was.
+
+    Not with `numpy.savez`, which cannot take arrays that are called `file` or `allow_pickle`.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+
+    def write(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, array in arrays.items():
+                plain = array.astype(str) if array.dtype == object else array  # strings need no pickle so
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, plain, allow_pickle=False)
+
+    write_file(path, write)
 
 
 def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:

@@ -147,12 +147,17 @@ def _inputs(given: list[str], signature: Signature) -> dict[str, np.ndarray]:
 
 
 def _save(path: str, outputs: dict[str, np.ndarray]) -> None:
+    from edgeinfer.cli.feeds import write_arrays
+
     try:
-        with Path(path).open("wb") as file:
-            np.savez(file, allow_pickle=False, **outputs)
-    except OSError as error:
+        write_arrays(Path(path), outputs)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise SessionError(
-            f"The outputs cannot be written: {error.strerror or error}.", where=path
+            f"The outputs cannot be written: {getattr(error, 'strerror', None) or error}.",
+            where=path,
+            expected="a place in a folder that exists, is writable and has room",
+            found=f"{sum(array.nbytes for array in outputs.values()) / 1e6:.1f} MB to write",
+            hint="A file that was there before is as it was.",
         ) from error
 
 

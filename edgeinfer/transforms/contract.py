@@ -20,16 +20,16 @@ from __future__ import annotations
 import abc
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, cast, final, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, final, runtime_checkable
 
 import attrs
-import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.display import Table
 from edgeinfer.errors import EdgeInferError, InvalidModelError, TransformContractError, TransformError
 from edgeinfer.graph.opset import convert_opset
 from edgeinfer.model.model import HistoryEntry, Model
+from edgeinfer.transforms.plain_config import config_of, plain_config
 from edgeinfer.values import as_tuple
 
 __all__ = [
@@ -207,13 +207,8 @@ class GraphTransform(ir.passes.FunctionalPass):
         """Change `model`, a private copy, in place and say so in `report`."""
 
     def config(self) -> dict[str, object]:
-        """Return the configuration as JSON-compatible values, for the history."""
-        if not attrs.has(type(self)):
-            return {}
-        fields = attrs.fields(cast("type[attrs.AttrsInstance]", type(self)))
-        return {
-            f.name: _jsonable(getattr(self, f.name)) for f in fields if getattr(self, f.name) != f.default
-        }
+        """Return the configuration as JSON-compatible values without data, for the history."""
+        return config_of(self)
 
     @final
     def apply(self, model: Model, /) -> TransformResult:
@@ -381,7 +376,7 @@ def as_transform(item: object) -> Transform:
 def _history_entry(report: TransformReport) -> HistoryEntry:
     return HistoryEntry(
         name=report.name,
-        config=report.config,
+        config=plain_config(report.config),
         digest_before=report.digest_before,
         digest_after=report.digest_after,
         applied=len(report.applied),
@@ -392,17 +387,3 @@ def _history_entry(report: TransformReport) -> HistoryEntry:
 
 def _name(node: ir.Node | str) -> str:
     return node if isinstance(node, str) else node.name or node.op_type
-
-
-def _jsonable(value: object) -> object:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items: Iterable[object] = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
-        return [_jsonable(item) for item in items]
-    text = repr(value)
-    return f"<{type(value).__name__}>" if " at 0x" in text or len(text) > 200 else text

@@ -8,12 +8,11 @@ that name ONNX nodes), `_build`, `_cuda`, `_slot` and `_run`, `_explain`, `_prec
 from __future__ import annotations
 
 import re
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
 from edgeinfer.artifact.artifact import IN_MEMORY_BYTES, Payload
+from edgeinfer.atomic import scratch_folder
 from edgeinfer.backends.base import (
     API_VERSION,
     Capabilities,
@@ -23,6 +22,7 @@ from edgeinfer.backends.base import (
     machine_facts,
     options_from,
 )
+from edgeinfer.backends.option_checks import options_of_artifact
 from edgeinfer.backends.tensorrt_.build import BuildRecord, build_engine, check_options
 from edgeinfer.backends.tensorrt_.cuda import Cuda, Gpu, find_gpus
 from edgeinfer.backends.tensorrt_.dialect import DIALECT
@@ -34,7 +34,7 @@ from edgeinfer.backends.tensorrt_.flavours import (
     find_flavours,
     logger_of,
 )
-from edgeinfer.backends.tensorrt_.options import TensorRTOptions
+from edgeinfer.backends.tensorrt_.options import TensorRTOptions, find_untrusted
 from edgeinfer.backends.tensorrt_.run import TensorRTRunner
 from edgeinfer.errors import (
     ArtifactError,
@@ -50,7 +50,6 @@ __all__ = ["TensorRTBackend", "TensorRTOptions"]
 NAME = "tensorrt"
 ENGINE, RECORD = "model.engine", "build.json"
 _DEVICE = re.compile(r"(GPU|DLA)(?:\.(\d+))?\Z")
-_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 
 @final
@@ -121,11 +120,15 @@ class TensorRTBackend:
         """Deserialize an engine, whose hash, version and hardware were checked before.
 
         Raises:
+            ArtifactTrustError: The artifact names a file, or vouches for its own code.
             DeviceError: There is no such GPU here.
             ArtifactMismatchError: TensorRT itself says that the engine does not fit.
             OptionsError: The engine carries host code, and that was not allowed.
         """
-        chosen = options_from(TensorRTOptions, _without_trust(payload.options), options.options, backend=NAME)
+        kept = options_of_artifact(
+            TensorRTOptions, payload.options, backend=NAME, find_untrusted=find_untrusted
+        )
+        chosen = options_from(TensorRTOptions, kept, options.options, backend=NAME)
         record = BuildRecord.decode(payload.read(RECORD))
         flavour = choose_flavour(record.flavour)
         index, _ = _parse_device(options.device or payload.device or "GPU")
@@ -252,15 +255,9 @@ def _content(engine: Any) -> bytes | Path:
     """Return the engine in memory, or as a file when it is large."""
     if engine.nbytes <= IN_MEMORY_BYTES:
         return bytes(engine)
-    _FOLDERS.append(tempfile.TemporaryDirectory(prefix="edgeinfer-"))
-    path = Path(_FOLDERS[-1].name) / ENGINE
+    path = scratch_folder() / ENGINE
     path.write_bytes(memoryview(engine))
     return path
-
-
-def _without_trust(options: Mapping[str, object]) -> dict[str, object]:
-    """An artifact cannot vouch for itself: the decision to run its host code is the loader's."""
-    return {name: value for name, value in options.items() if name != "engine_host_code_allowed"}
 
 
 def _check_trust(record: BuildRecord, options: TensorRTOptions) -> None:

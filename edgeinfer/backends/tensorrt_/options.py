@@ -10,12 +10,16 @@ from typing import Any, TypeAlias, final
 
 import attrs
 
-__all__ = ["TensorRTOptions", "Triple"]
+from edgeinfer.backends.option_checks import MAX_THREADS, flag, number, one_of, refuse_option, text
+
+__all__ = ["TensorRTOptions", "Triple", "find_untrusted"]
 
 Triple: TypeAlias = "tuple[Any, Any, Any]"
 
 _CAPABILITY = re.compile(r"\d{1,2}\.\d\Z")
 _SOURCES = ("cublas", "cublas_lt", "cudnn", "edge_mask_convolutions", "jit_convolutions")
+# What an artifact neither keeps nor may set: functions, files, and the decision to trust it.
+_NOT_KEPT = ("progress", "cancel", "engine_host_code_allowed", "runtime_cache")
 _POOLS = (
     "workspace",
     "tactic_shared_memory",
@@ -38,51 +42,56 @@ def _triple(value: Any) -> Triple:
 
 
 def _dims(value: Mapping[str, Iterable[int]] | None) -> dict[str, Triple]:
-    triples = {str(name): _triple(sizes) for name, sizes in (value or {}).items()}
-    for name, (low, opt, high) in triples.items():
-        if not 0 <= low <= opt <= high:
-            raise ValueError(f"dims[{name!r}] must be (least, usual, greatest), not {(low, opt, high)}")
+    try:
+        triples = {str(name): _triple(sizes) for name, sizes in (value or {}).items()}
+        right = all(0 <= low <= opt <= high for low, opt, high in triples.values())
+    except (AttributeError, TypeError, ValueError):
+        right = False
+    if not right:
+        raise refuse_option("dims", "(least, usual, greatest) by the name of a dimension", value)
     return triples
 
 
 def _profiles(value: Any) -> tuple[dict[str, Triple], ...]:
-    return tuple(
-        {
-            str(name): _triple(tuple(tuple(map(int, shape)) for shape in shapes))
-            for name, shapes in profile.items()
-        }
-        for profile in value or ()
-    )
+    try:
+        return tuple(
+            {
+                str(name): _triple(tuple(tuple(map(int, shape)) for shape in shapes))
+                for name, shapes in profile.items()
+            }
+            for profile in value or ()
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise refuse_option(
+            "profiles", "mappings from input to its least, usual and greatest shape", value
+        ) from error
 
 
-def _check_capabilities(_: object, __: object, values: tuple[str, ...]) -> None:
+def _pools(value: Any) -> dict[str, int]:
+    pools = dict(value) if isinstance(value, Mapping) else {"": 0}
+    if not all(name in _POOLS and type(size) is int and size >= 0 for name, size in pools.items()):
+        raise refuse_option("memory_pools", f"sizes in bytes of {', '.join(_POOLS)}", value)
+    return pools
+
+
+def _check_capabilities(instance: Any, attribute: Any, values: tuple[str, ...]) -> None:
     for value in values:
         if not _CAPABILITY.match(value):
-            raise ValueError(f'a compute capability looks like "8.6", not {value!r}')
+            raise refuse_option(attribute.name, 'texts such as "8.6"', value, cls=type(instance))
 
 
-def _check_pools(_: object, __: object, pools: Mapping[str, int]) -> None:
-    for name, size in pools.items():
-        if name not in _POOLS or size < 0:
-            raise ValueError(f"memory_pools takes sizes in bytes of {', '.join(_POOLS)}, not {name}={size}")
+def _among(*choices: str) -> Callable[[Any, Any, Any], None]:
+    def check(instance: Any, attribute: Any, values: tuple[str, ...] | None) -> None:
+        if values is not None and not set(values) <= set(choices):
+            raise refuse_option(attribute.name, f"of {', '.join(choices)}", values, cls=type(instance))
 
-
-def _check_weak(_: object, __: object, values: tuple[str, ...] | None) -> None:
-    if values is not None and not set(values) <= {"float16", "int8"}:
-        raise ValueError(f"weak_precisions takes float16 and int8, not {', '.join(values)}")
-
-
-def _check_sources(_: object, __: object, names: tuple[str, ...] | None) -> None:
-    if names is not None and not set(names) <= set(_SOURCES):
-        raise ValueError(f"tactic_sources takes {', '.join(_SOURCES)}, not {', '.join(names)}")
+    return check
 
 
 def _path(value: str | os.PathLike[str] | None) -> str | None:
+    if value is not None and not isinstance(value, (str, os.PathLike)):
+        raise refuse_option("runtime_cache", "a path, or None", value)
     return None if value is None else str(Path(value))
-
-
-_BOOL = attrs.validators.instance_of(bool)
-_OPTIONAL_INT = attrs.validators.optional(attrs.validators.instance_of(int))
 
 
 @final
@@ -129,50 +138,52 @@ class TensorRTOptions:
             It holds executable code: keep it where only you can write.
     """
 
-    flavour: str | None = None
+    flavour: str | None = attrs.field(default=None, validator=text)
     compute_capabilities: tuple[str, ...] = attrs.field(
         default=(), converter=_strings, validator=_check_capabilities
     )
     dims: Mapping[str, Triple] = attrs.field(factory=dict, converter=_dims)
     profiles: tuple[Mapping[str, Triple], ...] = attrs.field(default=(), converter=_profiles)
-    memory_pools: Mapping[str, int] = attrs.field(factory=dict, converter=dict, validator=_check_pools)
+    memory_pools: Mapping[str, int] = attrs.field(factory=dict, converter=_pools)
     tactic_sources: tuple[str, ...] | None = attrs.field(
-        default=None, converter=attrs.converters.optional(_strings), validator=_check_sources
+        default=None, converter=attrs.converters.optional(_strings), validator=_among(*_SOURCES)
     )
-    optimization_level: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(attrs.validators.in_(range(6)))
-    )
-    timing_cache: bool = attrs.field(default=True, validator=_BOOL)
-    tf32: bool = attrs.field(default=False, validator=_BOOL)
+    optimization_level: int | None = attrs.field(default=None, validator=number(0, 5, optional=True))
+    timing_cache: bool = attrs.field(default=True, validator=flag())
+    tf32: bool = attrs.field(default=False, validator=flag())
     weak_precisions: tuple[str, ...] | None = attrs.field(
         default=None,
         converter=attrs.converters.optional(_strings),
-        validator=_check_weak,
+        validator=_among("float16", "int8"),
     )
-    sparse_weights: bool = attrs.field(default=False, validator=_BOOL)
-    refit: bool = attrs.field(default=False, validator=_BOOL)
-    strip_plan: bool = attrs.field(default=False, validator=_BOOL)
-    weight_streaming: bool = attrs.field(default=False, validator=_BOOL)
-    version_compatible: bool = attrs.field(default=False, validator=_BOOL)
-    exclude_lean_runtime: bool = attrs.field(default=False, validator=_BOOL)
+    sparse_weights: bool = attrs.field(default=False, validator=flag())
+    refit: bool = attrs.field(default=False, validator=flag())
+    strip_plan: bool = attrs.field(default=False, validator=flag())
+    weight_streaming: bool = attrs.field(default=False, validator=flag())
+    version_compatible: bool = attrs.field(default=False, validator=flag())
+    exclude_lean_runtime: bool = attrs.field(default=False, validator=flag())
     hardware_compatibility: str = attrs.field(
-        default="none", validator=attrs.validators.in_(("none", "same_compute_capability", "ampere_plus"))
+        default="none", validator=one_of("none", "same_compute_capability", "ampere_plus")
     )
-    gpu_fallback: bool = attrs.field(default=True, validator=_BOOL)
-    max_aux_streams: int | None = attrs.field(default=None, validator=_OPTIONAL_INT)
+    gpu_fallback: bool = attrs.field(default=True, validator=flag())
+    max_aux_streams: int | None = attrs.field(default=None, validator=number(0, MAX_THREADS, optional=True))
     progress: bool | Callable[[str, int, int], object] | None = None
     cancel: Callable[[], bool] | None = None
-    engine_host_code_allowed: bool = attrs.field(default=False, validator=_BOOL)
-    cuda_graphs: bool = attrs.field(default=True, validator=_BOOL)
-    max_in_flight: int = attrs.field(default=2, validator=attrs.validators.ge(1))
-    weight_streaming_budget_bytes: int | None = attrs.field(default=None, validator=_OPTIONAL_INT)
+    engine_host_code_allowed: bool = attrs.field(default=False, validator=flag())
+    cuda_graphs: bool = attrs.field(default=True, validator=flag())
+    max_in_flight: int = attrs.field(default=2, validator=number(1, MAX_THREADS))
+    weight_streaming_budget_bytes: int | None = attrs.field(default=None, validator=number(0, optional=True))
     runtime_cache: str | None = attrs.field(default=None, converter=_path)
 
     def to_json(self) -> dict[str, object]:
         """Return what the artifact keeps: not the functions, and no trust decision."""
-        left_out = ("progress", "cancel", "engine_host_code_allowed", "runtime_cache")
         fields = attrs.asdict(self, recurse=False)
-        return {name: _plain(value) for name, value in fields.items() if name not in left_out}
+        return {name: _plain(value) for name, value in fields.items() if name not in _NOT_KEPT}
+
+
+def find_untrusted(options: Mapping[str, Any]) -> list[str]:
+    """Return the names of the options of an artifact that it may not set."""
+    return [name for name in _NOT_KEPT if options.get(name)]
 
 
 def _plain(value: Any) -> Any:
