@@ -17,8 +17,7 @@ import attrs
 __all__ = [
     "ExternalTensor",
     "MalformedModelError",
-    "external_tensors",
-    "find_external_nodes",
+    "look_through",
     "move_external",
 ]
 
@@ -76,32 +75,37 @@ class ExternalTensor:
     length: int | None
 
 
-def external_tensors(model: bytes) -> list[ExternalTensor]:
-    """Return the external tensors, wherever in the model they are.
+def look_through(model: bytes) -> tuple[list[ExternalTensor], list[str]]:
+    """Return what makes a runtime open files, wherever in the model it is.
+
+    Returns:
+        The external tensors, and the names of the nodes that make an execution provider read a file of its
+        own: EPContext, not embedded.
 
     Raises:
         MalformedModelError: The bytes are no ONNX model.
     """
     _check_format(model)
-    found: list[ExternalTensor] = []
-    if b"location" not in model:  # the key under which a tensor names its file
-        return found
+    tensors: list[ExternalTensor] = []
+    nodes: list[str] = []
 
     def look(kind: str, data: memoryview) -> bytes | None:
         tensor = _external(data) if kind == "tensor" else None
         if tensor is not None:
-            found.append(tensor)
+            tensors.append(tensor)
+        if kind == "node" and _is_external_node(data):
+            nodes.append(b"".join(_values(data, _NODE_NAME)).decode(errors="replace") or "EPContext")
         return None
 
     _rewrite(memoryview(model), "model", look)
-    return found
+    return tensors, nodes
 
 
 def move_external(model: bytes, place: Callable[[ExternalTensor], tuple[str, int, int]]) -> bytes:
     """Return the model with its external tensors elsewhere.
 
     Args:
-        model: A model that `external_tensors` has accepted.
+        model: A model that `look_through` has accepted.
         place: Gives the new location, offset and length of a tensor.
     """
 
@@ -117,25 +121,10 @@ def move_external(model: bytes, place: Callable[[ExternalTensor], tuple[str, int
     return _rewrite(memoryview(model), "model", move) or model
 
 
-def find_external_nodes(model: bytes) -> list[str]:
-    """Return the nodes that make an execution provider read a file of its own: EPContext, not embedded.
-
-    Raises:
-        MalformedModelError: The bytes are no ONNX model.
-    """
-    found: list[str] = []
-    if b"EPContext" not in model:
-        return found
-
-    def look(kind: str, data: memoryview) -> bytes | None:
-        if kind == "node" and b"EPContext" in _values(data, _NODE_OP_TYPE):
-            attributes = [memoryview(value) for value in _values(data, _NODE_ATTRIBUTE)]
-            if any(map(_is_not_embedded, attributes)):
-                found.append(b"".join(_values(data, _NODE_NAME)).decode(errors="replace") or "EPContext")
-        return None
-
-    _rewrite(memoryview(model), "model", look)
-    return found
+def _is_external_node(node: memoryview) -> bool:
+    if b"EPContext" not in _values(node, _NODE_OP_TYPE):
+        return False
+    return any(_is_not_embedded(memoryview(value)) for value in _values(node, _NODE_ATTRIBUTE))
 
 
 def _is_not_embedded(attribute: memoryview) -> bool:

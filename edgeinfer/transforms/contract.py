@@ -21,10 +21,9 @@ from __future__ import annotations
 import abc
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, cast, final, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, final, runtime_checkable
 
 import attrs
-import numpy as np
 import onnx_ir as ir
 
 import edgeinfer.terminal  # noqa: F401 (progress by rich from now on)
@@ -36,6 +35,7 @@ from edgeinfer.graph.layer_like import Place, layer_like
 from edgeinfer.graph.opset import convert_opset
 from edgeinfer.model.model import Model
 from edgeinfer.transforms.options import OurErrors
+from edgeinfer.transforms.plain_config import config_of, plain_config
 from edgeinfer.transforms.report_table import COLUMNS, Row, places, report_rows, short_lines
 from edgeinfer.values import as_tuple
 
@@ -128,7 +128,7 @@ class TransformReport:
         """Return everything as JSON-compatible values."""
         plain: dict[str, object] = {
             "name": self.name,
-            "config": _jsonable(self.config),
+            "config": plain_config(self.config),
             "modified": self.modified,
             "digest_before": self.digest_before,
             "digest_after": self.digest_after,
@@ -136,7 +136,7 @@ class TransformReport:
             "applied": [entry._asdict() for entry in self.applied],
             "skipped": [entry._asdict() for entry in self.skipped],
             "notes": list(self.notes),
-            "data": _jsonable(self.data),
+            "data": plain_config(self.data),
         }
         return plain | ({"steps": [step.to_dict() for step in self.steps]} if self.steps else {})
 
@@ -252,13 +252,8 @@ class GraphTransform(ir.passes.FunctionalPass, metaclass=OurErrors):
         """Change `model`, a private copy, in place and say so in `report`."""
 
     def config(self) -> dict[str, object]:
-        """Return the configuration as JSON-compatible values, for the history."""
-        if not attrs.has(type(self)):
-            return {}
-        fields = attrs.fields(cast("type[attrs.AttrsInstance]", type(self)))
-        return {
-            f.name: _jsonable(getattr(self, f.name)) for f in fields if getattr(self, f.name) != f.default
-        }
+        """Return the configuration as JSON-compatible values without data, for the history."""
+        return config_of(self)
 
     @final
     def apply(self, model: Model, /) -> TransformResult:
@@ -455,7 +450,7 @@ def as_transform(item: object) -> Transform:
 def _history_entry(report: TransformReport) -> HistoryEntry:
     return HistoryEntry(
         name=report.name,
-        config=report.config,
+        config=plain_config(report.config),
         digest_before=report.digest_before,
         digest_after=report.digest_after,
         applied=len(report.applied),
@@ -475,17 +470,3 @@ def _name_the_rest(layers: Iterable[Place], report: ReportBuilder, name: str) ->
 
 def _name(node: ir.Node | str) -> str:
     return node if isinstance(node, str) else node.name or node.op_type
-
-
-def _jsonable(value: object) -> object:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items: Iterable[object] = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
-        return [_jsonable(item) for item in items]
-    text = repr(value)
-    return f"<{type(value).__name__}>" if " at 0x" in text or len(text) > 200 else text

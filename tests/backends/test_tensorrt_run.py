@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import attrs
 import numpy as np
 import onnx
 import pytest
@@ -14,6 +15,7 @@ import edgeinfer as ei
 from edgeinfer.errors import (
     ArtifactIntegrityError,
     ArtifactMismatchError,
+    ArtifactTrustError,
     DeviceError,
     InferenceError,
     InputError,
@@ -402,3 +404,13 @@ def test_without_a_gpu_loading_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeviceError, match="no device to run on") as caught:
         ei.load(artifact)
     assert "no NVIDIA GPU" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["runtime_cache", "engine_host_code_allowed"])
+def test_an_artifact_names_no_file_and_does_not_vouch_for_itself(fake: SimpleNamespace, name: str) -> None:
+    artifact = ei.compile(model(STATIC), "tensorrt")
+    options = {**artifact.payload.options, name: "out" if name == "runtime_cache" else True}
+    edited = attrs.evolve(artifact, payload=attrs.evolve(artifact.payload, options=options))
+    with pytest.raises(ArtifactTrustError, match=name):
+        ei.load(edited)
+    assert not fake.cuda.calls("deserialize_cuda_engine")

@@ -185,8 +185,8 @@ def _runtime() -> Any:
     """
     if "onnxruntime" in sys.modules and not os.environ.get(_NO_TELEMETRY):
         _log.warning(
-            "onnxruntime was imported before edgeinfer used it, with its telemetry on. It is off from now "
-            "on, but may have sent something. Set %s=1, or do not import it before.",
+            "onnxruntime was imported before edgeinfer used it, with its telemetry on. It is asked to stop, "
+            "but sends what it has collected. Set %s=1, or do not import it before.",
             _NO_TELEMETRY,
         )
     os.environ[_NO_TELEMETRY] = os.environ.get(_NO_TELEMETRY) or "1"
