@@ -163,7 +163,8 @@ def load(
     pins = Pins(session_options.pin_cores) if session_options.pin_cores else None
     pinned = pins.while_loading() if pins is not None else contextlib.nullcontext()
     with pinned, _wrapping(SessionError, f"{backend.name} could not load the artifact"):
-        runner = backend.load(opened.payload, LoadOptions(device=wanted, options=own))
+        asked = LoadOptions(device=wanted, options=own, signature=manifest.signature)
+        runner = backend.load(opened.payload, asked)
     return Session(runner, manifest, device=wanted, options=session_options, pins=pins)
 
 

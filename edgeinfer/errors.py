@@ -10,7 +10,8 @@ what to do. The same facts are attributes, so that a program can act on them.
     │                        BrokenBackendError, DeviceError, OptionsError, CompileError
     ├── ArtifactError        ArtifactFormatError, ArtifactIntegrityError, ArtifactMismatchError,
     │                        ArtifactSaveError
-    ├── SessionError         InputError, SessionClosedError, InferenceError, GoldenMismatchError
+    ├── SessionError         InputError, InferenceError, GoldenMismatchError,
+    │                        SessionClosedError (ForkedSessionError)
     ├── TargetError          BudgetError
     └── FleetError
 """
@@ -36,6 +37,7 @@ __all__ = [
     "EdgeInferError",
     "ExternalDataError",
     "FleetError",
+    "ForkedSessionError",
     "GoldenMismatchError",
     "InferenceError",
     "InputError",
@@ -205,6 +207,10 @@ class InputError(SessionError):
 
 class SessionClosedError(SessionError):
     """The session was used after `close()`."""
+
+
+class ForkedSessionError(SessionClosedError):
+    """The session was loaded before the process forked, and used in the child."""
 
 
 class InferenceError(SessionError):

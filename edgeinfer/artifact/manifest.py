@@ -15,6 +15,7 @@ from typing import Any, final
 import attrs
 import cattrs
 import numpy as np
+from cattrs.gen import make_dict_unstructure_fn
 
 from edgeinfer.artifact.signature import Signature, TensorSpec
 from edgeinfer.errors import ArtifactFormatError, ArtifactIntegrityError
@@ -198,6 +199,10 @@ def _make_converter() -> cattrs.Converter:
         },
     )
     converter.register_structure_hook(TensorSpec, lambda value, _: TensorSpec(**value))
+    # Without optional inputs a signature is what it was before there were any, for older readers.
+    converter.register_unstructure_hook(
+        Signature, make_dict_unstructure_fn(Signature, converter, _cattrs_omit_if_default=True)
+    )
     converter.register_structure_hook_func(
         lambda cls: cls == Mapping[str, object], lambda value, _: dict(value)
     )

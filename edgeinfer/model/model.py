@@ -18,7 +18,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from google.protobuf.message import DecodeError
 
-from edgeinfer.artifact.signature import Signature
+from edgeinfer.artifact.signature import ANY_SIZE_NAMES, Signature
 from edgeinfer.display import Table
 from edgeinfer.errors import InvalidModelError, ModelError, ModelLoadError, UnsupportedModelError
 from edgeinfer.model.canonical import canonical_digest
@@ -36,9 +36,6 @@ EXTERNAL_THRESHOLD_BYTES = 1 << 30
 # No tensor of a model that fits a device has more elements than this; larger shapes are attacks or defects
 # (a dimension of 2**62 makes one runtime's compiler hang).
 MAX_ELEMENTS = 1 << 40
-# Names of dimensions that name nothing.
-_ANY_SIZE = ("?", "")
-
 IrModel: TypeAlias = ir.Model  # inside the class `ir` is a field
 ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model | Model"
 
@@ -155,7 +152,7 @@ class Model:
     @cached_property
     def signature(self) -> Signature:
         """The inputs (without weights) and outputs, with dtypes and shapes."""
-        return Signature.of_graph(self.ir.graph)
+        return Signature.of_graph(self.ir.graph, ir_version=self.ir.ir_version)
 
     @cached_property
     def digest(self) -> str:
@@ -387,21 +384,20 @@ def name_nodes(model: ir.Model) -> None:
 
 
 def _free_dimensions(model: ir.Model) -> None:
-    """Read dimensions of -1 or "?", which some exporters write for any size, as unknown ones.
-
-    As a name, "?" would say that all axes called so have one size.
-    """
+    """Read dimensions of -1, or with a name that names nothing, as unknown ones; see `ANY_SIZE_NAMES`."""
     for graph in (model.graph, *model.graph.subgraphs()):
         outputs = (value for node in graph for value in node.outputs)
         for value in (*graph.inputs, *graph.outputs, *outputs):
             dims = list(value.shape or ())
-            known = [None if dim == -1 or _symbol(dim) in _ANY_SIZE else dim for dim in dims]
+            known = [None if _is_any_size(dim) else dim for dim in dims]
             if known != dims:
                 value.shape = ir.Shape(known)
 
 
-def _symbol(dim: int | ir.SymbolicDim) -> str | None:
-    return None if isinstance(dim, int) else dim.value
+def _is_any_size(dim: int | ir.SymbolicDim) -> bool:
+    if isinstance(dim, int):
+        return dim == -1
+    return dim.value is not None and dim.value.strip().lower() in ANY_SIZE_NAMES
 
 
 def _check_sizes(model: ir.Model) -> None:

@@ -7,12 +7,11 @@ the machine; the manifest says to which.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import glob
 import io
-import re
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, final
 
@@ -30,10 +29,12 @@ from edgeinfer.backends.base import (
     payload_of_onnx,
 )
 from edgeinfer.backends.onnx_payload import onnx_source
+from edgeinfer.backends.openvino_.compile import Compiled, compile_onnx, import_blob, vendor_errors
 from edgeinfer.backends.openvino_.devices import check_device
 from edgeinfer.backends.openvino_.dialect import DIALECT
 from edgeinfer.backends.openvino_.runner import OpenVINORunner
-from edgeinfer.errors import CompileError, OptionsError
+from edgeinfer.errors import BackendUnavailableError, InputError
+from edgeinfer.forking import abandon_in_children, keep_forever
 from edgeinfer.model.model import Model
 
 __all__ = ["OpenVINOBackend", "OpenVINOOptions"]
@@ -76,6 +77,8 @@ class OpenVINOOptions:
             (2.5 µs), against `pin_cores` and against other sessions of the process.
         cache_dir: A folder where OpenVINO caches compiled models, which makes later loads quick.
         export: Make a device-bound artifact from OpenVINO's compiled blob.
+        allow_float64_as_float32: Accept that OpenVINO computes float64 as float32; else a model that computes
+            in float64 is refused.
         properties: Further OpenVINO properties by their names, such as `{"ENABLE_HYPER_THREADING": False}`.
     """
 
@@ -102,6 +105,7 @@ class OpenVINOOptions:
     pinning: bool | None = attrs.field(default=False, validator=_flag_or_none)
     cache_dir: str | None = attrs.field(default=None, converter=_path)
     export: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    allow_float64_as_float32: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
     properties: Mapping[str, object] = attrs.field(
         factory=dict,
         validator=attrs.validators.instance_of(Mapping),  # type: ignore[type-abstract]
@@ -137,6 +141,7 @@ class OpenVINOBackend:
     def capabilities(self) -> Capabilities:
         """Return what the installed OpenVINO can do here."""
         try:
+            _core()  # no longer works in a fork of a process that used it
             return _capabilities()
         except ImportError as error:
             return Capabilities(available=False, reason=f"openvino cannot be imported: {error}")
@@ -158,12 +163,12 @@ class OpenVINOBackend:
         # A cache folder belongs to the machine that compiles, not to the artifact.
         kept = attrs.asdict(chosen, filter=lambda field, _: field.name not in ("cache_dir", "export"))
         payload = payload_of_onnx(model, device=device, options=kept)
-        compiled = _compile(onnx_source(payload), device, chosen)
+        compiled = _compile(payload, device, chosen)
         if not chosen.export:
             return payload
         return Payload(
             entry=BLOB_NAME,
-            files={BLOB_NAME: _blob(compiled, device)},
+            files={BLOB_NAME: _blob(compiled.model, device)},
             kind="device-bound",
             device=device,
             requires=_requirements(device),
@@ -183,24 +188,82 @@ class OpenVINOBackend:
         chosen = options_from(OpenVINOOptions, payload.options, options.options, backend=NAME)
         device = check_device(options.device or payload.device or "CPU", _capabilities())
 
-        def compiled(options: OpenVINOOptions) -> Any:
-            if payload.kind != "device-bound":
-                return _compile(onnx_source(payload), device, options)
-            with _vendor_errors("OpenVINO cannot import the blob", device):
-                return _core().import_model(io.BytesIO(payload.read()), device, options.config(device))
+        def compiled(given: Set[str] = frozenset(), counting: bool = False) -> Compiled:
+            properties = {**chosen.properties, "PERF_COUNT": True} if counting else chosen.properties
+            return _compile(payload, device, attrs.evolve(chosen, properties=properties), given)
 
-        def counting() -> Any:
-            """Compile again, with the performance counters of each layer."""
-            return compiled(attrs.evolve(chosen, properties={**chosen.properties, "PERF_COUNT": True}))
+        return OpenVINORunner(ov, compiled, device, options.signature)
 
-        return OpenVINORunner(ov, compiled(chosen), device, counting)
+
+@final
+class _Runtime:
+    """OpenVINO's core. It does not work in a fork of a process that used it: there it would hang."""
+
+    def __init__(self) -> None:
+        # oneDNN keeps 1,024 kernels for the entire process, which took 500 MB where each call had another
+        # shape; a graph keeps those of its last shapes itself.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+        import openvino as ov
+
+        self._core = ov.Core()
+        self._forked = False
+        abandon_in_children(self)
+
+    @property
+    def core(self) -> Any:
+        """The core.
+
+        Raises:
+            BackendUnavailableError: This process is a fork of one that used it.
+        """
+        if self._forked:
+            raise BackendUnavailableError(
+                "OpenVINO does not work in a fork of a process that used it.",
+                hint="Start children with multiprocessing's 'spawn' or 'forkserver', or use OpenVINO only in "
+                "them.",
+            )
+        return self._core
+
+    def _after_fork(self) -> None:
+        self._forked = True
+        keep_forever(self._core)
 
 
 @functools.cache
+def _runtime() -> _Runtime:
+    return _Runtime()
+
+
 def _core() -> Any:
+    return _runtime().core
+
+
+def _compile(
+    payload: Payload, device: str, options: OpenVINOOptions, given: Set[str] = frozenset()
+) -> Compiled:
     import openvino as ov
 
-    return ov.Core()
+    core = _core()
+    config = options.config(device)
+    if payload.kind == "device-bound":
+        if given:
+            raise InputError(
+                "The defaults are built into OpenVINO's blob; it takes no other values.",
+                where=f"input {min(given)!r}",
+                hint="Compile the model without export=True.",
+            )
+        return import_blob(
+            lambda config: core.import_model(io.BytesIO(payload.read()), device, dict(config)), device, config
+        )
+    return compile_onnx(
+        ov,
+        core,
+        onnx_source(payload),
+        device,
+        config,
+        allow_float64_as_float32=options.allow_float64_as_float32,
+        given=given,
+    )
 
 
 @functools.cache
@@ -257,37 +320,8 @@ def _requirements(device: str) -> dict[str, tuple[str, ...]]:
     return {fact: (glob.escape(value),) for fact, value in facts.items() if value}
 
 
-def _compile(source: bytes | str, device: str, options: OpenVINOOptions) -> Any:
-    core = _core()
-    with _vendor_errors("OpenVINO cannot read the model", device):
-        read = core.read_model(source)
-    strings = [port.get_any_name() for port in read.inputs if port.element_type.get_type_name() == "string"]
-    if strings:  # OpenVINO 2026.4 frees such memory twice when it hands a string through, and aborts
-        raise CompileError(
-            "Strings cannot be passed to OpenVINO safely.",
-            where=f"input {strings[0]!r}",
-            hint="Use backend 'onnxruntime', or give the part of the model behind its tokenizer.",
-        )
-    with _vendor_errors("OpenVINO cannot compile the model", device):
-        return core.compile_model(read, device, options.config(device))
-
-
 def _blob(compiled: Any, device: str) -> bytes:
-    with _vendor_errors("OpenVINO cannot export the compiled model", device):
+    with vendor_errors("OpenVINO cannot export the compiled model", device):
         stream = compiled.export_model()
     blob: bytes = stream.getvalue()
     return blob
-
-
-@contextlib.contextmanager
-def _vendor_errors(what: str, device: str) -> Iterator[None]:
-    """Turn OpenVINO's exceptions into OptionsError, for a refused property, and CompileError."""
-    try:
-        yield
-    except Exception as error:
-        # "Exception from file:line:" are the steps of the way; what comes after the last one is the message.
-        message = re.split(r"Exception from [^\n]*\n", str(error))[-1].strip() or str(error)
-        where = f"device {device}"
-        if re.search(r"Unsupported property|Wrong value|property key|Property was not found", message):
-            raise OptionsError(f"OpenVINO refuses an option: {message}", where=where) from error
-        raise CompileError(f"{what}: {message}", where=where) from error
