@@ -21,7 +21,6 @@ import attrs
 from edgeinfer.artifact.artifact import Payload
 from edgeinfer.backends.dialect import MOVING_OPS, KernelCosts, QDQDialect
 from edgeinfer.backends.facts import machine_facts
-from edgeinfer.backends.forked import keep_in_forked_children
 from edgeinfer.backends.onnx_payload import OnnxSource, onnx_source, payload_of_onnx
 from edgeinfer.backends.onnxruntime_.options import OnnxRuntimeOptions
 from edgeinfer.backends.onnxruntime_.runner import OnnxRuntimeRunner
@@ -173,7 +172,7 @@ class OnnxRuntimeBackend:
             """Create the session again, which writes down what it made of the graph, and its profile."""
             return _create(source, device, chosen, optimized=optimized, profile=profile)
 
-        return keep_in_forked_children(OnnxRuntimeRunner(_runtime(), session, diagnose))
+        return OnnxRuntimeRunner(_runtime(), session, diagnose)
 
 
 @functools.cache
