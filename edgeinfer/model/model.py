@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias, final
+from typing import TypeAlias, final
 
 import attrs
 import onnx
@@ -24,6 +24,7 @@ from edgeinfer.errors import InvalidModelError, ModelError, ModelLoadError, Unsu
 from edgeinfer.model.canonical import canonical_digest
 from edgeinfer.model.checks import check_graph, check_opset, check_sizes, free_dimensions, name_nodes
 from edgeinfer.model.external_data import internalize
+from edgeinfer.model.transform_report import TransformReport
 
 __all__ = ["Model", "ModelSource"]
 
@@ -51,7 +52,7 @@ class Model:
 
     ir: IrModel
     path: Path | None = None
-    report: Any = None
+    report: TransformReport | None = None
 
     @classmethod
     def load(cls, source: ModelSource) -> Model:

@@ -23,16 +23,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, cast, final, runtime_checkable
 
 import attrs
-import numpy as np
 import onnx_ir as ir
 
 import edgeinfer.terminal  # noqa: F401 (progress by rich from now on)
 from edgeinfer.artifact.history import HistoryEntry
-from edgeinfer.display import Table
 from edgeinfer.errors import EdgeInferError, InvalidModelError, TransformContractError, TransformError
 from edgeinfer.graph.opset import convert_opset
 from edgeinfer.model.model import Model
-from edgeinfer.values import as_tuple
+from edgeinfer.model.transform_report import Applied, Skipped, TransformReport, jsonable
 
 __all__ = [
     "Applied",
@@ -46,69 +44,6 @@ __all__ = [
     "TransformResult",
     "as_transform",
 ]
-
-
-class Applied(NamedTuple):
-    """One place that a transform changed."""
-
-    node: str
-    what: str
-
-
-class Skipped(NamedTuple):
-    """One place that a transform left alone, and why."""
-
-    node: str
-    reason: str
-
-
-@final
-@attrs.frozen(kw_only=True)
-class TransformReport:
-    """What a transform did.
-
-    Attributes:
-        name: The transform's class name.
-        config: Its configuration, as JSON-compatible values.
-        applied: The places it changed.
-        skipped: The places it left alone, with reasons.
-        notes: What else there is to say, such as an opset conversion or a warning.
-        data: Figures that the transform gives to programs, by name.
-        modified: Whether the graph changed (by digest).
-        digest_before: The model's digest before.
-        digest_after: The model's digest after.
-        seconds: How long it took.
-        steps: The reports of the parts, for a Pipeline.
-    """
-
-    name: str
-    config: Mapping[str, object] = attrs.field(factory=dict)
-    applied: tuple[Applied, ...] = attrs.field(default=(), converter=as_tuple)
-    skipped: tuple[Skipped, ...] = attrs.field(default=(), converter=as_tuple)
-    notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
-    data: Mapping[str, Any] = attrs.field(factory=dict)
-    modified: bool
-    digest_before: str
-    digest_after: str
-    seconds: float = 0.0
-    steps: tuple[TransformReport, ...] = attrs.field(default=(), converter=as_tuple)
-
-    def table(self) -> Table:
-        """Return one row a place."""
-        reports = self.steps or (self,)
-        rows: list[tuple[object, ...]] = []
-        for report in reports:
-            rows += [(report.name, "applied", node, what) for node, what in report.applied]
-            rows += [(report.name, "skipped", node, reason) for node, reason in report.skipped]
-            rows += [(report.name, "note", "", note) for note in report.notes]
-        title = f"{self.name}: {len(self.applied)} applied, {len(self.skipped)} skipped"
-        return Table(title=title, columns=("transform", "", "node", "what"), rows=tuple(rows))
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
 
 
 class TransformResult(NamedTuple):
@@ -213,9 +148,7 @@ class GraphTransform(ir.passes.FunctionalPass):
         if not attrs.has(type(self)):
             return {}
         fields = attrs.fields(cast("type[attrs.AttrsInstance]", type(self)))
-        return {
-            f.name: _jsonable(getattr(self, f.name)) for f in fields if getattr(self, f.name) != f.default
-        }
+        return {f.name: jsonable(getattr(self, f.name)) for f in fields if getattr(self, f.name) != f.default}
 
     @final
     def apply(self, model: Model, /) -> TransformResult:
@@ -394,17 +327,3 @@ def _history_entry(report: TransformReport) -> HistoryEntry:
 
 def _name(node: ir.Node | str) -> str:
     return node if isinstance(node, str) else node.name or node.op_type
-
-
-def _jsonable(value: object) -> object:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items: Iterable[object] = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
-        return [_jsonable(item) for item in items]
-    text = repr(value)
-    return f"<{type(value).__name__}>" if " at 0x" in text or len(text) > 200 else text
