@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgeinfer.api import compile, optimize
     from edgeinfer.artifact.artifact import Artifact
     from edgeinfer.backends.registry import backends  # the package, which is callable (see its docstring)
+    from edgeinfer.budget import Budget
     from edgeinfer.devices.profile import Target
     from edgeinfer.errors import EdgeInferError
     from edgeinfer.feeds.feeds import Feeds
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 
 _ATTRIBUTES = {
     "Artifact": "edgeinfer.artifact.artifact",
+    "Budget": "edgeinfer.budget",
     "EdgeInferError": "edgeinfer.errors",
     "Feeds": "edgeinfer.feeds.feeds",
     "Model": "edgeinfer.model.model",
@@ -60,6 +62,7 @@ _MODULES = ("backends", "devices", "errors", "feeds", "measure", "testing", "tra
 
 __all__ = [
     "Artifact",
+    "Budget",
     "EdgeInferError",
     "Feeds",
     "Model",

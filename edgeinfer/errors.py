@@ -5,14 +5,15 @@ what to do. The same facts are attributes, so that a program can act on them.
 
     EdgeInferError
     ├── ModelError           ModelLoadError, InvalidModelError, ExternalDataError, UnsupportedModelError
-    ├── TransformError       TransformContractError, PreconditionError, CalibrationError
+    ├── TransformError       TransformContractError, TransformOptionError, PreconditionError, CalibrationError
     ├── BackendError         UnknownBackendError, DuplicateBackendError, BackendUnavailableError,
     │                        BrokenBackendError, DeviceError, OptionsError, CompileError
     ├── ArtifactError        ArtifactFormatError, ArtifactIntegrityError, ArtifactMismatchError,
-    │                        ArtifactSaveError
+    │                        ArtifactSaveError, ArtifactTrustError
     ├── SessionError         InputError (FeedsError, a CalibrationError, too), SessionClosedError,
     │                        InferenceError, GoldenMismatchError
     ├── TargetError          BudgetError
+    ├── RemoteError          RemoteConnectionError, RemoteTimeoutError, RemoteStorageError
     ├── FleetError
     └── MissingPackageError
 """
@@ -27,6 +28,7 @@ __all__ = [
     "ArtifactIntegrityError",
     "ArtifactMismatchError",
     "ArtifactSaveError",
+    "ArtifactTrustError",
     "BackendError",
     "BackendUnavailableError",
     "BrokenBackendError",
@@ -48,11 +50,16 @@ __all__ = [
     "ModelLoadError",
     "OptionsError",
     "PreconditionError",
+    "RemoteConnectionError",
+    "RemoteError",
+    "RemoteStorageError",
+    "RemoteTimeoutError",
     "SessionClosedError",
     "SessionError",
     "TargetError",
     "TransformContractError",
     "TransformError",
+    "TransformOptionError",
     "UnknownBackendError",
     "UnsupportedModelError",
 ]
@@ -135,6 +142,10 @@ class TransformError(EdgeInferError):
     """A transform could not be applied."""
 
 
+class TransformOptionError(TransformError, ValueError):
+    """A transform was made with an option that does not exist, or with a value that it does not take."""
+
+
 class PreconditionError(TransformError):
     """The model is not in the state that the transform needs."""
 
@@ -199,6 +210,10 @@ class ArtifactSaveError(ArtifactError):
     """An artifact could not be written; nothing was left half-written."""
 
 
+class ArtifactTrustError(ArtifactError):
+    """An artifact asks for what no artifact may: a file outside of it, a library, code."""
+
+
 class SessionError(EdgeInferError):
     """Something is wrong with a session."""
 
@@ -232,6 +247,22 @@ class TargetError(EdgeInferError):
 
 class BudgetError(TargetError):
     """A budget that cannot be met or is not a budget."""
+
+
+class RemoteError(EdgeInferError):
+    """Another device could not do what it was asked, and its own errors do not say it better."""
+
+
+class RemoteConnectionError(RemoteError):
+    """A device cannot be reached, or the connection to it broke."""
+
+
+class RemoteTimeoutError(RemoteError):
+    """A device did not answer in time."""
+
+
+class RemoteStorageError(RemoteError):
+    """A device has no room for what was to be copied to it; nothing was left half-written."""
 
 
 class FleetError(EdgeInferError):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+
+# Before any test imports ONNX Runtime itself: the adapter does this for those who leave the import to it.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType

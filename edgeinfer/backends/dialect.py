@@ -109,6 +109,10 @@ class QDQDialect:
             nothing.
         keeps_float_by_axis: The runtime quantizes the weights of float layers between quantizers unasked,
             unless their input is dequantized with a scale for each channel; so it is.
+        known_to_pay: Int8 is faster than float on every device, so that it need not be measured there.
+        pairs_in_int16: On this machine the kernels add two products of an 8-bit activation and a signed 8-bit
+            weight in 16 bits, which saturate (`edgeinfer.numerics.pair_sums`): weights get scales with which
+            they cannot. Found by a trial (`quantization.placement.pair_overflow`) where a target is here.
         costs: Where given, what would gain nothing from integers stays in float.
     """
 
@@ -130,4 +134,6 @@ class QDQDialect:
     wrong_before: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     bias_where_shared: bool = False
     keeps_float_by_axis: bool = False
+    known_to_pay: bool = False
+    pairs_in_int16: bool = False
     costs: KernelCosts | None = None

@@ -72,6 +72,11 @@ class Capabilities:
         compile_devices: Devices that it can compile for without having them, such as `GPU`.
         dialect: The Q/DQ graphs that it wants, or None when it runs no quantized graph.
         facts: What artifacts can be bound to on every device, such as `runtime_version`.
+        reference: Whether it runs any ONNX graph as the graph says, and gives every tensor of it: models are
+            looked into with it, and others' results judged by its own.
+        reference_options: The options with which it does so, also where others would be faster.
+        threads_option: The name of the option for the threads within an operator, if there is one.
+        float16_devices: What the names of devices begin with that compute in float16 faster than in float32.
     """
 
     available: bool
@@ -81,6 +86,14 @@ class Capabilities:
     compile_devices: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     dialect: QDQDialect | None = None
     facts: Mapping[str, str] = attrs.field(factory=dict)
+    reference: bool = False
+    reference_options: Mapping[str, object] = attrs.field(factory=dict)
+    threads_option: str | None = None
+    float16_devices: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
+
+    def threads(self, count: int) -> dict[str, object] | None:
+        """Return the options for so many threads within an operator; None where there is no such option."""
+        return {self.threads_option: count} if self.threads_option else None
 
     def device(self, name: str) -> DeviceInfo | None:
         """Return the device of that name, or the default one for an empty name."""

@@ -38,6 +38,7 @@ __all__ = [
     "backends",
     "get_backend",
     "install_command",
+    "reference_backend",
     "require_available",
 ]
 
@@ -165,6 +166,24 @@ def get_backend(name: str) -> Backend:
             hint="Install the distribution that provides it, or correct the name.",
         )
     return registered[name].load()
+
+
+def reference_backend() -> Backend:
+    """Return the backend that models are looked into and judged with: the first that says it is a reference.
+
+    Raises:
+        BackendUnavailableError: None is here.
+    """
+    for entry in backends().values():
+        found = entry.capabilities()
+        if found.reference and found.available:
+            return entry.load()
+    raise BackendUnavailableError(
+        "No backend here can be the reference that models are looked into with.",
+        expected="one whose capabilities say `reference`, such as that of ONNX Runtime",
+        found=", ".join(backends()) or "no backend",
+        hint=f"Install one ({install_command('onnxruntime')}); `edgeinfer doctor` lists them.",
+    )
 
 
 def install_command(name: str) -> str:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from edgeinfer.errors import CalibrationError
 from edgeinfer.graph.im2col import Layout, layout_of_node
+from edgeinfer.numerics.fixed_order import matmul
 
 __all__ = ["MomentObserver"]
 
@@ -26,7 +27,7 @@ class MomentObserver:
     To reconstruct against another model's output (Y of the float model, X of the compressed one), call
     `update_pair(x, y)` instead of `update(x)`: it also accumulates Y Xᵀ, ΣY and ΣY².
 
-    Products are float32, sums over pieces float64.
+    Sums are in a fixed order (`numerics.fixed_order`): their bits do not depend on threads or cores.
 
     Args:
         node: The node, or its Layout.
@@ -109,7 +110,7 @@ class MomentObserver:
     def covariance(self) -> np.ndarray:
         """The covariance of X, float64 (groups, K, K)."""
         mean = self.mean[..., None]
-        covariance: np.ndarray = self.hessian - mean @ mean.transpose(0, 2, 1)
+        covariance: np.ndarray = self.hessian - mean * mean.transpose(0, 2, 1)
         return covariance
 
     def state(self) -> dict[str, np.ndarray]:
@@ -135,10 +136,7 @@ class MomentObserver:
             if not np.isfinite(sums).all():
                 raise CalibrationError("A tensor has values that are not finite.", expected="finite numbers")
             self._sum += sums
-            if len(piece) == 1:  # numpy sees that both factors are one matrix, and computes half of it
-                self._h[0] += piece[0] @ piece[0].T
-            else:
-                self._h += piece @ piece.transpose(0, 2, 1)
+            self._h += matmul(piece, piece.transpose(0, 2, 1), slices=1)
             self.count += piece.shape[2]
             if target is not None:
                 self._take_target(piece, target[:, :, index])
@@ -148,7 +146,7 @@ class MomentObserver:
             self._cross = np.zeros((*target.shape[:2], piece.shape[1]))
             self._cross_sum = np.zeros(target.shape[:2])
             self._power = np.zeros(target.shape[:2])
-        self._cross += target @ piece.transpose(0, 2, 1)
+        self._cross += matmul(target, piece.transpose(0, 2, 1), slices=1)
         self._cross_sum += target.sum(axis=2, dtype=np.float64)
         self._power += np.square(target).sum(axis=2, dtype=np.float64)
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
-
-from edgeinfer.errors import EdgeInferError
 
 if TYPE_CHECKING:
     from edgeinfer.display import Table
@@ -26,7 +23,6 @@ __all__ = [
     "print_line",
     "print_report",
     "print_table",
-    "writing",
 ]
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -48,53 +44,28 @@ class Report(Protocol):
 
 def print_table(*tables: Table) -> None:
     """Print tables to stdout: with rich, or plainly on a device that has none."""
-    with writing():
-        try:
-            from rich.console import Console
+    try:
+        from rich.console import Console
 
-            from edgeinfer.terminal import to_rich
-        except ImportError:
-            print("\n\n".join(str(table) for table in tables))
-            return
-        console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-        for number, table in enumerate(tables):
-            if number:
-                console.print()
-            console.print(to_rich(table))
+        from edgeinfer.terminal import to_rich
+    except ImportError:
+        print("\n\n".join(str(table) for table in tables))
+        return
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    for number, table in enumerate(tables):
+        if number:
+            console.print()
+        console.print(to_rich(table))
 
 
 def print_json(value: object) -> None:
     """Print one JSON document to stdout. Infinite and undefined numbers become null."""
-    with writing():
-        print(json.dumps(_jsonable(value), indent=2, default=str))
+    print(json.dumps(_jsonable(value), indent=2, default=str))
 
 
 def print_line(text: str) -> None:
     """Print one line to stdout."""
-    with writing():
-        print(text)
-
-
-@contextlib.contextmanager
-def writing() -> Iterator[None]:
-    """Write what is printed meanwhile at once, and say so when stdout does not take it (a full disk).
-
-    Raises:
-        EdgeInferError: It does not.
-    """
-    try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise EdgeInferError(
-            f"The output cannot be written: {error.strerror or error}.",
-            where="stdout",
-            hint="Make room, or send it elsewhere.",
-        ) from error
+    print(text)
 
 
 def print_report(report: Report, arguments: argparse.Namespace) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeinfer.atomic import write_file
 from edgeinfer.cli.console import Commands, add_json, add_options, option_values, print_json, print_table
 from edgeinfer.cli.inputs import add_feeds, add_shapes, feeds_of, number, shape_values, whole_number
 from edgeinfer.errors import InputError, OptionsError, SessionError
+from edgeinfer.npz import write_npz
 
 if TYPE_CHECKING:
     from edgeinfer.artifact.artifact import Artifact
@@ -143,12 +146,16 @@ def _inputs(given: list[str], signature: Signature) -> dict[str, np.ndarray]:
 
 
 def _save(path: str, outputs: dict[str, np.ndarray]) -> None:
+
     try:
-        with Path(path).open("wb") as file:
-            np.savez(file, allow_pickle=False, **outputs)
-    except OSError as error:
+        write_arrays(Path(path), outputs)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise SessionError(
-            f"The outputs cannot be written: {error.strerror or error}.", where=path
+            f"The outputs cannot be written: {getattr(error, 'strerror', None) or error}.",
+            where=path,
+            expected="a place in a folder that exists, is writable and has room",
+            found=f"{sum(array.nbytes for array in outputs.values()) / 1e6:.1f} MB to write",
+            hint="A file that was there before is as it was.",
         ) from error
 
 
@@ -222,3 +229,14 @@ def _bench_in_turns(arguments: argparse.Namespace) -> None:
         print_json(report.to_dict())
     else:
         print_table(report.table())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays to an `.npz` file by their names: all of them, or the file stays as it was.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    # Strings in numpy's own form, which needs no pickle.
+    plain = {name: array.astype(str) if array.dtype == object else array for name, array in arrays.items()}
+    write_file(path, lambda file: write_npz(file, plain))

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-__all__ = ["UnknownShapeError", "node_macs"]
+__all__ = ["UnknownShapeError", "node_macs", "works"]
 
 Shape: TypeAlias = "tuple[int, ...]"
 
@@ -93,6 +93,11 @@ _COUNTERS: dict[tuple[str, str], Callable[[ir.Node], int]] = {
     ("", "Attention"): _attention,
     ("", "Einsum"): _einsum,
 }
+
+
+def works(node: ir.Node) -> bool:
+    """Tell whether a node's operator multiplies and accumulates."""
+    return ("" if node.domain == "ai.onnx" else node.domain, node.op_type) in _COUNTERS
 
 
 def node_macs(node: ir.Node) -> int | None:

@@ -1,8 +1,7 @@
 """Running a model to look inside it, for calibration, reconstruction and comparison.
 
-`probe(model, names)` returns a session of the ONNX Runtime backend whose outputs are the tensors named, so
-that nothing but the adapter knows the runtime. A tensor that is an output is not fused away: its values are
-those of the float graph.
+`probe(model, names)` returns a session of the reference backend (`Capabilities.reference`) whose outputs are
+the tensors named. A tensor that is an output is not fused away: its values are those of the graph as it says.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import onnx_ir.passes.common as common_passes
 from edgeinfer.artifact.artifact import Artifact
 from edgeinfer.backends.onnx_payload import payload_of_onnx
 from edgeinfer.backends.protocol import LoadOptions
-from edgeinfer.backends.registry import get_backend
+from edgeinfer.backends.registry import reference_backend
 from edgeinfer.errors import TransformError
 from edgeinfer.model.model import Model
 from edgeinfer.runtime.session import Session
@@ -92,8 +91,10 @@ def probe_sizes(model: Model, names: Sequence[str], *, threads: int = 0) -> Sess
 
 def _session(model: Model, threads: int) -> Session:
     # Not by way of `compile`, which would create each session twice: calibration makes several.
-    backend = get_backend("onnxruntime")
-    payload = payload_of_onnx(model, device="CPU", options={"threads": threads})
+    backend = reference_backend()
+    found = backend.capabilities()
+    options = {**found.reference_options, **(found.threads(threads) or {})}
+    payload = payload_of_onnx(model, device="CPU", options=options)
     artifact = Artifact.of_payload(payload, model=model, backend=backend.name, backend_version="")
     return Session(backend.load(payload, LoadOptions(device="CPU")), artifact.manifest)
 

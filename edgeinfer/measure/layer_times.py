@@ -17,6 +17,7 @@ from edgeinfer.display import Table
 from edgeinfer.feeds.choose import choose_feeds
 from edgeinfer.feeds.shapes import InputShape, Shapes, describe_inputs
 from edgeinfer.graph.build import compile_model
+from edgeinfer.measure.timing import timing_options
 from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.runtime.open import load
 from edgeinfer.runtime.session import Session
@@ -163,7 +164,7 @@ def measure_layers(
     parsed = Target.parse(target or "onnxruntime")
     chosen = choose_feeds(feeds, loaded.signature, shapes=shapes, batch=batch)
     feed = chosen.feeds[0]
-    options = {"threads": threads} if parsed.backend in ("onnxruntime", "openvino") else None
+    options = timing_options(parsed.backend, threads=threads)
     artifact = compile_model(loaded, parsed.backend, device=parsed.device or None, options=options)
     with load(artifact) as session:
         count = runs if runs is not None else _runs_for(session, feed)

@@ -17,6 +17,7 @@ from edgeinfer.backends.registry import get_backend
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import EdgeInferError
 from edgeinfer.graph.build import compile_model
+from edgeinfer.measure.timing import timing_clock, timing_options
 from edgeinfer.model.model import Model
 from edgeinfer.runtime.open import load
 from edgeinfer.runtime.session import Session
@@ -27,8 +28,6 @@ __all__ = ["Speedup", "measure_speedup"]
 # machine can only make a run slower. Slow models take turns after each run, for the sake of time.
 _BURST = 5
 _SLOW_S = 0.05
-_RESOLUTION_S = 1e-6  # on some systems processor time is counted in ticks of a clock
-_WITH_THREADS = frozenset({"onnxruntime", "openvino"})
 
 
 @final
@@ -85,9 +84,7 @@ def measure_speedup(
         return None
     try:
         with _session(reference, parsed, threads) as slow, _session(candidate, parsed, threads) as fast:
-            on_cpu = threads == 1 and parsed.backend in _WITH_THREADS and slow.device.upper() == "CPU"
-            fine = time.get_clock_info("process_time").resolution < _RESOLUTION_S
-            clock = time.process_time if on_cpu and fine else time.perf_counter
+            clock = timing_clock((slow, fast), timing_options(parsed.backend, threads=threads))
             before, after = _turns_ms((slow, fast), feed, seconds, clock)
             where = f"{slow.backend}:{slow.device}"
     except EdgeInferError:
@@ -101,7 +98,7 @@ def measure_speedup(
 
 
 def _session(model: Model, target: Target, threads: int) -> Session:
-    options = {"threads": threads} if target.backend in _WITH_THREADS else None
+    options = timing_options(target.backend, threads=threads)
     return load(compile_model(model, target.backend, device=target.device or None, options=options))
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, final
 
 import attrs
-import numpy as np
 
 from edgeinfer.display import Table
+from edgeinfer.model.plain_config import plain_config
+from edgeinfer.model.report_table import COLUMNS, Row, places, report_rows, short_lines
 from edgeinfer.values import as_tuple
 
-__all__ = ["Applied", "Skipped", "TransformReport", "jsonable"]
+__all__ = ["Applied", "Skipped", "TransformReport"]
 
 
 class Applied(NamedTuple):
@@ -59,11 +60,37 @@ class TransformReport:
     seconds: float = 0.0
     steps: tuple[TransformReport, ...] = attrs.field(default=(), converter=as_tuple)
 
+    def summary(self) -> tuple[str, ...]:
+        """Return the overview: one line, and for a Pipeline one more a step."""
+        parts = [places(len(self.applied), "changed")] if self.modified else ["nothing changed"]
+        parts += [places(len(self.skipped), "left alone")] if self.skipped else []
+        parts += [f"{len(self.notes)} note{'s' if len(self.notes) > 1 else ''}"] if self.notes else []
+        line = f"{self.name}: {', '.join(parts)} ({self.seconds:.2f} s)"
+        return (line, *(f"  {text}" for step in self.steps for text in step.summary()))
+
+    def table(self, *, details: bool = False) -> Table:
+        """Return the overview, and below it what was done and left alone.
+
+        Args:
+            details: One row a place. Else entries that say the same are one row with their number.
+        """
+        rows = self._rows(details=details)
+        grouped = any(row.places not in ("", "1") for row in rows)
+        footer = "table(details=True) has one row a place" if grouped else ""
+        return Table(title="\n".join(self.summary()), columns=COLUMNS, rows=rows, footer=footer)
+
+    def _rows(self, *, details: bool) -> list[Row]:
+        return [
+            row
+            for report in self.steps or (self,)
+            for row in report_rows(report.name, report.applied, report.skipped, report.notes, details=details)
+        ]
+
     def to_dict(self) -> dict[str, object]:
         """Return everything as JSON-compatible values."""
         plain: dict[str, object] = {
             "name": self.name,
-            "config": jsonable(self.config),
+            "config": plain_config(self.config),
             "modified": self.modified,
             "digest_before": self.digest_before,
             "digest_after": self.digest_after,
@@ -71,42 +98,13 @@ class TransformReport:
             "applied": [entry._asdict() for entry in self.applied],
             "skipped": [entry._asdict() for entry in self.skipped],
             "notes": list(self.notes),
-            "data": jsonable(self.data),
+            "data": plain_config(self.data),
         }
         return plain | ({"steps": [step.to_dict() for step in self.steps]} if self.steps else {})
 
-    def table(self) -> Table:
-        """Return one row a place."""
-        reports = self.steps or (self,)
-        rows: list[tuple[object, ...]] = []
-        for report in reports:
-            rows += [(report.name, "applied", node, what) for node, what in report.applied]
-            rows += [(report.name, "skipped", node, reason) for node, reason in report.skipped]
-            rows += [(report.name, "note", "", note) for note in report.notes]
-        title = f"{self.name}: {len(self.applied)} applied, {len(self.skipped)} skipped"
-        return Table(title=title, columns=("transform", "", "node", "what"), rows=tuple(rows))
-
     def __str__(self) -> str:
-        return str(self.table())
+        """Return the overview and the largest groups."""
+        return "\n".join([*self.summary(), *short_lines(self._rows(details=False))])
 
     def _repr_html_(self) -> str:
         return self.table().to_html()
-
-
-def jsonable(value: object) -> object:
-    """Return a value as JSON-compatible ones; what is no plain value as its text."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if callable(getattr(value, "to_dict", None)):
-        return jsonable(value.to_dict())  # type: ignore[attr-defined]
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items: Iterable[object] = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
-        return [jsonable(item) for item in items]
-    text = repr(value)
-    return f"<{type(value).__name__}>" if " at 0x" in text or len(text) > 200 else text

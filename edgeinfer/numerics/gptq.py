@@ -21,6 +21,8 @@ from typing import final
 import attrs
 import numpy as np
 
+from edgeinfer.numerics.pair_sums import GREATEST_PAIR
+
 __all__ = ["Grid", "output_error", "round_weights"]
 
 _BLOCK = 128
@@ -36,15 +38,19 @@ class Grid:
         zero_point: Broadcastable to the weights.
         low: The least integer.
         high: The greatest integer.
+        partners: For each column the columns whose integers its own may not exceed `GREATEST_PAIR` with, -1
+            for none, `(K, partners)`, or `(G, K, partners)` where the columns of each group are in an order
+            of their own; None where there is no such limit. See `edgeinfer.numerics.pair_sums`.
     """
 
     scale: np.ndarray
     zero_point: np.ndarray = attrs.field(factory=lambda: np.zeros((), np.float32))
-    low: int
-    high: int
+    low: int | np.ndarray
+    high: int | np.ndarray
+    partners: np.ndarray | None = None
 
     def quantize(self, weights: np.ndarray) -> np.ndarray:
-        """Return the integers nearest to the weights, as float."""
+        """Return the integers nearest to the weights, as float. Partners do not limit each other here."""
         integers: np.ndarray = np.clip(np.rint(weights / self.scale) + self.zero_point, self.low, self.high)
         return integers
 
@@ -59,11 +65,27 @@ class Grid:
             self,
             scale=np.take_along_axis(np.broadcast_to(self.scale, shape), order[:, None, :], axis=2),
             zero_point=np.take_along_axis(np.broadcast_to(self.zero_point, shape), order[:, None, :], axis=2),
+            partners=None if self.partners is None else _reordered(self.partners, order),
         )
 
-    def column(self, k: int) -> Grid:
-        """Return the grid of one column of a grid that is spread over the weights."""
-        return attrs.evolve(self, scale=self.scale[..., k], zero_point=self.zero_point[..., k])
+    def column(self, k: int, integers: np.ndarray) -> Grid:
+        """Return the grid of one column of a grid that `take` has spread over the weights.
+
+        Args:
+            k: The column.
+            integers: What the columns have now, `(G, R, K)`, 0 for those that are still to be rounded: their
+                partners limit the column.
+        """
+        low, high = self.low, self.high
+        if self.partners is not None:
+            partners = self.partners[:, k]  # (G, partners)
+            beside = np.take_along_axis(integers, np.maximum(partners, 0)[:, None, :], axis=2)
+            beside = np.where(partners[:, None, :] >= 0, beside, 0)
+            high = np.minimum(high, GREATEST_PAIR - np.maximum(beside, 0).max(axis=2, initial=0))
+            low = np.maximum(low, -GREATEST_PAIR - np.minimum(beside, 0).min(axis=2, initial=0))
+        return attrs.evolve(
+            self, scale=self.scale[..., k], zero_point=self.zero_point[..., k], low=low, high=high
+        )
 
 
 def output_error(weights: np.ndarray, rounded: np.ndarray, moment: np.ndarray) -> np.ndarray:
@@ -120,7 +142,7 @@ def _feedback(weights: np.ndarray, damped: np.ndarray, grid: Grid) -> np.ndarray
     # The factor of the flipped matrix, flipped back, is upper triangular: H = R Rᵀ.
     factor = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
     feed = factor / factor.diagonal(axis1=1, axis2=2)[:, None, :]
-    integers = np.empty_like(weights)
+    integers = np.zeros_like(weights)
     error = np.zeros_like(weights)
     size = weights.shape[2]
     for start in range(0, size, _BLOCK):
@@ -128,7 +150,7 @@ def _feedback(weights: np.ndarray, damped: np.ndarray, grid: Grid) -> np.ndarray
         block = weights[..., start:stop] + error[..., :start] @ feed[:, :start, start:stop]
         for k in range(start, stop):
             wanted = block[..., k - start] + (error[..., start:k] @ feed[:, start:k, k, None])[..., 0]
-            column = grid.column(k)
+            column = grid.column(k, integers)
             integers[..., k] = column.quantize(wanted)
             error[..., k] = weights[..., k] - column.dequantize(integers[..., k])
     return integers
@@ -146,7 +168,7 @@ def _descend(weights: np.ndarray, integers: np.ndarray, damped: np.ndarray, grid
         gradient = error @ damped[:, :, start:stop]
         for k in range(start, stop):
             at = k - start
-            column = grid.column(k)
+            column = grid.column(k, integers)
             pull = gradient[..., at] / diagonal[:, None, k] - error[..., k]
             best = column.quantize(weights[..., k] + pull)
             change = column.dequantize(best) - column.dequantize(integers[..., k])
@@ -154,6 +176,14 @@ def _descend(weights: np.ndarray, integers: np.ndarray, damped: np.ndarray, grid
             error[..., k] -= change
             gradient -= change[..., None] * inner[:, None, at, :]
     return integers
+
+
+def _reordered(partners: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return the partners `(G, K, partners)` of columns that are in `order` (G, K)."""
+    places = np.argsort(order, axis=1)
+    moved = partners[order]
+    found = np.take_along_axis(places, np.maximum(moved, 0).reshape(len(order), -1), axis=1)
+    return np.where(moved >= 0, found.reshape(moved.shape), -1)
 
 
 def _order(moment: np.ndarray, *, act_order: bool) -> np.ndarray:

@@ -10,16 +10,20 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.display import track
-from edgeinfer.feeds.shapes import InputShape, describe_inputs
 from edgeinfer.graph.channels.groups import Dependencies, analyze
+from edgeinfer.graph.data_sizes import data_dependent_sizes
 from edgeinfer.graph.layers import find_layers
-from edgeinfer.pruning.budget.plan import SIZED, Budget, Settings, plan, sample_shapes
+from edgeinfer.graph.names import require_nodes
+from edgeinfer.pruning.budget.plan import plan
 from edgeinfer.pruning.budget.sensitivity import compensate
-from edgeinfer.pruning.reconstruction.refit import Refitter, refusal
+from edgeinfer.pruning.budget.settings import Budget, Settings
+from edgeinfer.pruning.reconstruction.refit import Refitter, refusals
 from edgeinfer.pruning.reconstruction.statistics import columns_of_each_feed
 from edgeinfer.pruning.structure.prepare import prepare
 from edgeinfer.pruning.structure.surgery import remove_channels
+from edgeinfer.pruning.structure.unreached import unreached_layers
 from edgeinfer.transforms.contract import ReportBuilder
+from edgeinfer.transforms.refusal import Refusal
 
 __all__ = ["Refit", "downstream", "prune_structured", "refit_all"]
 
@@ -27,53 +31,32 @@ __all__ = ["Refit", "downstream", "prune_structured", "refit_all"]
 @final
 @attrs.frozen(kw_only=True)
 class Refit:
-    """What became of one layer.
-
-    Attributes:
-        layer: The node's name.
-        before: The relative squared error of its output before.
-        after: And after.
-        skipped: Why it was not refitted, if so.
-    """
+    """The relative squared error of a layer's output, before it was refitted and after."""
 
     layer: str
-    before: float = 0.0
-    after: float = 0.0
-    skipped: str = ""
+    before: float
+    after: float
 
 
 def refit_all(
-    model: ir.Model,
-    refitter: Refitter,
-    *,
-    sweeps: int = 1,
-    changed: set[str] | None = None,
-    progress: bool | None = None,
-) -> list[Refit]:
+    model: ir.Model, refitter: Refitter, *, changed: set[str], progress: bool | None = None
+) -> tuple[list[Refit], list[Refusal]]:
     """Refit every layer that sees a change, in topological order.
 
     Args:
         model: The pruned graph, changed in place.
         refitter: Knows the float model.
-        sweeps: How often to go through.
-        changed: Names of tensors that changed to begin with; what depends on them sees a change.
+        changed: Names of the nodes that see a change.
         progress: Show it.
     """
-    results: dict[str, Refit] = {}
-    layers = [layer for layer in find_layers(model.graph) if changed is None or layer.name in changed]
-    for _ in range(sweeps):
-        refitter.rewind()
-        for layer in track(layers, "refitting layers", progress=progress):
-            reason = refusal(layer)
-            if reason:
-                results[layer.name] = Refit(layer=layer.name, skipped=reason)
-                continue
+    layers = [layer for layer in find_layers(model.graph) if layer.name in changed]
+    refused = refusals(model.graph)
+    results = []
+    for layer in track(layers, "refitting layers", progress=progress):
+        if layer.name not in refused:
             before, after = refitter.refit(model, layer)
-            first = results.get(layer.name)
-            results[layer.name] = Refit(
-                layer=layer.name, before=before if first is None else first.before, after=after
-            )
-    return list(results.values())
+            results.append(Refit(layer=layer.name, before=before, after=after))
+    return results, [refused[layer.name] for layer in layers if layer.name in refused]
 
 
 def downstream(graph: ir.Graph, changed: set[str]) -> set[str]:
@@ -94,6 +77,7 @@ def prune_structured(model: ir.Model, report: ReportBuilder, settings: Settings)
         report: What was done.
         settings: How.
     """
+    require_nodes(settings.keep_nodes, model.graph, where="keep_nodes")
     work = model.clone()
     prepare(work)
     reference = work.clone()
@@ -102,21 +86,22 @@ def prune_structured(model: ir.Model, report: ReportBuilder, settings: Settings)
     left = np.linspace(1, settings.budget.keep, settings.rounds + 1)[1:]
     masks: dict[str, list[np.ndarray | None]] = {}
     kept: dict[str, tuple[int, int]] = {}
+    notes: tuple[str, ...] = ()
     for number, keep in enumerate(left):
-        dependencies = _restricted(analyze(work.graph), settings.kind)
+        dependencies, refused = _prunable(work.graph, settings)
         if number == 0:
-            _report_locked(dependencies, report, settings.kind)
+            _report_refused([*refused, *unreached_layers(work)], bool(dependencies.groups), report, settings)
         if not dependencies.groups:
             break
-        budget = total[0] * float(keep) if total else None
         chosen = plan(
             work,
             dependencies,
             attrs.evolve(settings, budget=Budget(metric=settings.budget.metric, keep=float(keep))),
             columns,
-            budget,
+            total[0] * float(keep) if total else None,
         )
         total = [*total, *([chosen.before] if not total else []), chosen.after]
+        notes = chosen.notes
         if not chosen.removed:
             continue
         for group in dependencies.groups:
@@ -130,21 +115,42 @@ def prune_structured(model: ir.Model, report: ReportBuilder, settings: Settings)
             refitter = Refitter(
                 reference=reference, masks=masks, feeds=settings.feeds, columns=columns, ridge=settings.ridge
             )
-            refits = refit_all(
-                work, refitter, changed=downstream(work.graph, set(masks)), progress=settings.progress
-            )
+            changed = downstream(work.graph, set(masks)) - settings.keep_nodes
+            refits = refit_all(work, refitter, changed=changed, progress=settings.progress)
             if number == settings.rounds - 1:
-                _report_refits(refits, report)
+                _report_refits(*refits, report)
+    for note in notes:
+        report.note(note)
     if not masks:
         return
-    inputs = sample_shapes(model, settings.feeds) if settings.budget.metric in SIZED else ()
-    _report_removed(kept, total, settings, inputs, report)
+    _report_removed(kept, total, settings, report)
     model.graph, model.ir_version = work.graph, work.ir_version
 
 
-def _restricted(dependencies: Dependencies, kind: str) -> Dependencies:
-    groups = tuple(group for group in dependencies.groups if group.kind == kind)
-    return attrs.evolve(dependencies, groups=groups)
+def _prunable(graph: ir.Graph, settings: Settings) -> tuple[Dependencies, list[Refusal]]:
+    """Return the dependencies with the groups that may be pruned, and why the others may not."""
+    dependencies = analyze(graph)
+    dependent = data_dependent_sizes(graph)
+    layers = {layer.name: layer for layer in dependencies.layers}
+    refused = [
+        Refusal(node, f"{channels} channels stay: {reason}") for node, reason, channels in dependencies.locked
+    ]
+    groups = []
+    for group in dependencies.groups:
+        inputs = [layers[name].input for name in group.consumers]
+        sources = [dependent[value] for value in inputs if value in dependent]
+        if group.kind != settings.kind:
+            continue
+        if settings.keep_nodes & {*group.producers, *group.consumers}:
+            refused.append(
+                Refusal(group.name, f"{group.size} channels stay: keep_nodes has a layer of theirs")
+            )
+        elif sources:
+            reason = f"how often they are read depends on the data, by {sources[0]!r}"
+            refused.append(Refusal(group.name, f"{group.size} channels stay: {reason}"))
+        else:
+            groups.append(group)
+    return attrs.evolve(dependencies, groups=tuple(groups)), refused
 
 
 def _compose(
@@ -167,19 +173,17 @@ def _compose(
     return result
 
 
-def _report_locked(dependencies: Dependencies, report: ReportBuilder, kind: str) -> None:
-    for node, reason, channels in dependencies.locked:
-        report.skip(node, f"{channels} channels stay: {reason}")
-    if not dependencies.groups:
-        report.note(f"there is no group of {kind}s that could be pruned")
+def _report_refused(
+    refused: Sequence[Refusal], any_left: bool, report: ReportBuilder, settings: Settings
+) -> None:
+    for refusal in refused:
+        report.skip(*refusal)
+    if not any_left:
+        report.note(f"there is no group of {settings.kind}s that could be pruned")
 
 
 def _report_removed(
-    kept: Mapping[str, tuple[int, int]],
-    total: Sequence[float],
-    settings: Settings,
-    inputs: Sequence[InputShape],
-    report: ReportBuilder,
+    kept: Mapping[str, tuple[int, int]], total: Sequence[float], settings: Settings, report: ReportBuilder
 ) -> None:
     for name, (before, after) in kept.items():
         if after < before:
@@ -189,15 +193,13 @@ def _report_removed(
                 name, f"all {before} {settings.kind}s are kept: the budget is met at less loss elsewhere"
             )
     metric = settings.budget.metric
-    if metric in SIZED:
-        report.note(f"figures are for {describe_inputs(inputs)}")
-        report.data["inputs"] = [each.to_dict() for each in inputs]
     unit = f" ms on {settings.target or 'onnxruntime'}, measured" if metric == "latency" else ""
-    report.note(f"{metric}: {total[0]:.6g} -> {total[-1]:.6g}{unit} ({total[-1] / total[0] - 1:+.1%})")
-    if total[-1] > total[0] * settings.budget.keep * (1 + 1e-9):
-        report.note(
-            f"the budget of {settings.budget.keep:.0%} of {metric} cannot be met with the groups there are"
-        )
+    asked, reached = settings.budget.keep, total[-1] / total[0]
+    report.note(
+        f"{metric}: asked to keep {asked:.1%}, kept {reached:.1%} ({total[0]:.6g} -> {total[-1]:.6g}{unit})"
+    )
+    if reached > asked * (1 + 1e-9):
+        report.note(f"the budget of {asked:.0%} of {metric} cannot be met with the groups there are")
     if settings.feeds is None:
         report.note("no calibration was given: channels were ranked by magnitude and nothing was refitted")
     report.data.update(
@@ -209,8 +211,7 @@ def _report_removed(
     )
 
 
-def _report_refits(refits: Sequence[Refit], report: ReportBuilder) -> None:
-    for refit in refits:
-        if refit.skipped:
-            report.skip(refit.layer, f"not refitted: {refit.skipped}")
-    report.data["refits"] = {r.layer: {"before": r.before, "after": r.after} for r in refits if not r.skipped}
+def _report_refits(refits: Sequence[Refit], refused: Sequence[Refusal], report: ReportBuilder) -> None:
+    for name, reason in refused:
+        report.skip(name, f"not refitted: {reason}")
+    report.data["refits"] = {refit.layer: {"before": refit.before, "after": refit.after} for refit in refits}

@@ -11,19 +11,14 @@ from edgeinfer.artifact.signature import Signature
 from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import PreconditionError
-from edgeinfer.pruning.budget.criteria import Criterion
-from edgeinfer.pruning.budget.plan import Budget, Settings
+from edgeinfer.pruning import options
+from edgeinfer.pruning.budget.criteria import CRITERIA, Criterion
+from edgeinfer.pruning.budget.settings import Budget, Settings
 from edgeinfer.pruning.engine import prune_structured
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
+from edgeinfer.values import as_frozenset
 
 __all__ = ["PruneChannels"]
-
-
-def _ratio(_: object, attribute: Any, value: float | None) -> None:
-    if value is not None and not 0.0 < value <= 1.0:
-        raise PreconditionError(
-            f"{attribute.name} is the part to keep.", expected="above 0, at most 1", found=value
-        )
 
 
 @final
@@ -41,6 +36,7 @@ class PruneChannels(GraphTransform):
     Attributes:
         keep_macs: The part of the multiply-accumulates to keep, or None.
         calibration: A re-iterable of feeds. Some hundred samples are enough.
+        keep_nodes: Names of layers that keep all their channels and are not refitted.
         keep_parameters: The part of the parameters to keep, instead of `keep_macs`.
         keep_memory: The part of the bytes of weights and activations to keep, instead.
         keep_latency: The part of the latency to keep, instead: measured on the target's backend (ONNX Runtime
@@ -59,28 +55,34 @@ class PruneChannels(GraphTransform):
 
     idempotent: ClassVar[bool] = False
 
-    keep_macs: float | None = attrs.field(default=0.8, validator=_ratio)
-    calibration: Any = attrs.field(default=None, kw_only=True, eq=False)
-    keep_parameters: float | None = attrs.field(default=None, kw_only=True, validator=_ratio)
-    keep_memory: float | None = attrs.field(default=None, kw_only=True, validator=_ratio)
-    keep_latency: float | None = attrs.field(default=None, kw_only=True, validator=_ratio)
-    target: Target | str | None = attrs.field(default=None, kw_only=True)
+    keep_macs: float | None = attrs.field(default=0.8, validator=options.part)
+    calibration: Any = attrs.field(default=None, kw_only=True, eq=False, validator=options.feeds)
+    keep_nodes: frozenset[str] = attrs.field(default=(), kw_only=True, converter=as_frozenset)
+    keep_parameters: float | None = attrs.field(default=None, kw_only=True, validator=options.part)
+    keep_memory: float | None = attrs.field(default=None, kw_only=True, validator=options.part)
+    keep_latency: float | None = attrs.field(default=None, kw_only=True, validator=options.part)
+    target: Target | str | None = attrs.field(default=None, kw_only=True, validator=options.target)
     criterion: Criterion = attrs.field(
         default="second_order",
         kw_only=True,
-        validator=attrs.validators.in_(("second_order", "activation", "magnitude", "random")),
+        validator=options.one_of(*CRITERIA),
     )
     multiple: int | None = attrs.field(
-        default=None, kw_only=True, validator=attrs.validators.optional(attrs.validators.ge(1))
+        default=None, kw_only=True, validator=options.number(at_least=1, whole=True, optional=True)
     )
-    rounds: int = attrs.field(default=1, kw_only=True, validator=attrs.validators.ge(1))
-    measure: int = attrs.field(default=48, kw_only=True, validator=attrs.validators.ge(0))
-    max_columns: int = attrs.field(default=24_000, kw_only=True, validator=attrs.validators.ge(100))
+    rounds: int = attrs.field(default=1, kw_only=True, validator=options.number(at_least=1, whole=True))
+    measure: int = attrs.field(default=48, kw_only=True, validator=options.number(at_least=0, whole=True))
+    max_columns: int = attrs.field(
+        default=24_000, kw_only=True, validator=options.number(at_least=100, whole=True)
+    )
     ridge: float | None = attrs.field(
-        default=None, kw_only=True, validator=attrs.validators.optional(attrs.validators.ge(0))
+        default=None, kw_only=True, validator=options.number(at_least=0, optional=True)
     )
-    seed: int = attrs.field(default=0, kw_only=True)
+    seed: int = attrs.field(default=0, kw_only=True, validator=options.number(at_least=0, whole=True))
     progress: bool | None = attrs.field(default=None, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        _ = self.budget  # refused here if there is none
 
     @property
     def budget(self) -> Budget:
@@ -118,6 +120,7 @@ class PruneChannels(GraphTransform):
                 ridge=self.ridge,
                 seed=self.seed,
                 progress=self.progress,
+                keep_nodes=self.keep_nodes,
                 target=target,
             ),
         )

@@ -10,10 +10,12 @@ import onnx_ir as ir
 from edgeinfer.artifact.signature import Signature
 from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.devices.profile import Target
-from edgeinfer.pruning.budget.criteria import Criterion
-from edgeinfer.pruning.budget.plan import Budget, Settings
+from edgeinfer.pruning import options
+from edgeinfer.pruning.budget.criteria import CRITERIA, Criterion
+from edgeinfer.pruning.budget.settings import Budget, Settings
 from edgeinfer.pruning.engine import prune_structured
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
+from edgeinfer.values import as_frozenset
 
 __all__ = ["PruneHeads"]
 
@@ -29,6 +31,7 @@ class PruneHeads(GraphTransform):
     Attributes:
         keep: The part of all heads to keep; layers that need fewer heads give up more.
         calibration: A re-iterable of feeds. Without one: magnitude, and nothing is refitted.
+        keep_nodes: Names of layers that keep all their heads and are not refitted.
         criterion: How the heads of one layer are ranked.
         measure: On how many samples the error of the outputs is measured.
         max_columns: How many positions the moments are taken from.
@@ -40,20 +43,23 @@ class PruneHeads(GraphTransform):
 
     idempotent: ClassVar[bool] = False
 
-    keep: float = attrs.field(default=0.75, validator=[attrs.validators.gt(0), attrs.validators.le(1)])
-    calibration: Any = attrs.field(default=None, kw_only=True, eq=False)
+    keep: float = attrs.field(default=0.75, validator=options.number(above=0, at_most=1))
+    calibration: Any = attrs.field(default=None, kw_only=True, eq=False, validator=options.feeds)
+    keep_nodes: frozenset[str] = attrs.field(default=(), kw_only=True, converter=as_frozenset)
     criterion: Criterion = attrs.field(
         default="second_order",
         kw_only=True,
-        validator=attrs.validators.in_(("second_order", "activation", "magnitude", "random")),
+        validator=options.one_of(*CRITERIA),
     )
-    measure: int = attrs.field(default=48, kw_only=True, validator=attrs.validators.ge(0))
-    max_columns: int = attrs.field(default=24_000, kw_only=True, validator=attrs.validators.ge(100))
+    measure: int = attrs.field(default=48, kw_only=True, validator=options.number(at_least=0, whole=True))
+    max_columns: int = attrs.field(
+        default=24_000, kw_only=True, validator=options.number(at_least=100, whole=True)
+    )
     ridge: float | None = attrs.field(
-        default=None, kw_only=True, validator=attrs.validators.optional(attrs.validators.ge(0))
+        default=None, kw_only=True, validator=options.number(at_least=0, optional=True)
     )
-    seed: int = attrs.field(default=0, kw_only=True)
-    target: Target | str | None = attrs.field(default=None, kw_only=True)
+    seed: int = attrs.field(default=0, kw_only=True, validator=options.number(at_least=0, whole=True))
+    target: Target | str | None = attrs.field(default=None, kw_only=True, validator=options.target)
     progress: bool | None = attrs.field(default=None, kw_only=True)
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
@@ -74,5 +80,6 @@ class PruneHeads(GraphTransform):
                 ridge=self.ridge,
                 seed=self.seed,
                 progress=self.progress,
+                keep_nodes=self.keep_nodes,
             ),
         )

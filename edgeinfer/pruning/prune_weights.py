@@ -7,7 +7,8 @@ from typing import final
 import attrs
 import numpy as np
 
-from edgeinfer.graph.layers import Layer
+from edgeinfer.graph.weights import Linear
+from edgeinfer.pruning import options
 from edgeinfer.pruning.sparse_masks import sparse_mask
 from edgeinfer.pruning.sparsify import Pattern, Sparsify
 
@@ -28,21 +29,21 @@ class PruneWeights(Sparsify):
         sparsity: The part of each layer's weights that becomes zero.
     """
 
-    sparsity: float = attrs.field(default=0.5, validator=[attrs.validators.gt(0), attrs.validators.lt(1)])
+    sparsity: float = attrs.field(default=0.5, validator=options.number(above=0, below=1))
 
     @property
     def pattern(self) -> Pattern:
         """A part of each layer's weights."""
         return Pattern(
             name=f"{self.sparsity:.0%} sparse",
-            refuse=lambda _: "",
+            refuse=lambda _: None,
             choose=self._choose,
             satisfied=self._satisfied,
         )
 
-    def _choose(self, _: Layer, weight: np.ndarray, cov: np.ndarray | None) -> np.ndarray:
+    def _choose(self, _: Linear, weight: np.ndarray, cov: np.ndarray | None) -> np.ndarray:
         return sparse_mask(weight, np.eye(weight.shape[1]) if cov is None else cov, self.sparsity)
 
-    def _satisfied(self, _: Layer, weight: np.ndarray) -> bool:
+    def _satisfied(self, _: Linear, weight: np.ndarray) -> bool:
         # Rounding in blocks of columns may leave a few weights short of the wanted part.
         return bool((weight == 0).mean() >= self.sparsity - 0.01)

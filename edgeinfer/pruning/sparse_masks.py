@@ -12,7 +12,8 @@ import itertools
 
 import numpy as np
 
-from edgeinfer.graph.layers import Layer
+from edgeinfer.graph.weights import Linear
+from edgeinfer.numerics.fixed_order import inverse_factor, solve
 
 __all__ = ["group_order", "magnitude_nm_mask", "nm_mask", "sparse_mask", "upper_factor"]
 
@@ -20,7 +21,7 @@ _DAMPING = 1e-2
 _BLOCK = 64
 
 
-def group_order(layer: Layer, m: int) -> np.ndarray:
+def group_order(layer: Linear, m: int) -> np.ndarray:
     """Return W's columns in an order in which each M input channels at one kernel tap lie side by side.
 
     That is where sparse tensor cores look for their pattern: along the input channels.
@@ -38,8 +39,7 @@ def upper_factor(cov: np.ndarray, order: np.ndarray) -> np.ndarray:
     dead = np.diag(h) <= 0
     h = h + np.diag(np.where(dead, 1.0, 0.0))
     h[np.diag_indices_from(h)] += _DAMPING * np.trace(h) / len(h)
-    upper: np.ndarray = np.linalg.cholesky(np.linalg.inv(h)).T
-    return upper
+    return inverse_factor(h)
 
 
 def nm_mask(weight: np.ndarray, cov: np.ndarray, order: np.ndarray, n: int, m: int) -> np.ndarray:
@@ -59,12 +59,12 @@ def nm_mask(weight: np.ndarray, cov: np.ndarray, order: np.ndarray, n: int, m: i
     rows = np.arange(len(work))
     for start in range(0, work.shape[1], m):
         factor = upper[start : start + m, start : start + m]
-        inverse = factor.T @ factor
+        inverse = (factor[:, :, None] * factor[:, None, :]).sum(0)
         group = work[:, start : start + m]
         costs = np.empty((len(choices), len(work)))
         for index, choice in enumerate(choices):
             part = group[:, choice]
-            costs[index] = (part * np.linalg.solve(inverse[np.ix_(choice, choice)], part.T).T).sum(1)
+            costs[index] = (part * solve(inverse[np.ix_(choice, choice)], part.T).T).sum(1)
         picked = choices[costs.argmin(0)]
         dropped = np.zeros(group.shape, bool)
         dropped[rows[:, None], picked] = True

@@ -1,6 +1,6 @@
 """`Sparsify`: what transforms that zero single weights have in common.
 
-Layer by layer, in topological order: the dense weights are fitted to what the float model computes, from the
+Linear by layer, in topological order: the dense weights are fitted to what the float model computes, from the
 inputs that the pruned model has by now; a mask is chosen for them; the weights that stay are solved for
 exactly, row by row. Sequential fitting and the exact solve are what SparseGPT's one pass leaves on the table.
 """
@@ -20,16 +20,23 @@ from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
 from edgeinfer.feeds.feeds import FeedIterable
-from edgeinfer.graph.layers import Layer, find_layers, read_weight, write_weight
+from edgeinfer.graph.initializers import constant
+from edgeinfer.graph.layers import find_layers
+from edgeinfer.graph.names import require_nodes
+from edgeinfer.graph.weights import Linear
+from edgeinfer.pruning import options
 from edgeinfer.pruning.engine import downstream
-from edgeinfer.pruning.reconstruction.refit import Refitter, refusal
+from edgeinfer.pruning.reconstruction.refit import Refitter, refusals
 from edgeinfer.pruning.reconstruction.statistics import columns_of_each_feed
 from edgeinfer.pruning.structure.prepare import prepare
+from edgeinfer.pruning.structure.unreached import unreached_layers
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
+from edgeinfer.transforms.refusal import Refusal
+from edgeinfer.values import as_frozenset
 
 __all__ = ["Pattern", "Sparsify"]
 
-Choose: TypeAlias = "Callable[[Layer, np.ndarray, np.ndarray | None], np.ndarray]"
+Choose: TypeAlias = "Callable[[Linear, np.ndarray, np.ndarray | None], np.ndarray]"
 
 
 @final
@@ -39,15 +46,15 @@ class Pattern:
 
     Attributes:
         name: How reports call it.
-        refuse: Why a layer cannot have it, or an empty text.
+        refuse: Why a layer cannot have it, or None.
         choose: The mask (R, K) for a layer's W (R, K) and, where there is data, the covariance of its inputs.
         satisfied: Whether a weight (R, K) has it already.
     """
 
     name: str
-    refuse: Callable[[Layer], str]
+    refuse: Callable[[Linear], Refusal | None]
     choose: Choose
-    satisfied: Callable[[Layer, np.ndarray], bool]
+    satisfied: Callable[[Linear, np.ndarray], bool]
 
 
 @attrs.frozen
@@ -56,6 +63,7 @@ class Sparsify(GraphTransform):
 
     Attributes:
         calibration: A re-iterable of feeds. Without one: magnitude, and nothing is refitted.
+        keep_nodes: Names of layers that stay as they are.
         sweeps: How often all layers are fitted; the masks are chosen in the first.
         max_columns: How many output positions of a layer its moments are taken from.
         ridge: How strongly refitted weights are drawn to the present ones. None: chosen on held-out feeds.
@@ -63,14 +71,19 @@ class Sparsify(GraphTransform):
         progress: Show progress. None: in a terminal or a notebook.
     """
 
-    calibration: Any = attrs.field(default=None, kw_only=True, eq=False)
-    sweeps: int = attrs.field(default=1, kw_only=True, validator=attrs.validators.ge(1))
-    max_columns: int = attrs.field(default=24_000, kw_only=True, validator=attrs.validators.ge(100))
-    ridge: float | None = attrs.field(
-        default=None, kw_only=True, validator=attrs.validators.optional(attrs.validators.ge(0))
+    calibration: Any = attrs.field(default=None, kw_only=True, eq=False, validator=options.feeds)
+    keep_nodes: frozenset[str] = attrs.field(default=(), kw_only=True, converter=as_frozenset)
+    sweeps: int = attrs.field(default=1, kw_only=True, validator=options.number(at_least=1, whole=True))
+    max_columns: int = attrs.field(
+        default=24_000, kw_only=True, validator=options.number(at_least=100, whole=True)
     )
-    target: Target | str | None = attrs.field(default=None, kw_only=True)
+    ridge: float | None = attrs.field(
+        default=None, kw_only=True, validator=options.number(at_least=0, optional=True)
+    )
+    target: Target | str | None = attrs.field(default=None, kw_only=True, validator=options.target)
     progress: bool | None = attrs.field(default=None, kw_only=True)
+
+    names_layers = True
 
     @property
     @abc.abstractmethod
@@ -79,9 +92,12 @@ class Sparsify(GraphTransform):
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Give every layer that can have it the pattern, refit, and report."""
+        require_nodes(self.keep_nodes, model.graph, where=f"{type(self).__name__}, keep_nodes")
         work = model.clone()
         prepare(work)
-        wanted = _wanted(work, report, self.pattern)
+        wanted = _wanted(work, report, self)
+        for refusal in unreached_layers(work):
+            report.skip(*refusal)
         if not wanted:
             return
         if self.calibration is None:
@@ -95,33 +111,37 @@ class Sparsify(GraphTransform):
         model.graph, model.ir_version = work.graph, work.ir_version
 
 
-def _wanted(model: ir.Model, report: ReportBuilder, pattern: Pattern) -> dict[str, Layer]:
+def _wanted(model: ir.Model, report: ReportBuilder, settings: Sparsify) -> dict[str, Linear]:
+    pattern, cannot = settings.pattern, refusals(model.graph)
     wanted = {}
     for layer in find_layers(model.graph):
-        reason = refusal(layer) or _refusal(layer) or pattern.refuse(layer)
-        if not reason and pattern.satisfied(layer, layer.matrix(read_weight(layer.weight))[0]):
-            reason = f"it is {pattern.name} already"
-        if reason:
-            report.skip(layer.name, reason)
-        else:
+        refused = _refuse(layer, settings) or cannot.get(layer.name) or pattern.refuse(layer)
+        if refused is None and pattern.satisfied(layer, layer.matrices()[0]):
+            refused = Refusal(layer.name, f"it is {pattern.name} already")
+        if refused is None:
             wanted[layer.name] = layer
+        else:
+            report.skip(*refused)
     return wanted
 
 
-def _refusal(layer: Layer) -> str:
-    if layer.kind == "conv_transpose":
-        return "a transposed convolution"
-    return "a depthwise or grouped layer" if layer.group > 1 else ""
+def _refuse(layer: Linear, settings: Sparsify) -> Refusal | None:
+    if layer.name in settings.keep_nodes:
+        return Refusal(layer.name, "keep_nodes has it")
+    if layer.kind == "ConvTranspose":
+        return Refusal(layer.name, "it is a transposed convolution")
+    return Refusal(layer.name, "it is a depthwise or grouped layer") if layer.groups > 1 else None
 
 
 def _with_data(
-    model: ir.Model, wanted: dict[str, Layer], feeds: FeedIterable, report: ReportBuilder, settings: Sparsify
+    model: ir.Model, wanted: dict[str, Linear], feeds: FeedIterable, report: ReportBuilder, settings: Sparsify
 ) -> None:
     columns = columns_of_each_feed(feeds, settings.max_columns)
     refitter = Refitter(reference=model.clone(), masks={}, feeds=feeds, columns=columns, ridge=settings.ridge)
-    affected = downstream(model.graph, {layer.y.name or "" for layer in wanted.values()}) | set(wanted)
+    affected = downstream(model.graph, {layer.output.name or "" for layer in wanted.values()}) | set(wanted)
+    affected -= {*refusals(model.graph), *settings.keep_nodes}
     masks: dict[str, np.ndarray] = {}
-    layers = [layer for layer in find_layers(model.graph) if layer.name in affected and not refusal(layer)]
+    layers = [layer for layer in find_layers(model.graph) if layer.name in affected]
     for sweep in range(settings.sweeps):
         refitter.rewind()
         for layer in track(layers, "fitting sparse layers", progress=settings.progress):
@@ -131,26 +151,26 @@ def _with_data(
                     report.apply(layer.name, "dense, refitted to what changed before it")
                 continue
 
-            def choose(weight: np.ndarray, cov: np.ndarray, layer: Layer = layer) -> np.ndarray:
+            def choose(weight: np.ndarray, cov: np.ndarray, layer: Linear = layer) -> np.ndarray:
                 return settings.pattern.choose(layer, weight[0], cov[0])[None]
 
             known = masks.get(layer.name)
             losses = refitter.refit(model, layer, choose if known is None else known)
-            masks[layer.name] = layer.matrix(read_weight(layer.weight)) != 0 if known is None else known
+            masks[layer.name] = layer.matrices() != 0 if known is None else known
             if sweep == 0:
                 zeros = 1 - float(masks[layer.name].mean())
                 report.apply(layer.name, f"{zeros:.0%} zeros, relative error of its output {losses[1]:.4f}")
 
 
-def _by_magnitude(layer: Layer, report: ReportBuilder, pattern: Pattern) -> None:
-    weight = layer.matrix(read_weight(layer.weight))
+def _by_magnitude(layer: Linear, report: ReportBuilder, pattern: Pattern) -> None:
+    weight = layer.matrices()
     mask = pattern.choose(layer, weight[0], None)[None]
-    write_weight(layer.weight, layer.unmatrix(weight * mask, read_weight(layer.weight).shape))
+    layer.write(weight * mask)
     report.apply(layer.name, f"{pattern.name}: {1 - mask.mean():.0%} zeros")
 
 
-def _total(wanted: dict[str, Layer], report: ReportBuilder) -> None:
-    weights = {name: read_weight(layer.weight) for name, layer in wanted.items()}
+def _total(wanted: dict[str, Linear], report: ReportBuilder) -> None:
+    weights = {name: constant(layer.weight) for name, layer in wanted.items()}
     zeros = {name: int((w == 0).sum()) for name, w in weights.items()}
     size = sum(w.size for w in weights.values())
     report.data.update({"zeros": zeros, "weights": {name: int(w.size) for name, w in weights.items()}})

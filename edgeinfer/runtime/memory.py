@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, final
 
 import attrs
-import numpy as np
 
 from edgeinfer.artifact.artifact import Artifact
 from edgeinfer.display import Table
 from edgeinfer.errors import InferenceError, OptionsError
 from edgeinfer.feeds.choose import choose_feeds
 from edgeinfer.feeds.shapes import InputShape, Shapes
+from edgeinfer.npz import write_npz
 from edgeinfer.runtime.machine import describe_machine
 from edgeinfer.values import as_tuple
 
@@ -145,7 +145,7 @@ def memory(
             name: array.astype(str) if array.dtype == object else array
             for name, array in chosen.feeds[0].items()
         }
-        np.savez(folder / "feed.npz", allow_pickle=False, **feed)
+        write_npz(folder / "feed.npz", feed)
         request = {
             "artifact": str(path.resolve()),
             "feed": str(folder / "feed.npz"),

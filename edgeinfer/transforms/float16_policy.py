@@ -13,18 +13,18 @@ from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.errors import CalibrationError
 from edgeinfer.graph.taps import probe
 from edgeinfer.model.model import Model
+from edgeinfer.transforms.float16_masks import FLOAT16_MAX
 
 __all__ = [
-    "FLOAT16_MAX",
     "MOVES_DATA",
     "activation_peaks",
     "convertible",
     "flushed_count",
+    "unknown_dtype",
     "unsafe_reason",
     "weight_problem",
 ]
 
-FLOAT16_MAX = 65504.0
 # The part of a tensor's norm that may be lost to numbers that become 0: that of rounding, 2**-11.
 MAX_FLUSHED = 2.0**-11
 
@@ -111,10 +111,17 @@ def unsafe_reason(node: ir.Node) -> str | None:
     if any(
         attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()
     ):
-        return "it has a subgraph, which stays in float32"
+        return "it hands over what its subgraphs take and give, which is float32"
     if "Sequence" in node.op_type or node.op_type.startswith("Optional"):
         return "it handles a sequence"
     return _UNSAFE.get(node.op_type)
+
+
+def unknown_dtype(node: ir.Node) -> str | None:
+    """Return which of the node's tensors has no known dtype, in words, or None."""
+    named = (value for value in (*node.inputs, *node.outputs) if value is not None and value.name)
+    name = next((value.name for value in named if value.type is None), None)
+    return None if name is None else f"the dtype of {name} is not known"
 
 
 def convertible(node: ir.Node, opset: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -133,7 +140,8 @@ def convertible(node: ir.Node, opset: int) -> tuple[tuple[int, ...], tuple[int, 
         for index, value in enumerate(values):
             formal = formals[min(index, len(formals) - 1)]  # the last one may be variadic
             types = allowed.get(formal.type_str, {formal.type_str})
-            if value is not None and value.dtype is ir.DataType.FLOAT and "tensor(float16)" in types:
+            is_float = value is not None and value.type == ir.TensorType(ir.DataType.FLOAT)
+            if is_float and "tensor(float16)" in types:
                 found.append(index)
         return tuple(found)
 

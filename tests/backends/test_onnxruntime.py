@@ -15,7 +15,7 @@ from edgeinfer.backends.onnxruntime_ import backend as onnxruntime_
 from edgeinfer.backends.onnxruntime_.options import OnnxRuntimeOptions
 from edgeinfer.backends.protocol import CompileOptions, LoadOptions
 from edgeinfer.backends.registry import get_backend
-from edgeinfer.errors import CompileError, DeviceError, OptionsError
+from edgeinfer.errors import ArtifactTrustError, CompileError, DeviceError, OptionsError
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>\n'
 ADD = HEADER + "add (float[N, 3] x) => (float[N, 3] y) { y = Add(x, x) }"
@@ -124,7 +124,7 @@ def test_an_artifact_that_names_code_is_refused():
     backend = get_backend("onnxruntime")
     payload = backend.compile(ei.Model.load(model(ADD)), CompileOptions())
     edited = attrs.evolve(payload, options={"plugin_libraries": {"mine": "/tmp/plugin.so"}})
-    with pytest.raises(OptionsError, match="plugin_libraries"):
+    with pytest.raises(ArtifactTrustError, match="plugin_libraries"):
         backend.load(edited, LoadOptions())
 
 

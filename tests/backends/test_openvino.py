@@ -113,10 +113,13 @@ def test_wrong_options_are_refused(options):
 
 
 def test_the_precision_is_the_graph_s_unless_the_vendor_is_asked():
+    native = "bfloat16" in get_backend("openvino").capabilities().devices[0].precisions
     with session(ADD) as ours, session(ADD, inference_precision="bf16") as low:
         name = "INFERENCE_PRECISION_HINT"
         assert ours._runner._compiled.get_property(name).to_string() == "f32"
-        assert low._runner._compiled.get_property(name).to_string() == "bf16"
+        assert low._runner._compiled.get_property(name).to_string() == ("bf16" if native else "f32")
+        assert ours.execution().notes == ()
+        assert bool(low.execution().notes) is not native  # a CPU that has no bfloat16 is told
 
 
 def test_cache_dir_is_used_and_not_kept(tmp_path):

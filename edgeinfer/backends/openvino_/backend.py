@@ -11,19 +11,24 @@ import contextlib
 import functools
 import glob
 import io
+import logging
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import sys
+from collections.abc import Iterator
 from typing import Any, final
 
 import attrs
 
 from edgeinfer.artifact.artifact import Payload
 from edgeinfer.backends.facts import machine_facts
-from edgeinfer.backends.onnx_payload import onnx_source, payload_of_onnx
+from edgeinfer.backends.forked import keep_in_forked_children
+from edgeinfer.backends.onnx_payload import OnnxSource, onnx_source, payload_of_onnx
+from edgeinfer.backends.openvino_.cache import verified_cache
 from edgeinfer.backends.openvino_.devices import check_device
 from edgeinfer.backends.openvino_.dialect import DIALECT
+from edgeinfer.backends.openvino_.options import OpenVINOOptions, find_untrusted
 from edgeinfer.backends.openvino_.runner import OpenVINORunner
+from edgeinfer.backends.option_checks import notes_on, options_of_artifact
 from edgeinfer.backends.options import options_from
 from edgeinfer.backends.protocol import (
     API_VERSION,
@@ -40,90 +45,13 @@ __all__ = ["OpenVINOBackend", "OpenVINOOptions"]
 NAME = "openvino"
 BLOB_NAME = "model.blob"
 
+# What is known of it without a runtime.
+_WITHOUT = Capabilities(
+    available=False, dialect=DIALECT, threads_option="threads", float16_devices=("GPU", "NPU")
+)
+_log = logging.getLogger(__name__)
+_TELEMETRY = "openvino_telemetry"
 _PRECISIONS = {"FP32": "float32", "FP16": "float16", "BF16": "bfloat16", "INT8": "int8"}
-
-
-def _upper(value: Any) -> Any:
-    return value.upper() if isinstance(value, str) else value
-
-
-def _flag_or_none(_: object, __: object, value: bool | None) -> None:
-    if value is not None and not isinstance(value, bool):
-        raise TypeError("pinning is True, False or None")
-
-
-def _path(value: str | Path | None) -> str | None:
-    return None if value is None else str(value)
-
-
-@final
-@attrs.frozen(kw_only=True)
-class OpenVINOOptions:
-    """Options of the OpenVINO backend.
-
-    Attributes:
-        performance_hint: `LATENCY`, `THROUGHPUT`, `CUMULATIVE_THROUGHPUT`, or empty for the device's default.
-        num_streams: How many requests the device works on at once; None leaves it to the hint.
-        threads: CPU threads; 0 lets the runtime choose.
-        inference_precision: `f32`, `f16` or `bf16`: what the float parts of the graph are computed in.
-            `auto` is the vendor's choice: bfloat16 on CPUs that have it, float16 on GPUs, which changes the
-            numbers. The default is `f32`, because precision belongs into the graph. NPUs have only their own
-            choice.
-        execution_mode: `PERFORMANCE` or `ACCURACY`; None is the runtime's default.
-        pinning: Whether OpenVINO pins its CPU threads to cores of its own choice; None leaves it to OpenVINO.
-            The default is False: OpenVINO would move the calling thread to one core and back on each call
-            (2.5 µs), against `pin_cores` and against other sessions of the process.
-        cache_dir: A folder where OpenVINO caches compiled models, which makes later loads quick.
-        export: Make a device-bound artifact from OpenVINO's compiled blob.
-        properties: Further OpenVINO properties by their names, such as `{"ENABLE_HYPER_THREADING": False}`.
-    """
-
-    performance_hint: str = attrs.field(
-        default="LATENCY",
-        converter=_upper,
-        validator=attrs.validators.in_(("", "LATENCY", "THROUGHPUT", "CUMULATIVE_THROUGHPUT")),
-    )
-    num_streams: int | None = attrs.field(
-        default=None,
-        validator=attrs.validators.optional([attrs.validators.instance_of(int), attrs.validators.ge(1)]),
-    )
-    threads: int = attrs.field(
-        default=0, validator=[attrs.validators.instance_of(int), attrs.validators.ge(0)]
-    )
-    inference_precision: str = attrs.field(
-        default="f32", validator=attrs.validators.in_(("f32", "f16", "bf16", "auto"))
-    )
-    execution_mode: str | None = attrs.field(
-        default=None,
-        converter=_upper,
-        validator=attrs.validators.optional(attrs.validators.in_(("PERFORMANCE", "ACCURACY"))),
-    )
-    pinning: bool | None = attrs.field(default=False, validator=_flag_or_none)
-    cache_dir: str | None = attrs.field(default=None, converter=_path)
-    export: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
-    properties: Mapping[str, object] = attrs.field(
-        factory=dict,
-        validator=attrs.validators.instance_of(Mapping),  # type: ignore[type-abstract]
-    )
-
-    def config(self, device: str) -> dict[str, object]:
-        """Return the properties that OpenVINO takes for these options on a device."""
-        config: dict[str, object] = {}
-        if self.performance_hint:
-            config["PERFORMANCE_HINT"] = self.performance_hint
-        if self.inference_precision != "auto" and not device.startswith("NPU"):
-            config["INFERENCE_PRECISION_HINT"] = self.inference_precision
-        if self.num_streams is not None:
-            config["NUM_STREAMS"] = self.num_streams
-        if self.threads:
-            config["INFERENCE_NUM_THREADS"] = self.threads
-        if self.execution_mode is not None:
-            config["EXECUTION_MODE_HINT"] = self.execution_mode
-        if self.pinning is not None:
-            config["ENABLE_CPU_PINNING"] = self.pinning
-        if self.cache_dir is not None:
-            config["CACHE_DIR"] = self.cache_dir
-        return {**config, **self.properties}
 
 
 @final
@@ -138,9 +66,9 @@ class OpenVINOBackend:
         try:
             return _capabilities()
         except ImportError as error:
-            return Capabilities(available=False, reason=f"openvino cannot be imported: {error}")
+            return attrs.evolve(_WITHOUT, reason=f"openvino cannot be imported: {error}")
         except Exception as error:  # a runtime whose libraries do not fit this machine
-            return Capabilities(available=False, reason=f"openvino does not work here: {error}")
+            return attrs.evolve(_WITHOUT, reason=f"openvino does not work here: {error}")
 
     def compile(self, model: ModelToCompile, options: CompileOptions, /) -> Payload:
         """Return the ONNX graph, or OpenVINO's blob with `export=True`. Both were compiled once.
@@ -154,10 +82,10 @@ class OpenVINOBackend:
         if options.cache_dir is not None and chosen.cache_dir is None:
             chosen = attrs.evolve(chosen, cache_dir=options.cache_dir)
         device = check_device(options.device or "CPU", _capabilities())
-        # A cache folder belongs to the machine that compiles, not to the artifact.
-        kept = attrs.asdict(chosen, filter=lambda field, _: field.name not in ("cache_dir", "export"))
-        payload = payload_of_onnx(model, device=device, options=kept)
-        compiled = _compile(onnx_source(payload), device, chosen)
+        kept, notes = chosen.portable(), notes_on(chosen.not_portable())
+        payload = attrs.evolve(payload_of_onnx(model, device=device, options=kept), notes=notes)
+        with verified_cache(chosen.cache):
+            compiled = _compile(onnx_source(payload), device, chosen)
         if not chosen.export:
             return payload
         return Payload(
@@ -167,19 +95,22 @@ class OpenVINOBackend:
             device=device,
             requires=_requirements(device),
             options=kept,
+            notes=notes,
         )
 
     def load(self, payload: Payload, options: LoadOptions, /) -> OpenVINORunner:
         """Compile the ONNX graph, or import the blob.
 
         Raises:
+            ArtifactError: The artifact names a file, or an option that is not known.
             DeviceError: The device is not here, or no longer supported by OpenVINO.
-            OptionsError: An option is unknown or refused.
+            OptionsError: An option that was given to `load` is unknown or refused.
             CompileError: OpenVINO refuses the model.
         """
-        import openvino as ov
-
-        chosen = options_from(OpenVINOOptions, payload.options, options.options, backend=NAME)
+        kept = options_of_artifact(
+            OpenVINOOptions, payload.options, backend=NAME, find_untrusted=find_untrusted
+        )
+        chosen = options_from(OpenVINOOptions, kept, options.options, backend=NAME)
         device = check_device(options.device or payload.device or "CPU", _capabilities())
 
         def compiled(options: OpenVINOOptions) -> Any:
@@ -190,29 +121,66 @@ class OpenVINOBackend:
 
         def counting() -> Any:
             """Compile again, with the performance counters of each layer."""
-            return compiled(attrs.evolve(chosen, properties={**chosen.properties, "PERF_COUNT": True}))
+            properties = {**chosen.properties, "PERF_COUNT": True}
+            return compiled(attrs.evolve(chosen, properties=properties, cache_dir=None))
 
-        return OpenVINORunner(ov, compiled(chosen), device, counting)
+        with verified_cache(chosen.cache) as removed:
+            ready = compiled(chosen)
+        notes = [*removed, *_unmet_precision(ready, chosen)]
+        return keep_in_forked_children(OpenVINORunner(_runtime(), ready, device, counting, notes))
+
+
+def _unmet_precision(compiled: Any, options: OpenVINOOptions) -> list[str]:
+    """Say it where the device computes in another precision than was asked for: OpenVINO does not."""
+    asked, name = options.inference_precision, "INFERENCE_PRECISION_HINT"
+    if asked == "auto" or name not in compiled.get_property("SUPPORTED_PROPERTIES"):
+        return []
+    found = compiled.get_property(name).to_string()
+    return [] if found == asked else [f"inference_precision {asked} was asked for, and {found} is used"]
+
+
+def _runtime() -> Any:
+    """Import OpenVINO without its telemetry, which sends an event when it is imported.
+
+    OpenVINO has a stand-in for a telemetry package that is not installed; so for the time of its import it is
+    not.
+    """
+    if "openvino" not in sys.modules:
+        before = sys.modules.get(_TELEMETRY)
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # what Python takes for "not installed"
+        try:
+            import openvino
+        finally:
+            del sys.modules[_TELEMETRY]
+            if before is not None:
+                sys.modules[_TELEMETRY] = before
+    import openvino
+
+    telemetry = getattr(sys.modules.get("openvino.tools.ovc"), "telemetry", None)
+    if getattr(telemetry, "consent", False):
+        telemetry.consent = False  # type: ignore[union-attr]
+        _log.warning(
+            "openvino was imported before edgeinfer used it, with its telemetry on. It is off from now on, "
+            "but may have sent something. Uninstall openvino-telemetry, or do not import openvino before."
+        )
+    return openvino
 
 
 @functools.cache
 def _core() -> Any:
-    import openvino as ov
-
-    return ov.Core()
+    return keep_in_forked_children(_runtime().Core())
 
 
 @functools.cache
 def _capabilities() -> Capabilities:
     core = _core()
-    from openvino import get_version
-
-    return Capabilities(
+    build = str(_runtime().get_version())
+    return attrs.evolve(
+        _WITHOUT,
         available=True,
-        version=str(get_version()).split("-", maxsplit=1)[0],
+        version=build.split("-", maxsplit=1)[0],
         devices=tuple(_describe(core, name) for name in core.available_devices),
-        dialect=DIALECT,
-        facts={**machine_facts(), "openvino_build": str(get_version())},
+        facts={**machine_facts(), "openvino_build": build},
     )
 
 
@@ -234,8 +202,8 @@ def _describe(core: Any, name: str) -> DeviceInfo:
 def _runtime_requirements(device: str) -> str:
     """Return what OpenVINO says that a blob for the device needs, asked of a model that does nothing."""
     import numpy as np
-    import openvino as ov
 
+    ov = _runtime()
     parameter = ov.op.Parameter(ov.Type.f32, ov.Shape([1]))
     one = ov.op.Constant(np.ones(1, np.float32))
     nothing = ov.Model([ov.opset13.add(parameter, one)], [parameter])
@@ -256,10 +224,13 @@ def _requirements(device: str) -> dict[str, tuple[str, ...]]:
     return {fact: (glob.escape(value),) for fact, value in facts.items() if value}
 
 
-def _compile(source: bytes | str, device: str, options: OpenVINOOptions) -> Any:
+def _compile(source: OnnxSource, device: str, options: OpenVINOOptions) -> Any:
+    """Compile a model from memory. With a path, OpenVINO would open the files that the model names itself."""
     core = _core()
     with _vendor_errors("OpenVINO cannot read the model", device):
-        read = core.read_model(source)
+        # Not `read_model`, which guesses the format: the bytes were looked through as ONNX.
+        reader = _runtime().frontend.FrontEndManager().load_by_framework("onnx")
+        read = reader.convert(reader.load(io.BytesIO(source.with_addresses())))
     strings = [port.get_any_name() for port in read.inputs if port.element_type.get_type_name() == "string"]
     if strings:  # OpenVINO 2026.4 frees such memory twice when it hands a string through, and aborts
         raise CompileError(

@@ -19,4 +19,5 @@ DIALECT = QDQDialect(
     epilogue={"Add", "Clip", "LeakyRelu", "Relu", "Sigmoid", "SiLU"},
     requantizing={"AveragePool", "GlobalAveragePool"},
     moving=MOVING_OPS | {"Concat"},
+    known_to_pay=True,  # every GPU that it takes has integer tensor cores or dp4a
 )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeinfer.backends.reports import ExecutionReport, LayerExecution
-from edgeinfer.backends.tensorrt_.build import BuildRecord
+from edgeinfer.backends.tensorrt_.record import BuildRecord
 
 __all__ = ["execution_report", "parse_layers"]
 

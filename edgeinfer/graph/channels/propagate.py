@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from edgeinfer.graph.channels.labels import Axes, Labels, Row, dims
 
-__all__ = ["RULES", "Rule", "attribute", "constant", "rule"]
+__all__ = ["RULES", "Rule", "attribute", "fixed_input", "rule"]
 
 Rule: TypeAlias = "Callable[[ir.Node, Labels], list[Axes]]"
 
@@ -39,7 +39,7 @@ def attribute(node: ir.Node, name: str, default: object = None) -> object:
     return default if found is None else found.value
 
 
-def constant(node: ir.Node, index: int) -> np.ndarray | None:
+def fixed_input(node: ir.Node, index: int) -> np.ndarray | None:
     """Return an input's value if the graph fixes it."""
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None or value.const_value is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgeinfer.graph.channels.labels import Axes, Labels, dims
-from edgeinfer.graph.channels.propagate import attribute, constant, meet, rule
+from edgeinfer.graph.channels.propagate import attribute, fixed_input, meet, rule
 
 __all__: list[str] = []
 
@@ -113,7 +113,7 @@ def _lock_odd_resize(node: ir.Node, labels: Labels, axes: Axes) -> None:
     if attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
         labels.lock_all(axes, node.name or "", "a Resize with a region of interest")
     sizes = node.inputs[3] if len(node.inputs) > 3 else None
-    if sizes is not None and constant(node, 3) is None:
+    if sizes is not None and fixed_input(node, 3) is None:
         labels.lock_all(axes, node.name or "", "the sizes of a Resize are computed")
 
 
@@ -133,7 +133,7 @@ def _reduce(node: ir.Node, labels: Labels) -> list[Axes]:
     assert x is not None
     rows = labels.of(x)
     given = attribute(node, "axes")
-    array = constant(node, 1)
+    array = fixed_input(node, 1)
     computed = len(node.inputs) > 1 and node.inputs[1] is not None and array is None
     if computed:
         labels.lock_all(rows, node.name or "", "the axes of a reduction are computed")

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.graph.channels.labels import Axes, Labels, Row, dims, is_weight
-from edgeinfer.graph.channels.propagate import attribute, constant, meet, present, rule
+from edgeinfer.graph.channels.propagate import attribute, fixed_input, meet, present, rule
 from edgeinfer.graph.shapes import literal_elements
 
 __all__ = ["all_rows", "slice_rows"]
@@ -194,7 +194,7 @@ def _split(node: ir.Node, labels: Labels) -> list[Axes]:
     axis = int(attribute(node, "axis", 0)) % len(rows)  # type: ignore[call-overload]
     row = rows[axis]
     sizes = [dims(value)[axis] if dims(value) else None for value in node.outputs]
-    computed = len(node.inputs) > 1 and node.inputs[1] is not None and constant(node, 1) is None
+    computed = len(node.inputs) > 1 and node.inputs[1] is not None and fixed_input(node, 1) is None
     if row is not None and (computed or not _static(sizes)):
         labels.lock(row, node.name or "", "the sizes of a Split are computed from data")
         row = None
@@ -232,7 +232,7 @@ def slice_rows(node: ir.Node, rank: int) -> dict[int, slice] | None:
         starts, ends = attribute(node, "starts"), attribute(node, "ends")
         axes, steps = attribute(node, "axes"), None
     else:
-        fixed = [constant(node, index) for index in range(1, 5)]
+        fixed = [fixed_input(node, index) for index in range(1, 5)]
         given = [index < len(node.inputs) and node.inputs[index] is not None for index in range(1, 5)]
         if any(value is None and there for value, there in zip(fixed, given, strict=True)):
             return None

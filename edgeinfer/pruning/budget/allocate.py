@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from edgeinfer.graph.channels.groups import ChannelGroup
 from edgeinfer.pruning.budget.cost import CostModel
 
-__all__ = ["allocate", "levels", "step_of"]
+__all__ = ["allocate", "allocate_closely", "levels", "step_of"]
+
+# A plan may save so much more than was asked for, as a part of the entire cost, before finer steps are tried.
+_SLACK = 0.05
 
 
 def step_of(size: int, multiple: int) -> int:
@@ -83,6 +86,53 @@ def allocate(
         removed[name] = level
     _give_back(removed, choices, errors, cost, budget - current)
     return {name: count for name, count in removed.items() if count}
+
+
+def allocate_closely(
+    groups: Sequence[ChannelGroup],
+    errors: Mapping[str, Sequence[float]],
+    cost: CostModel,
+    budget: float,
+    *,
+    multiple: int,
+) -> tuple[dict[str, int], str]:
+    """Return how many channels each group gives up so that the budget is met closely, and what to say of it.
+
+    Where the steps of a multiple are so large that much more would go than was asked for, smaller multiples
+    are tried, and the allocation nearest to the budget that meets it is taken.
+
+    Args:
+        groups: The groups.
+        errors: See `allocate`.
+        cost: The cost of the graph.
+        budget: The cost to reach.
+        multiple: The multiple that channel counts should keep.
+    """
+    before, tried = cost.cost({}), multiple
+    first = best = allocate(groups, errors, cost, budget, multiple=multiple)
+    used = multiple
+    while tried > 1 and not budget - _SLACK * before <= cost.cost(best) <= budget:
+        tried //= 2
+        other = allocate(groups, errors, cost, budget, multiple=tried)
+        if _nearer(cost.cost(other), cost.cost(best), budget):
+            best, used = other, tried
+    reached = cost.cost(best) / before
+    if used < multiple:
+        coarse = cost.cost(first) / before
+        return best, (
+            f"channel counts are multiples of {used}, not {multiple}: with {multiple} the nearest to "
+            f"{budget / before:.0%} would have been {coarse:.1%}"
+        )
+    if cost.cost(best) < budget - _SLACK * before:
+        return best, f"no combination of whole steps is nearer to {budget / before:.0%} than {reached:.1%}"
+    return best, ""
+
+
+def _nearer(cost: float, than: float, budget: float) -> bool:
+    """Tell whether a cost suits a budget better: met is better than missed, then the nearest."""
+    if (cost <= budget) != (than <= budget):
+        return cost <= budget
+    return abs(budget - cost) < abs(budget - than)
 
 
 def _give_back(

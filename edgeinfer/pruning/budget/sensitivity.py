@@ -16,29 +16,63 @@ import onnx_ir as ir
 from edgeinfer.calibration.moments import MomentObserver
 from edgeinfer.display import track
 from edgeinfer.graph.channels.groups import ChannelGroup
-from edgeinfer.graph.layers import Layer, find_layers, read_weight, write_weight
-from edgeinfer.graph.shapes import add_constant
+from edgeinfer.graph.data_sizes import data_dependent_sizes
+from edgeinfer.graph.layers import find_layers
+from edgeinfer.graph.weights import Linear
 from edgeinfer.pruning.budget.criteria import Ranking, compensated, weight_columns
 from edgeinfer.pruning.reconstruction.frontier import Frontier, cuts, run, tap
 
 __all__ = ["compensate", "measured_errors", "output_error", "plan_error", "scored_outputs"]
 
 _FRACTIONS = (0.125, 0.25, 0.5, 0.75)
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 
 
-def scored_outputs(model: ir.Model) -> list[str]:
-    """Return the tensors whose error counts: the outputs, before a Softmax or Sigmoid, which saturate."""
-    names = []
-    for value in model.graph.outputs:
-        producer = value.producer()
-        if (
-            producer is not None
-            and producer.op_type in ("Softmax", "LogSoftmax", "Sigmoid")
-            and producer.inputs[0]
-        ):
-            value = producer.inputs[0]
-        names.append(value.name or "")
-    return list(dict.fromkeys(names))
+def scored_outputs(model: ir.Model) -> tuple[list[str], tuple[str, ...]]:
+    """Return the tensors whose error counts, and what to say of outputs that cannot be compared.
+
+    Those are the outputs, before a Softmax or Sigmoid, which saturate. In place of texts, indices, and
+    tensors whose size depends on the data, the float tensors in front of them are taken.
+
+    Args:
+        model: The graph, its shapes inferred.
+    """
+    dependent = data_dependent_sizes(model.graph)
+    found: dict[ir.Value, None] = {}
+    notes = []
+    for output in model.graph.outputs:
+        front = _comparable(output, dependent)
+        found.update(front)
+        if output not in front:
+            names = ", ".join(repr(value.name) for value in front) or "nothing, for none is comparable"
+            reason = "its size depends on the data" if output in dependent else "it is no float tensor"
+            notes.append(f"output {output.name!r} is judged by {names}: {reason}")
+    return list(dict.fromkeys(_before_saturation(value).name or "" for value in found)), tuple(notes)
+
+
+def _comparable(value: ir.Value, dependent: Mapping[ir.Value, str]) -> dict[ir.Value, None]:
+    """Return a tensor, or the nearest ones before it, that can be compared element by element."""
+    found: dict[ir.Value, None] = {}
+    seen: set[ir.Value] = set()
+    pending = [value]
+    while pending:
+        at = pending.pop()
+        node = at.producer()
+        if node is None or at in seen:  # inputs and weights say nothing of a change
+            continue
+        seen.add(at)
+        if at.dtype in _FLOATS and at not in dependent:
+            found[at] = None
+        else:
+            pending += [before for before in node.inputs if before is not None]
+    return found
+
+
+def _before_saturation(value: ir.Value) -> ir.Value:
+    node = value.producer()
+    if node is not None and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid") and node.inputs[0]:
+        return node.inputs[0]
+    return value
 
 
 def output_error(model: ir.Model, wanted: Sequence[Mapping[str, np.ndarray]], frontier: Frontier) -> float:
@@ -49,7 +83,8 @@ def output_error(model: ir.Model, wanted: Sequence[Mapping[str, np.ndarray]], fr
         for index, name in enumerate(names):
             y = expected[name].astype(np.float64)
             error[index] += np.square(y - got[name]).sum()
-            energy[index] += np.square(y - y.mean(axis=-1, keepdims=True)).sum()
+            spread = y.ndim > 0 and y.shape[-1] > 1  # else the one number is what counts
+            energy[index] += np.square(y - y.mean(axis=-1, keepdims=True) if spread else y).sum()
     return float((error / np.maximum(energy, 1e-30)).mean())
 
 
@@ -72,7 +107,7 @@ def measured_errors(
         feeds: A small part of the calibration.
         progress: Show it.
     """
-    names = scored_outputs(model)
+    names, _ = scored_outputs(model)
     with tap(model, names) as session:
         wanted = list(run(session, feeds))
     result = {}
@@ -123,7 +158,7 @@ def plan_error(
     feeds: Sequence[Mapping[str, np.ndarray]],
 ) -> float:
     """Return the error of the outputs when channels of several groups are gone, see `measured_errors`."""
-    with tap(model, scored_outputs(model)) as session:
+    with tap(model, scored_outputs(model)[0]) as session:
         wanted = list(run(session, feeds))
     return output_error(_without(model, groups, removed, moments), wanted, Frontier(feeds=feeds))
 
@@ -157,7 +192,7 @@ def compensate(
         moments: The moments of the inputs of the layers that read them, by name; others are left.
         new_biases: Give layers that have no bias one; channels of those could not be removed afterwards.
     """
-    layers: dict[str, Layer] = {layer.name: layer for layer in find_layers(model.graph)}
+    layers: dict[str, Linear] = {layer.name: layer for layer in find_layers(model.graph)}
     lost: dict[str, list[np.ndarray]] = {}
     for group in groups:
         for name in group.consumers if removed.get(group.name) else ():
@@ -167,19 +202,6 @@ def compensate(
     for name, parts in lost.items():
         layer = layers[name]
         matrix, shift = compensated(layer, moments[name], np.concatenate(parts))
-        write_weight(layer.weight, layer.unmatrix(matrix, read_weight(layer.weight).shape))
-        if layer.kind != "conv_transpose" and (new_biases or layer.bias is not None):
-            shift_bias(model, layer, shift.reshape(-1))
-
-
-def shift_bias(model: ir.Model, layer: Layer, shift: np.ndarray) -> None:
-    """Add to a layer's bias; make one where the operator can take one and has none."""
-    if layer.bias is not None:
-        bias = read_weight(layer.bias)
-        if bias.size == shift.size:
-            write_weight(layer.bias, bias.astype(np.float64) + shift.reshape(bias.shape))
-    elif layer.kind in ("conv", "gemm"):
-        fresh = add_constant(model.graph, f"{layer.name}_bias", shift.astype(read_weight(layer.weight).dtype))
-        if len(layer.node.inputs) < 3:
-            layer.node.resize_inputs(3)
-        layer.node.replace_input_with(2, fresh)
+        layer.write(matrix)
+        if layer.kind != "ConvTranspose" and layer.takes_bias and (new_biases or layer.bias is not None):
+            layer.write_bias(layer.bias_vector() + shift.reshape(-1))

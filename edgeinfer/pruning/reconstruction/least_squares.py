@@ -8,12 +8,14 @@ import attrs
 import numpy as np
 
 from edgeinfer.calibration.moments import MomentObserver
+from edgeinfer.numerics.fixed_order import matmul, solve
 
 __all__ = ["Equations", "best_ridge"]
 
 DEFAULT_RIDGE = 1e-3
 RIDGES = (3e-4, 3e-3, 3e-2, 3e-1, 3.0)
 _JUDGED_ROWS = 24
+_MAX_BYTES = 64 << 20
 
 
 @final
@@ -66,7 +68,7 @@ class Equations:
             left = self.xx[g] + np.diag(penalty)
             right = self.yx[g] + start[g] * penalty
             if keep is None:
-                result[g] = _solve(left, right)
+                result[g] = solve(left, right.T).T
             else:
                 result[g] = _solve_rows(left, right, np.pad(keep[g], ((0, 0), (0, 1)), constant_values=True))
         return result
@@ -78,7 +80,7 @@ class Equations:
 
     def loss(self, weights: np.ndarray) -> float:
         """Return Σ‖Y - W X‖² relative to the centred Σ‖Y‖², for W and b as (G, R, K + 1)."""
-        quadratic = ((weights @ self.xx) * weights).sum()
+        quadratic = (matmul(weights, self.xx) * weights).sum()
         error = self.yy.sum() - 2 * (weights * self.yx).sum() + quadratic
         return float(max(error, 0.0) / self.power)
 
@@ -107,18 +109,15 @@ def best_ridge(
 
 
 def _solve_rows(left: np.ndarray, right: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Solve each row for the elements that it may have; rows with the same ones share a factorization."""
+    """Solve each row for the elements that it may have; rows with as many of them are solved together."""
     result: np.ndarray = np.zeros_like(right)
-    patterns, which = np.unique(keep, axis=0, return_inverse=True)
-    for index, free in enumerate(patterns):
-        rows = np.flatnonzero(which.ravel() == index)
-        result[np.ix_(rows, free)] = _solve(left[np.ix_(free, free)], right[np.ix_(rows, free)])
+    counts = keep.sum(1)
+    for count in np.unique(counts):
+        rows = np.flatnonzero(counts == count)
+        step = max(1, _MAX_BYTES // int(8 * count**2))
+        for some in np.split(rows, range(step, len(rows), step)):
+            free = np.nonzero(keep[some])[1].reshape(len(some), count)
+            systems = left[free[:, :, None], free[:, None, :]]
+            wanted = right[some[:, None], free]
+            result[some[:, None], free] = solve(systems, wanted[..., None])[..., 0]
     return result
-
-
-def _solve(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    try:
-        solved: np.ndarray = np.linalg.solve(left, right.T).T
-    except np.linalg.LinAlgError:
-        solved = (np.linalg.pinv(left) @ right.T).T
-    return solved

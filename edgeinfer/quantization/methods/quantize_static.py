@@ -26,6 +26,7 @@ from edgeinfer.quantization.qdq.insert import Range, insert_qdq
 from edgeinfer.quantization.qdq.marks import REFERENCE_KEY, quantized_for, refuse_half, refuse_quantized
 from edgeinfer.quantization.qdq.noted_scale import noted_scale
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
+from edgeinfer.transforms.options import require_nodes
 from edgeinfer.values import as_frozenset
 
 __all__ = ["QuantizeStatic"]
@@ -87,6 +88,8 @@ class QuantizeStatic(GraphTransform):
             )
             return
         refuse_quantized(model)
+        names = (node.name for node in model.graph.all_nodes())
+        require_nodes(self.keep_float, names, "QuantizeStatic, keep_float")
         if self.calibration is None:
             raise CalibrationError(
                 "QuantizeStatic needs calibration data.",

@@ -22,8 +22,11 @@ from edgeinfer.graph.im2col import layout_of_node
 from edgeinfer.graph.weights import LINEAR_OPS, Linear, constant, find_linear, set_constant
 from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.numerics.gptq import Grid, output_error, round_weights
+from edgeinfer.numerics.pair_sums import partners
 from edgeinfer.quantization.methods.float_pair import find_reference, is_quantized, quantized_layers
+from edgeinfer.quantization.qdq.marks import pairs_in_int16
 from edgeinfer.quantization.qdq.noted_scale import SCALE_KEY
+from edgeinfer.quantization.qdq.pair_safe import weight_neighbours
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["SCALE_KEY", "RoundWeights"]
@@ -82,8 +85,9 @@ class RoundWeights(GraphTransform):
         targets = {linear: layer.reference.array() for linear, layer in layers.items()}
         # The layout of a layer's inputs is read from the float twin, whose weight is a plain constant.
         twins = {linear: layer.reference.owned().node for linear, layer in layers.items()}
+        limited = pairs_in_int16(model)
         for linear, moment in self._moments(model, twins):
-            self._round(linear, targets[linear], moment, report)
+            self._round(linear, targets[linear], moment, report, limited=limited)
 
     def _rewrite_float(self, model: ir.Model, report: ReportBuilder) -> None:
         layers: dict[Linear, ir.Node] = {}
@@ -117,10 +121,21 @@ class RoundWeights(GraphTransform):
             observe(frozen, calibration, observers, progress=False)
             yield from ((linear, observer.hessian) for linear, observer in pairs)
 
-    def _round(self, linear: Linear, targets: np.ndarray, moment: np.ndarray, report: ReportBuilder) -> None:
+    def _round(
+        self,
+        linear: Linear,
+        targets: np.ndarray,
+        moment: np.ndarray,
+        report: ReportBuilder,
+        *,
+        limited: bool,
+    ) -> None:
         stored = constant(linear.weight)
         weights = linear.to_matrices(targets)
         grid = _stored_grid(linear, stored)
+        if limited:
+            pairs = weight_neighbours(linear.node, stored.shape)
+            grid = attrs.evolve(grid, partners=partners(pairs, weights.shape[2]) if pairs.size else None)
         integers = round_weights(weights, moment, grid, damping=self.damping)
         new = linear.from_matrices(integers, stored.shape).astype(stored.dtype)
         if np.array_equal(new, stored):

@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from edgeinfer.calibration.calibration import as_calibration, observe
 from edgeinfer.calibration.channel_observers import ChannelMagnitudeObserver
-from edgeinfer.errors import CalibrationError
+from edgeinfer.errors import CalibrationError, PreconditionError
 from edgeinfer.graph.rescaled import note_rescaled
 from edgeinfer.graph.weights import (
     Linear,
@@ -35,6 +35,7 @@ from edgeinfer.graph.weights import (
 )
 from edgeinfer.model.model import Model
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
+from edgeinfer.transforms.options import require_nodes
 from edgeinfer.values import as_frozenset
 
 __all__ = ["SmoothQuant"]
@@ -47,7 +48,12 @@ _ALPHAS = tuple(np.linspace(0.2, 1.0, 17))
 
 def _share(_: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
     if value is not None and not 0 <= value <= 1:
-        raise ValueError(f"'{attribute.name}' must be None or from 0 to 1: {value}")
+        raise PreconditionError(
+            f"{attribute.name} does not fit.",
+            where=attribute.name,
+            expected="from 0 to 1, or None",
+            found=repr(value),
+        )
 
 
 @final
@@ -72,6 +78,8 @@ class SmoothQuant(GraphTransform):
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Measure the activations and scale."""
+        names = (node.name for node in model.graph.all_nodes())
+        require_nodes(self.keep_float, names, "SmoothQuant, keep_float")
         groups: dict[ir.Value, list[Linear]] = {}
         for node in model.graph:
             if node.op_type not in ("Gemm", "MatMul"):

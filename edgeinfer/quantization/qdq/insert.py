@@ -17,6 +17,7 @@ from edgeinfer.quantization.placement.fused_kernels import BIAS, DATA, WEIGHT, R
 from edgeinfer.quantization.placement.placement import Placement
 from edgeinfer.quantization.qdq.emit import Emitter
 from edgeinfer.quantization.qdq.marks import DIALECT_KEY, NOTES_KEY
+from edgeinfer.quantization.qdq.pair_safe import pair_safe
 from edgeinfer.transforms.contract import ReportBuilder
 
 __all__ = ["Range", "insert_qdq"]
@@ -60,10 +61,16 @@ def insert_qdq(
         qparams |= dict.fromkeys(group, shared)
     emitter = Emitter(model.graph)
     written: dict[str, ir.Value] = {}
+    grown: list[float] = []
     for region in placement.regions:  # before the activations, which reroute the inputs
         data = region.node.inputs[DATA]
         assert data is not None
-        _write_weight(emitter, region, qparams[str(data.name)], weights(region), dialect, written)
+        scales = weights(region)
+        if dialect.pairs_in_int16:
+            safe = pair_safe(region.node, region.weight, region.axis, scales)
+            grown.append(float((safe.scale / scales.scale).max()))
+            scales = safe
+        _write_weight(emitter, region, qparams[str(data.name)], scales, dialect, written)
         report.apply(region.node, f"{region.node.op_type} in integers")
         if dialect.bias_where_shared:
             _write_bias_where_shared(emitter, region)
@@ -71,13 +78,27 @@ def insert_qdq(
         dequantized = emitter.activation(value, qparams[str(value.name)], uses)
         if value in placement.outputs:
             emitter.output(value, dequantized)
+    _note_grown(grown, dialect, report)
     if dialect.keeps_float_by_axis:
         for node in list(model.graph):
             _dequantize_by_axis(emitter, node)
     common_passes.RemoveUnusedNodesPass()(model)
     model.metadata_props[DIALECT_KEY] = dialect.name
-    notes = {"ranges": {name: list(ends) for name, ends in ranges.items()}, "keep_float": sorted(keep_float)}
+    notes = {
+        "ranges": {name: list(ends) for name, ends in ranges.items()},
+        "keep_float": sorted(keep_float),
+        "pairs_in_int16": dialect.pairs_in_int16,
+    }
     model.metadata_props[NOTES_KEY] = json.dumps(notes)
+
+
+def _note_grown(grown: list[float], dialect: QDQDialect, report: ReportBuilder) -> None:
+    larger = [ratio for ratio in grown if ratio > 1.0]
+    if larger:
+        report.note(
+            f"the integer kernels of {dialect.name} on this CPU add pairs of products in 16 bits: the scales "
+            f"of {len(larger)} weights are up to {max(larger):.2f} times as large, so that none overflows"
+        )
 
 
 def _write_weight(

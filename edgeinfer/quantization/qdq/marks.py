@@ -12,6 +12,7 @@ __all__ = [
     "DIALECT_KEY",
     "NOTES_KEY",
     "REFERENCE_KEY",
+    "pairs_in_int16",
     "quantized_for",
     "ranges_of",
     "refuse_half",
@@ -96,3 +97,9 @@ def ranges_of(model: ir.Model) -> dict[str, tuple[float, float]]:
     """Return the calibrated ranges that `QuantizeStatic` noted in the model, by tensor name."""
     text = model.metadata_props.get(NOTES_KEY)
     return {name: (low, high) for name, (low, high) in json.loads(text)["ranges"].items()} if text else {}
+
+
+def pairs_in_int16(model: ir.Model) -> bool:
+    """Whether the weights of a Q/DQ graph of ours are to be kept from overflowing (see `QDQDialect`)."""
+    text = model.metadata_props.get(NOTES_KEY)
+    return bool(text and json.loads(text).get("pairs_in_int16"))

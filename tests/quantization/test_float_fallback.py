@@ -10,8 +10,8 @@ import pytest
 from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.measure.speedup import Speedup
 from edgeinfer.model.model import Model
-from edgeinfer.quantization import int8_trades, quantize_int8
 from edgeinfer.quantization.placement.dialects import dialect_of
+from edgeinfer.quantization.search import float_fallback, quantize_int8
 from edgeinfer.quantization.search.fit_placement import Fit
 from edgeinfer.quantization.search.float_fallback import Trades
 from edgeinfer.quantization.search.int8_recipe import Attempt, Recipe, best_recipe
@@ -65,7 +65,7 @@ def stopwatch(monkeypatch) -> Callable[[Callable[[set[str]], float]], None]:
             found = ratio(integer_nodes(candidate.ir))
             return Speedup(ratio=found, reference_ms=1.0, candidate_ms=1.0 / found, where="fake")
 
-        monkeypatch.setattr(int8_trades, "measure_speedup", fake)
+        monkeypatch.setattr(float_fallback, "measure_speedup", fake)
 
     return set_to
 
@@ -112,7 +112,7 @@ def test_nothing_is_timed_where_measuring_is_off(monkeypatch):
     def refuse(*_: object, **__: object) -> Speedup:
         raise AssertionError("timed")
 
-    monkeypatch.setattr(int8_trades, "measure_speedup", refuse)
+    monkeypatch.setattr(float_fallback, "measure_speedup", refuse)
     trades, recipe, whole = _trades(spend=0.7)
     trades.measure = False
     assert trades.with_outputs(recipe, whole, ()) is whole
@@ -124,7 +124,7 @@ def test_the_report_says_which_outputs_are_of_8_bits(stopwatch, monkeypatch):
     stopwatch(lambda _: 1.2)
     model = _net()
     monkeypatch.setattr(quantize_int8, "fit_placement", lambda *_, **__: Fit(dialect=EVERYTHING))
-    monkeypatch.setattr(quantize_int8, "measure_speedup", int8_trades.measure_speedup)
+    monkeypatch.setattr(quantize_int8, "measure_speedup", float_fallback.measure_speedup)
     result = QuantizeInt8(calibration=feeds(model, 6), target="onnxruntime").apply(model)
     assert "last" in integer_nodes(result.model.ir)
     (note,) = (note for note in result.report.notes if "8-bit" in note)
