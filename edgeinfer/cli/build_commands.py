@@ -62,7 +62,8 @@ def optimize(arguments: argparse.Namespace) -> None:
         ]
         print_json({"output": str(path), "digest": result.digest, "transforms": history})
     else:
-        print_table(result.report.table(), result.table())
+        report = () if result.report is None else (result.report.table(),)
+        print_table(*report, result.table())
         print_line(f"written to {path}")
 
 

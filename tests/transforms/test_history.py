@@ -18,9 +18,9 @@ import edgeinfer as ei
 from edgeinfer import transforms
 from edgeinfer.artifact.manifest import encode_manifest
 from edgeinfer.devices.profile import Target
+from edgeinfer.model.plain_config import plain_config
 from edgeinfer.transforms import FixShapes, GraphTransform, QuantizeStatic, Simplify, ToFloat16
 from edgeinfer.transforms.contract import TransformReport, TransformResult
-from edgeinfer.transforms.plain_config import plain_config
 
 MARK = 0.123456789
 TEXT = str(MARK)[2:8]  # whatever it is rounded to
