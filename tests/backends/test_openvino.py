@@ -117,7 +117,9 @@ def test_the_precision_is_the_graph_s_unless_the_vendor_is_asked():
     with session(ADD) as ours, session(ADD, inference_precision="bf16") as low:
         name = "INFERENCE_PRECISION_HINT"
         assert ours._runner._engine.current().model.get_property(name).to_string() == "f32"
-        assert low._runner._engine.current().model.get_property(name).to_string() == ("bf16" if native else "f32")
+        assert low._runner._engine.current().model.get_property(name).to_string() == (
+            "bf16" if native else "f32"
+        )
         assert ours.execution().notes == ()
         assert bool(low.execution().notes) is not native  # a CPU that has no bfloat16 is told
 
