@@ -30,6 +30,7 @@ from edgeinfer.backends.base import (
 )
 from edgeinfer.backends.onnx_payload import onnx_source
 from edgeinfer.backends.onnxruntime_.options import OnnxRuntimeOptions
+from edgeinfer.backends.onnxruntime_.port import check_ports
 from edgeinfer.backends.onnxruntime_.runner import OnnxRuntimeRunner
 from edgeinfer.errors import CompileError, DeviceError, OptionsError
 from edgeinfer.model.model import Model
@@ -252,6 +253,7 @@ def _create(
             if plugin_names & {name for name, _ in providers}
             else ort.InferenceSession(source, settings, providers=built_in)
         )
+    check_ports(session)
     started = session.get_providers()
     missing = [name for name, _ in providers if name not in started]
     if missing:

@@ -33,6 +33,7 @@ from edgeinfer.backends.openvino_.compile import Compiled, compile_onnx, import_
 from edgeinfer.backends.openvino_.devices import check_device
 from edgeinfer.backends.openvino_.dialect import DIALECT
 from edgeinfer.backends.openvino_.runner import OpenVINORunner
+from edgeinfer.backends.openvino_.tensors import input_names
 from edgeinfer.errors import BackendUnavailableError, InputError
 from edgeinfer.forking import abandon_in_children, keep_forever
 from edgeinfer.model.model import Model
@@ -164,6 +165,7 @@ class OpenVINOBackend:
         kept = attrs.asdict(chosen, filter=lambda field, _: field.name not in ("cache_dir", "export"))
         payload = payload_of_onnx(model, device=device, options=kept)
         compiled = _compile(payload, device, chosen)
+        input_names(compiled.model.inputs, [spec.name for spec in model.signature.inputs])
         if not chosen.export:
             return payload
         return Payload(
