@@ -8,9 +8,10 @@ from typing import Any, final
 import numpy as np
 
 from edgeinfer.artifact.signature import dtype_of
+from edgeinfer.errors import CompileError
 from edgeinfer.numerics.packing import bits_of, is_packed
 
-__all__ = ["Port"]
+__all__ = ["Port", "check_ports"]
 
 # ONNX's number of each element type (`TensorProto.DataType` in onnx.proto), and its dtype, by the name that
 # ONNX Runtime gives it.
@@ -79,4 +80,24 @@ class Port:
             return True
         return len(shape) == len(self.shape) and all(
             not isinstance(dim, int) or dim == size for dim, size in zip(self.shape, shape, strict=True)
+        )
+
+
+def check_ports(session: Any) -> None:
+    """Refuse a session whose inputs and outputs no call of ONNX Runtime's Python layer takes together.
+
+    Its `run` has none of the dtypes that numpy lacks, and its IOBinding has no strings as inputs (1.32).
+
+    Raises:
+        CompileError: It has both.
+    """
+    inputs = [Port(value) for value in (*session.get_inputs(), *session.get_overridable_initializers())]
+    strings = [port for port in inputs if port.dtype == object]
+    foreign = [p for p in (*inputs, *map(Port, session.get_outputs())) if p.foreign]
+    if strings and foreign:
+        raise CompileError(
+            "ONNX Runtime's Python layer takes no strings beside dtypes that numpy does not have.",
+            where=f"input {strings[0].name!r}, {foreign[0].name!r}",
+            found=f"str and {foreign[0].dtype}",
+            hint=f"Cast {foreign[0].name!r} to float32 or int8 in the model.",
         )

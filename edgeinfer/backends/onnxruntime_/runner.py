@@ -213,8 +213,7 @@ class _OrtBinding:
 
 def _array_of(value: Any, port: Port) -> np.ndarray:
     if not port.foreign:
-        array: np.ndarray = value.numpy()
-        return array
+        return np.array(value.numpy())  # an input that is passed on is the caller's memory
     shape = tuple(value.shape())
     count = int(np.prod(shape, dtype=np.int64))
     size = -(-count * port.bits // 8)

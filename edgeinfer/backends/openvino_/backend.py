@@ -25,6 +25,7 @@ from edgeinfer.backends.openvino_.dialect import DIALECT
 from edgeinfer.backends.openvino_.options import OpenVINOOptions, find_untrusted
 from edgeinfer.backends.openvino_.process import core, vendor_module
 from edgeinfer.backends.openvino_.runner import OpenVINORunner
+from edgeinfer.backends.openvino_.tensors import input_names
 from edgeinfer.backends.option_checks import notes_on, options_of_artifact
 from edgeinfer.backends.options import options_from
 from edgeinfer.backends.protocol import (
@@ -82,6 +83,7 @@ class OpenVINOBackend:
         payload = attrs.evolve(payload_of_onnx(model, device=device, options=kept), notes=notes)
         with verified_cache(chosen.cache):
             compiled = _compile(payload, device, chosen)
+        input_names(compiled.model.inputs, [spec.name for spec in model.signature.inputs])
         if not chosen.export:
             return payload
         return Payload(

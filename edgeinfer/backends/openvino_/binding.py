@@ -10,7 +10,7 @@ import numpy as np
 from edgeinfer.backends.openvino_.compile import Compiled
 from edgeinfer.backends.openvino_.engine import NO_INPUTS, Engine, Infer
 from edgeinfer.backends.openvino_.narrowing import check_values, is_wide
-from edgeinfer.backends.openvino_.tensors import name_of, new_tensor
+from edgeinfer.backends.openvino_.tensors import new_tensor
 from edgeinfer.errors import InferenceError
 
 __all__ = ["OpenVINOBinding"]
@@ -32,41 +32,37 @@ class OpenVINOBinding:
         self._engine = engine
         compiled = engine.current()
         ports = compiled.model.inputs
-        self._names = [name_of(port, shapes) for port in ports]
+        names = engine.input_names
         self._tensors = [
             new_tensor(engine.ov, port.element_type, shapes[name])
-            for port, name in zip(ports, self._names, strict=True)
+            for port, name in zip(ports, names, strict=True)
         ]
         self.inputs: dict[str, np.ndarray] = {
-            name: array for name, (_, array) in zip(self._names, self._tensors, strict=True)
+            name: array for name, (_, array) in zip(names, self._tensors, strict=True)
         }
-        self._wide = [
-            name for port, name in zip(ports, self._names, strict=True) if is_wide(port.element_type)
-        ]
+        self._wide = [name for port, name in zip(ports, names, strict=True) if is_wide(port.element_type)]
         outputs = compiled.model.outputs
+        # OpenVINO leaves the buffer of an output alone that is an input passed on, by any of its names.
+        passed_on = set[str]().union(*(port.get_names() for port in ports))
         self._bound = {
             index: new_tensor(engine.ov, port.element_type, tuple(port.shape))
             for index, port in enumerate(outputs)
             if port.partial_shape.is_static
             and engine.converts[index] is None
-            and not _is_input(port, self._names)
+            and passed_on.isdisjoint(port.get_names())
         }
         self._copied = [index for index in range(len(outputs)) if index not in self._bound]
         self._compiled: Compiled | None = None
         self._infer: Infer | None = None
         self._raw: Any = None
         self._prepare()
-        buffers = [self._bound[index][1] if index in self._bound else None for index in range(len(outputs))]
+        buffers = {index: array for index, (_, array) in self._bound.items()}
         if self._copied:  # a first run tells the shapes
-            for index, array in zip(self._copied, self._found(self._infer_once()), strict=True):
-                buffers[index] = np.array(array)
+            found = zip(self._copied, self._found(self._infer_once()), strict=True)
+            buffers |= {index: np.array(array) for index, array in found}
         self.outputs: dict[str, np.ndarray] = {
-            _output_name(index, port): buffer
-            for index, (port, buffer) in enumerate(zip(outputs, buffers, strict=True))
-            if buffer is not None
+            name: buffers[index] for index, name in enumerate(engine.output_names)
         }
-        names = list(self.outputs)
-        self._copies = [(names[index], self.outputs[names[index]]) for index in self._copied]
 
     def run(self) -> None:
         """Read `inputs`, overwrite `outputs`."""
@@ -77,7 +73,9 @@ class OpenVINOBinding:
         found = self._infer_once()
         if not self._copied:
             return
-        for (name, buffer), array in zip(self._copies, self._found(found), strict=True):
+        for index, array in zip(self._copied, self._found(found), strict=True):
+            name = self._engine.output_names[index]
+            buffer = self.outputs[name]
             if array.shape != buffer.shape:
                 raise InferenceError(
                     "An output's shape depends on the data, so it cannot be bound.",
@@ -116,14 +114,3 @@ class OpenVINOBinding:
         for index in self._copied:
             convert = self._engine.converts[index]
             yield arrays[index] if convert is None else convert(self._raw, index, arrays[index])
-
-
-def _is_input(port: Any, names: Iterable[str]) -> bool:
-    """Whether an output is an input that is passed on: OpenVINO leaves the buffer of such an output alone."""
-    return not port.get_names().isdisjoint(names)
-
-
-def _output_name(index: int, port: Any) -> str:
-    """Return a name for messages; the session knows the outputs by their order."""
-    names = port.get_names()
-    return min(names) if names else f"output {index}"

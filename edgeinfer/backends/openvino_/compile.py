@@ -82,7 +82,7 @@ def compile_onnx(
         model = reader.convert(reader.load(io.BytesIO(content)))
     _refuse_strings(model)
     notes = check_graph(model, allow_float64_as_float32=allow_float64_as_float32)
-    model = _float32_for_bfloat16(ov, model)
+    _return_bfloat16_in_float32(ov, model)
     dynamic = _is_dynamic(model)
     if dynamic:
         config = {**_bounded_cache(device, model), **_one_stream(device, config), **config}
@@ -157,15 +157,17 @@ def _refuse_strings(model: Any) -> None:
         )
 
 
-def _float32_for_bfloat16(ov: Any, model: Any) -> Any:
-    """Ask for bfloat16 outputs in float32: without bfloat16 hardware OpenVINO cuts bits off, unrounded."""
-    outputs = [i for i, port in enumerate(model.outputs) if port.element_type == ov.Type.bf16]
-    if not outputs:
-        return model
-    steps = ov.preprocess.PrePostProcessor(model)
-    for index in outputs:
-        steps.output(index).tensor().set_element_type(ov.Type.f32)
-    return steps.build()
+def _return_bfloat16_in_float32(ov: Any, model: Any) -> None:
+    """Convert bfloat16 outputs: without bfloat16 hardware OpenVINO cuts bits off, unrounded.
+
+    The runner rounds. OpenVINO's own preprocessing step for this takes away names of inputs.
+    """
+    for result in model.get_results():
+        source = result.input_value(0)
+        if source.get_element_type() == ov.Type.bf16:
+            converted = ov.opset13.convert(source, "f32")
+            result.input(0).replace_source_output(converted.output(0))
+    model.validate_nodes_and_infer_types()
 
 
 @contextlib.contextmanager

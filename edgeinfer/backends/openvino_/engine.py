@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeinfer.artifact.signature import Signature
 from edgeinfer.backends.openvino_.compile import Compiled
-from edgeinfer.backends.openvino_.tensors import Convert, converter
+from edgeinfer.backends.openvino_.tensors import Convert, converter, input_names
 
 __all__ = ["NO_INPUTS", "Engine", "Infer"]
 
@@ -34,6 +34,8 @@ class Engine:
         signature: The inputs and outputs, where they are known.
         compiled: What requests run now, or None after a failure.
         pool: For requests that wait for their next use; another one once they are out of date.
+        input_names: The signature's name of each input of the compiled model.
+        output_names: The signature's name of each output, or its number.
         converts: What makes the signature's array of each output's array; None for nothing.
         closed: Whether `close` was called.
     """
@@ -48,9 +50,17 @@ class Engine:
         self._compile = compile_model
         self._lock = threading.Lock()
         self.compiled: Compiled | None = compile_model()
-        ports = self.compiled.model.outputs
-        specs = signature.outputs if signature is not None else [None] * len(ports)
-        self.converts: tuple[Convert | None, ...] = tuple(map(converter, ports, specs))
+        inputs, outputs = self.compiled.model.inputs, self.compiled.model.outputs
+        self.input_names = (
+            tuple(port.get_any_name() for port in inputs)
+            if signature is None
+            else input_names(inputs, [spec.name for spec in signature.inputs])
+        )
+        specs = [None] * len(outputs) if signature is None else signature.outputs
+        self.output_names = tuple(
+            str(index) if spec is None else spec.name for index, spec in enumerate(specs)
+        )
+        self.converts: tuple[Convert | None, ...] = tuple(map(converter, outputs, specs))
 
     def current(self) -> Compiled:
         """Return the compiled model, compiled again if it was given up."""

@@ -19,6 +19,8 @@ __all__ = ["check_graph", "check_values", "graphs_of", "is_wide"]
 _INT32 = np.iinfo(np.int32)
 _WIDE = frozenset({"i64", "u64", "u32"})
 _SMALL = frozenset({"i8", "u8"})
+_FLOAT8 = frozenset({"f8e4m3", "f8e5m2", "f8e8m0"})
+_FLOATS = frozenset({"f32", "f16", "bf16"})
 _ARITHMETIC = frozenset(
     {"Add", "Subtract", "Multiply", "Power", "ReduceSum", "ReduceProd", "CumSum", "MatMul"}
 )
@@ -68,6 +70,7 @@ def check_graph(model: Any, *, allow_float64_as_float32: bool) -> tuple[str, ...
                 if not allow_float64_as_float32:
                     raise _float64_error(op)
                 notes["float64 is computed as float32"] = None
+            _check_float8(op)
             notes |= dict.fromkeys(_notes(op))
     return tuple(notes)
 
@@ -129,6 +132,18 @@ def _check_constants(op: Any) -> None:
                 found=f"{values.min()} to {values.max()}",
                 hint="Use backend 'onnxruntime' for this model.",
             )
+
+
+def _check_float8(op: Any) -> None:
+    """The CPU plugin reads float8 into floats, and has no kernels from or to anything else."""
+    types = _types([*op.inputs(), *op.outputs()])
+    if op.get_type_name() == "Convert" and types & _FLOAT8 and not types & _FLOATS:
+        raise CompileError(
+            "OpenVINO converts float8 only from and to floats.",
+            where=f"Convert {op.get_friendly_name()!r}",
+            found=" and ".join(sorted(types)),
+            hint="Use backend 'onnxruntime' for this model, or cast to float32 between.",
+        )
 
 
 def _float64_error(op: Any) -> CompileError:

@@ -19,7 +19,7 @@ from edgeinfer.backends.openvino_.binding import OpenVINOBinding
 from edgeinfer.backends.openvino_.compile import Compiled
 from edgeinfer.backends.openvino_.engine import NO_INPUTS, Engine, Infer
 from edgeinfer.backends.openvino_.narrowing import is_wide
-from edgeinfer.backends.openvino_.tensors import MovingInput, dtype_of, name_of, new_tensor
+from edgeinfer.backends.openvino_.tensors import MovingInput, dtype_of, new_tensor
 from edgeinfer.backends.reports import ExecutionReport, LayerTime
 from edgeinfer.numerics.packing import is_packed
 
@@ -68,13 +68,11 @@ class OpenVINORunner:
         if self._optional and not self._optional.isdisjoint(feeds):
             return self._variant(feeds).run(feeds)
         engine = self._engine
-        pool = (
-            engine.pool
-        )  # replaced when requests are out of date, so what comes back late is dropped with it
+        pool = engine.pool  # replaced once requests are out of date, so that a late one is dropped with it
         try:
             request = pool.pop()
         except IndexError:
-            request = self._new_request(feeds)
+            request = self._new_request()
         infer, fixed, moving, raw, compiled = request
         for name, buffer in fixed:
             buffer[...] = feeds[name]
@@ -110,8 +108,8 @@ class OpenVINORunner:
         from edgeinfer.backends.openvino_.execution import layer_times
 
         compiled = self._compile_model(given=self._optional.intersection(feeds), counting=True)
-        counting = OpenVINORunner(self._engine.ov, lambda: compiled, self._device)
-        infer, fixed, moving, raw, _ = counting._new_request(feeds)
+        counting = OpenVINORunner(self._engine.ov, lambda: compiled, self._device, self._with(feeds))
+        infer, fixed, moving, raw, _ = counting._new_request()
         for name, buffer in fixed:
             buffer[...] = feeds[name]
         for one in moving:
@@ -137,8 +135,7 @@ class OpenVINORunner:
         As constants they are folded and laid out for the kernels, which is much faster; so each set of inputs
         that is given has a graph of its own, compiled when it is first asked for.
         """
-        given, signature = self._optional.intersection(names), self._engine.signature
-        assert signature is not None
+        given = self._optional.intersection(names)
         with self._lock:
             found = self._variants.get(given)
             if found is None:
@@ -147,18 +144,26 @@ class OpenVINORunner:
                     self._engine.ov,
                     lambda counting=False: compile_model(given=given, counting=counting),
                     self._device,
-                    Signature(inputs=signature.inputs, outputs=signature.outputs),
+                    self._with(given),
                 )
         return found
 
-    def _new_request(self, names: Iterable[str]) -> _Request:
-        """Return a request; `names` are the signature's, of which OpenVINO may know a port by several."""
+    def _with(self, names: Iterable[str]) -> Signature | None:
+        """Return the signature of the graph in which these optional inputs are inputs."""
+        signature = self._engine.signature
+        if signature is None:
+            return None
+        given = self._optional.intersection(names)
+        inputs = (*signature.inputs, *(spec for spec in signature.optional if spec.name in given))
+        return Signature(inputs=inputs, outputs=signature.outputs)
+
+    def _new_request(self) -> _Request:
         engine = self._engine
         compiled = engine.current()
         infer, raw = engine.new_request(compiled)
         fixed, moving = [], []
-        for index, port in enumerate(compiled.model.inputs):
-            name, kind, shape = name_of(port, names), port.element_type, port.partial_shape
+        for index, (port, name) in enumerate(zip(compiled.model.inputs, engine.input_names, strict=True)):
+            kind, shape = port.element_type, port.partial_shape
             if shape.is_dynamic or is_wide(kind) or is_packed(dtype_of(kind)):
                 moving.append(MovingInput(engine.ov, raw, index, port, name))
                 continue

@@ -7,7 +7,7 @@ caller is ever lent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, final
 
 import numpy as np
@@ -15,9 +15,10 @@ import numpy as np
 from edgeinfer.artifact.signature import TensorSpec
 from edgeinfer.artifact.signature import dtype_of as named_dtype
 from edgeinfer.backends.openvino_.narrowing import check_values, is_wide
+from edgeinfer.errors import CompileError
 from edgeinfer.numerics.packing import is_packed, pack, unpack
 
-__all__ = ["Convert", "MovingInput", "converter", "dtype_of", "name_of", "new_tensor"]
+__all__ = ["Convert", "MovingInput", "converter", "dtype_of", "input_names", "new_tensor"]
 
 # Dtypes of `ml_dtypes` by OpenVINO's name; its Python layer gives their arrays as float16, uint8 or int8.
 _FOREIGN: Mapping[str, str] = {
@@ -34,10 +35,35 @@ _FOREIGN: Mapping[str, str] = {
 Convert: TypeAlias = "Callable[[Any, int, np.ndarray], np.ndarray]"
 
 
-def name_of(port: Any, names: Iterable[str]) -> str:
-    """Return the one of `names` that the port has; OpenVINO may know it by several."""
-    known: set[str] = port.get_names()
-    return next((name for name in names if name in known), None) or next(iter(known))
+def input_names(ports: Sequence[Any], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the name of each input of a compiled model in the signature.
+
+    OpenVINO drops inputs that nothing reads, and keeps the order of the others. Where a node such as Dropout
+    passes an input on, the input has the names of that node's output only (2026.4), so its place must tell.
+
+    Args:
+        ports: The inputs of the compiled model.
+        names: Those of the signature, in order.
+
+    Raises:
+        CompileError: More than one input may be meant.
+    """
+    found: list[str | None] = [next((n for n in names if n in port.get_names()), None) for port in ports]
+    for index, name in enumerate(found):
+        if name is None:
+            end = next((i for i in range(index, len(found)) if found[i] is not None), len(found))
+            before = names.index(found[index - 1]) + 1 if index else 0
+            after = names.index(found[end]) if end < len(found) else len(names)
+            between = names[before:after]
+            if len(between) != end - index:
+                raise CompileError(
+                    "OpenVINO lost the name of an input that a node passes on unchanged.",
+                    where=f"input {index} of {len(ports)}, known as {', '.join(ports[index].get_names())}",
+                    expected=f"one of {', '.join(names)}",
+                    hint="Simplify the model first (transform Simplify), or use backend 'onnxruntime'.",
+                )
+            found[index:end] = between
+    return tuple(name for name in found if name is not None)
 
 
 def dtype_of(element_type: Any) -> np.dtype[Any]:
