@@ -150,7 +150,8 @@ with ei.load(artifact) as session:
     [(0.5, 4, 1), (2.5, 4, 3), (2.5, 2, 2), (8.0, 4, None), (None, 4, None)],
 )
 def test_backends_follow_the_quota(backend, quota, affinity, expected, monkeypatch):
-    from edgeinfer.backends import onnxruntime_, openvino_options
+    from edgeinfer.backends.onnxruntime_ import backend as onnxruntime_
+    from edgeinfer.backends.openvino_ import options as openvino_options
 
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(affinity)))
