@@ -138,7 +138,7 @@ if len(sys.argv) > 2:
 with ei.load(artifact) as session:
     runner = session._runner
     if sys.argv[1] == "openvino":
-        print(runner._compiled.get_property("INFERENCE_NUM_THREADS"))
+        print(runner._engine.current().model.get_property("INFERENCE_NUM_THREADS"))
     else:
         print(runner._session.get_session_options().intra_op_num_threads)
 """
