@@ -257,14 +257,17 @@ def _dequantize(
         set_constant(weight, stored)
     else:
         weight = store_beside(first, "_stored", stored)
-    scales = store_beside(first, "_scale", scale.astype(first.dtype))
+    parameters = [store_beside(first, "_scale", scale.astype(first.dtype))]
+    if stored.dtype == np.int8:
+        # Where there is none, ONNX Runtime's exact kernels add one for all channels, and refuse it.
+        parameters.append(store_beside(first, "_zero_point", np.zeros(scale.shape, np.int8)))
     made: dict[ir.Graph, ir.Value] = {}
     for member in group:
         graph = graph_of(member.node)
         if graph not in made:
             suffix = f"_{len(made)}" if made else ""
             node = ir.node(
-                "DequantizeLinear", [weight, scales], attributes, name=f"{name}_dequantize{suffix}"
+                "DequantizeLinear", [weight, *parameters], attributes, name=f"{name}_dequantize{suffix}"
             )
             node.outputs[0].name = f"{name}_dequantized{suffix}"
             set_type(node.outputs[0], ir.DataType.from_numpy(first.dtype), ir.Shape(stored.shape))
