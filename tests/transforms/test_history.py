@@ -18,6 +18,7 @@ import edgeinfer as ei
 from edgeinfer import transforms
 from edgeinfer.artifact.manifest import encode_manifest
 from edgeinfer.devices.profile import Target
+from edgeinfer.errors import FeedsError
 from edgeinfer.model.plain_config import plain_config
 from edgeinfer.transforms import FixShapes, GraphTransform, QuantizeStatic, Simplify, ToFloat16
 from edgeinfer.transforms.contract import TransformReport, TransformResult
@@ -77,7 +78,11 @@ def test_no_configuration_holds_data(cls, form, tmp_path):
         required = {"max_drop": 0.5, "evaluate": len}
     fields = [field.name for field in attrs.fields(cls) if not field.eq or field.name == "calibration"]
     for name in fields:
-        config = cls(**{**required, name: data}).config()
+        try:
+            config = cls(**{**required, name: data}).config()
+        except FeedsError:  # a folder that does not exist is refused at once by some
+            assert form == "text"
+            continue
         text = json.dumps(config)
         assert TEXT not in text
         assert len(text) < 300
