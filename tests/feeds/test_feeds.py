@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edgeinfer.artifact.signature import Signature, TensorSpec
@@ -71,6 +71,7 @@ def test_the_same_data_in_any_form_gives_the_same_feeds(sig, counts, forms, seed
                 continue
         assert first == second
         found.append((first, fingerprint))
+    assume(found)  # several inputs, and only forms for one
     assert all(each == found[0] for each in found)
     # What was given is what comes, in order; only rows that fill no batch of a fixed size are left out.
     if sig is FIXED and sum(counts) < 4:
