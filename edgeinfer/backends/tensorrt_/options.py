@@ -14,7 +14,7 @@ import attrs
 from edgeinfer.backends.options import options_from
 from edgeinfer.backends.tensorrt_ import validators as check
 from edgeinfer.backends.tensorrt_.validators import Triple
-from edgeinfer.errors import ArtifactError, OptionsError
+from edgeinfer.errors import ArtifactTrustError, OptionsError
 
 __all__ = ["TensorRTOptions", "Triple"]
 
@@ -197,7 +197,7 @@ class TensorRTOptions:
         """
         for name in _names("loader"):
             if kept.get(name) not in (None, getattr(_DEFAULTS, name)):
-                raise ArtifactError(
+                raise ArtifactTrustError(
                     f"The artifact's manifest sets {name}, which only whoever loads it may.",
                     where=f"option {name}",
                     found=kept[name],
