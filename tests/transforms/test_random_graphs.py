@@ -18,7 +18,7 @@ from tests.random_graphs import BATCH, RandomModel, models
 BOUNDS = {np.dtype(np.float64): 1e-6, np.dtype(np.float32): 1e-4, np.dtype(np.float16): 3e-2}
 HALF = 6e-2
 
-EXACT = [Simplify(), Simplify(widen_weights=True), FixShapes({"N": BATCH}), ConvertOpset(23)]
+EXACT = [Simplify(), Simplify(widen_weights=True), FixShapes({"N": BATCH}), ConvertOpset(21)]
 ROUNDING = [FuseBatchNorm(), Pipeline((Simplify(), FuseBatchNorm()))]
 FLOAT16 = [ToFloat16(), ToFloat16(keep_io=False), Pipeline((Simplify(), ToFloat16()))]
 
@@ -60,6 +60,8 @@ def same_answers(drawn: RandomModel, transform, run: Callable, bound: float | No
         scale = max(1.0, float(np.nanmax(np.abs(wanted), initial=0.0)))
         limit = (BOUNDS[spec.dtype] if bound is None else bound) * scale
         assert np.nanmax(np.abs(found - wanted), initial=0.0) <= limit, drawn.steps
+    if isinstance(transform, Pipeline):
+        return  # a later step may leave what an earlier one simplifies
     again, second = transform.apply(after)
     assert not second.modified
     assert again.digest == after.digest
