@@ -149,7 +149,11 @@ def test_strings_are_refused_because_openvino_frees_them_twice():
 def test_a_blob_is_device_bound_and_gives_the_same_outputs(tmp_path):
     artifact = ei.compile(model(ADD), "openvino", options={"export": True})
     assert artifact.manifest.kind == "device-bound"
-    assert {"openvino_build", "machine", "system", "runtime_requirements"} <= set(artifact.manifest.requires)
+    requires = set(artifact.manifest.requires)
+    assert {"openvino_build", "machine", "system"} <= requires
+    # OpenVINO before 2026 does not say what a blob for a CPU requires; then its build is all there is.
+    told = get_backend("openvino").capabilities().devices[0].facts["runtime_requirements"]
+    assert ("runtime_requirements" in requires) == bool(told)
     artifact.save(tmp_path / "add.edge")
     x = np.ones((2, 3), np.float32)
     with ei.load(tmp_path / "add.edge") as loaded:
@@ -161,6 +165,8 @@ def test_a_blob_is_device_bound_and_gives_the_same_outputs(tmp_path):
 @pytest.mark.parametrize("fact", ["openvino_build", "machine", "runtime_requirements"])
 def test_a_blob_for_another_machine_is_refused_before_the_runtime_sees_it(tmp_path, monkeypatch, fact):
     artifact = ei.compile(model(ADD), "openvino", options={"export": True})
+    if fact not in artifact.manifest.requires:
+        pytest.skip("this version of OpenVINO does not tell")
     saved = artifact.save(tmp_path / "add.edge")
     requires = {**artifact.manifest.requires, fact: ("something-else",)}
     edited = attrs.evolve(saved.manifest, requires=requires)
