@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from edgeinfer.lazy import attribute_of, module_of
 
 if TYPE_CHECKING:
-    from edgeinfer import devices, errors, feeds, measure, testing, transforms
+    from edgeinfer import devices, errors, feeds, fleet, measure, testing, transforms
     from edgeinfer.api import compile, optimize
     from edgeinfer.artifact.artifact import Artifact
     from edgeinfer.backends.registry import backends  # the package, which is callable (see its docstring)
@@ -58,7 +58,7 @@ _ATTRIBUTES = {
     "optimize": "edgeinfer.api",
     "sensitivity": "edgeinfer.quantization.search.sensitivity",
 }
-_MODULES = ("backends", "devices", "errors", "feeds", "measure", "testing", "transforms")
+_MODULES = ("backends", "devices", "errors", "feeds", "fleet", "measure", "testing", "transforms")
 
 __all__ = [
     "Artifact",
@@ -78,6 +78,7 @@ __all__ = [
     "devices",
     "errors",
     "feeds",
+    "fleet",
     "infer",
     "inspect",
     "load",

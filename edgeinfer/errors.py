@@ -14,7 +14,7 @@ what to do. The same facts are attributes, so that a program can act on them.
     │                        GoldenMismatchError, SessionClosedError (ForkedSessionError)
     ├── TargetError          BudgetError
     ├── RemoteError          RemoteConnectionError, RemoteTimeoutError, RemoteStorageError
-    ├── FleetError
+    ├── FleetError           see edgeinfer.fleet.errors
     └── MissingPackageError
 """
 

@@ -25,6 +25,8 @@ ORDER = (
     ("devices",),
     ("runtime",),
     ("devices.remote",),
+    ("fleet.errors",),
+    ("fleet.device",),
     # ---- the device line: nothing above imports onnx, onnx_ir, onnxscript, sympy or rich ----
     ("model", "terminal"),
     # The halves of the adapters that compile, and that say what ran.
@@ -51,12 +53,13 @@ ORDER = (
     ("estimate",),
     ("recipe",),
     ("api",),
+    ("fleet.operator",),
     ("testing", "demo"),
     ("cli", "__main__"),
 )
 DEVICE_LINE = ORDER.index(("model", "terminal"))
 GRAPH_PACKAGES = frozenset({"onnx", "onnx_ir", "onnxscript", "sympy", "rich"})
-LAZY = frozenset({"", "transforms", "backends", "devices", "measure", "quantization", "pruning"})
+LAZY = frozenset({"", "transforms", "backends", "devices", "fleet", "measure", "quantization", "pruning"})
 
 
 def _modules() -> dict[str, Path]:
