@@ -6,8 +6,8 @@
     │                             WithdrawnReleaseError
     ├── TrustError                BadSignatureError, ExpiredMetadataError, RollbackError
     ├── AssignmentError           ReplayedAssignmentError, ForeignAssignmentError, ExpiredLeaseError
-    ├── DownloadError             LocationError (transient), MissingFileError, DigestMismatchError,
-    │                             DeltaError
+    ├── DownloadError             LocationError (transient), MissingFileError, TooLargeError,
+    │                             DigestMismatchError, DeltaError, StorageError
     └── RepositoryError           KeyFileError, PublishError, PublishConflictError
 
 An error with `transient` may be gone at the next attempt: the network, not the content, is to blame.
@@ -40,7 +40,9 @@ __all__ = [
     "ReplayedAssignmentError",
     "RepositoryError",
     "RollbackError",
+    "StorageError",
     "TiedVariantsError",
+    "TooLargeError",
     "TrustError",
     "UnknownReleaseError",
     "WithdrawnReleaseError",
@@ -117,6 +119,14 @@ class LocationError(DownloadError):
 
 class MissingFileError(DownloadError):
     """A location does not have the file."""
+
+
+class TooLargeError(DownloadError):
+    """A location gives more than a file may have."""
+
+
+class StorageError(DownloadError):
+    """The device has no room for a file, or its disk fails."""
 
 
 class DigestMismatchError(DownloadError):
