@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 # The pages with Python, each run by a test below.
 RUN = {
+    "fleet-releases.md": 1,
     "index.md": 2,
     "pruning.md": 1,
     "quantization.md": 3,
@@ -58,6 +59,16 @@ def test_first_steps(tmp_path, monkeypatch):
     assert isinstance(names["outputs"], dict)
     assert names["outputs"]["logits"].shape == (4, 10)
     assert ei.Artifact.open("model.edge").manifest.golden is not None
+
+
+def test_fleet_releases(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("cryptography", reason="signing needs the extra `fleet`")
+    shutil.copy(model_path(), tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"feeds": [{"images": load_digits().images[:4]}]}
+    execute(blocks("fleet-releases.md")[0], "fleet-releases.md", names)
+    assert capsys.readouterr().out.startswith("1 ")
+    assert (tmp_path / "fleet" / "repository" / "metadata" / "timestamp.json").is_file()
 
 
 @pytest.mark.parametrize("page", ["quantization.md", "pruning.md"])
