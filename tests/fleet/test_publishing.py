@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import threading
@@ -310,39 +311,31 @@ def test_publishers_at_once_lose_nothing(tmp_path, kind):
     assert pointed == toy.repository.state().versions["timestamp"]
 
 
-def test_two_with_one_version_at_once_get_one_of_them(toy):
-    fast = ToyFleet(toy.folder)
-    original = toy.repository.storage.create
+class OvertakenStorage:
+    """Without locks, as an object store; another publisher is faster, just before the snapshot is created."""
 
-    def create(path, content):
-        if path.endswith("snapshot.json") and fast is not None:
-            toy.repository.storage.create = original
-            with_storage(toy, Unlocked(toy.repository.storage)).update(lambda _: None)
-        return original(path, content)
-
-    class Unlocked(FolderStorageWithoutLock):
-        pass
-
-    toy.repository = with_storage(toy, Unlocked(toy.repository.storage))
-    toy.repository.storage.create = create
-    release = toy.publish("m", "1")
-    assert toy.device().release("m", "1", release.digest) == release
-
-
-class FolderStorageWithoutLock:
-    """As an object store: nobody is held off."""
-
-    def __init__(self, inner) -> None:
-        self._inner = inner
+    def __init__(self, inner, overtake) -> None:
+        self.inner, self.overtake = inner, overtake
         self.url = inner.url
+        self.lock = contextlib.nullcontext
 
-    def lock(self):
-        from contextlib import nullcontext
-
-        return nullcontext()
+    def create(self, path, content):
+        if path.endswith("snapshot.json") and self.overtake is not None:
+            overtake, self.overtake = self.overtake, None
+            overtake()
+        self.inner.create(path, content)
 
     def __getattr__(self, name):
-        return getattr(self._inner, name)
+        return getattr(self.inner, name)
+
+
+def test_who_is_overtaken_builds_on_the_other(toy):
+    other = ToyFleet(toy.folder)
+    theirs = []
+    storage = OvertakenStorage(FolderStorage(toy.public), lambda: theirs.append(other.publish("m", "1")))
+    toy.repository = with_storage(toy, storage)
+    ours = toy.publish("m", "2")
+    assert toy.device().versions("m") == {"1": theirs[0].digest, "2": ours.digest}
 
 
 # -- thresholds and keys -----------------------------------------------------------------------------------
