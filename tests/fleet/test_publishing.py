@@ -8,6 +8,7 @@ import json
 import threading
 import uuid
 
+import attrs
 import numpy as np
 import onnx.parser
 import pytest
@@ -38,6 +39,7 @@ from edgeinfer.fleet.operator.keys import KeyRing
 from edgeinfer.fleet.operator.publishing import publish
 from edgeinfer.fleet.operator.repository import Repository
 from edgeinfer.fleet.operator.storage import FolderStorage, FsspecStorage
+from edgeinfer.fleet.operator.variants import needs_of
 from tests.fleet.toy_fleet import ToyFleet
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
@@ -117,6 +119,33 @@ def test_only_what_fits_is_for_a_device(toy, fleet, artifact, model):
     )
     assert release.choose(DeviceFacts(backends={"onnxruntime": "1"}, memory_bytes=8)).name == "large"
     assert release.choose(DeviceFacts(memory_bytes=8)).name == "small"
+
+
+def test_a_blob_is_for_its_own_version_of_the_runtime(fleet, artifact, model):
+    blob = ei.compile(model, "openvino:CPU", options={"export": True})
+    release = fleet.publish("m", [blob, ei.compile(model, "openvino:CPU"), artifact])
+    needs = release.variants[0].needs
+    version = ei.backends()["openvino"].capabilities().version
+    assert (needs.backend, needs.runtime) == ("openvino", f"=={version}")
+    assert needs.arch == blob.manifest.requires["machine"]
+    arch = needs.arch[0]
+    assert release.choose(DeviceFacts(arch=arch, backends={"openvino": version})).name == "openvino-cpu"
+    assert release.choose(DeviceFacts(arch=arch, backends={"openvino": "1.0"})).name == "openvino-cpu-2"
+
+
+@pytest.mark.parametrize(
+    ("requires", "runtime"),
+    [
+        ({"tensorrt": ("10.*",), "compute_capability": ("8.6",)}, ">=10,<11"),
+        ({"tensorrt": ("10.13.0",)}, "==10.13.0"),
+        ({}, "==10.13.0"),
+    ],
+)
+def test_an_engine_is_for_the_versions_that_it_says(artifact, requires, runtime):
+    manifest = attrs.evolve(
+        artifact.manifest, kind="device-bound", requires=requires, backend_version="tensorrt 10.13.0"
+    )
+    assert needs_of(attrs.evolve(artifact, manifest=manifest)).runtime == runtime
 
 
 def test_ties_are_refused_unless_they_were_measured(fleet, artifact, model):
@@ -283,10 +312,24 @@ def test_interrupted_anywhere_devices_and_publishers_go_on(tmp_path, what, after
             break
 
 
+class ExclusiveStorage:
+    """fsspec's store in memory, whose creation is exclusive as S3's is; in fsspec it is two steps."""
+
+    def __init__(self, url: str) -> None:
+        self.inner, self.mutex = FsspecStorage(url), threading.Lock()
+
+    def create(self, path, content):
+        with self.mutex:
+            self.inner.create(path, content)
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
 @pytest.mark.parametrize("kind", ["folder", "object store"])
 def test_publishers_at_once_lose_nothing(tmp_path, kind):
     place = f"memory://{uuid.uuid4()}"
-    storage = FolderStorage(tmp_path / "repository") if kind == "folder" else FsspecStorage(place)
+    storage = FolderStorage(tmp_path / "repository") if kind == "folder" else ExclusiveStorage(place)
     toy = ToyFleet(tmp_path, storage=storage)
     errors = []
 
