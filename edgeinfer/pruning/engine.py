@@ -14,9 +14,11 @@ from edgeinfer.graph.channels.groups import Dependencies, analyze
 from edgeinfer.graph.data_sizes import data_dependent_sizes
 from edgeinfer.graph.layers import find_layers
 from edgeinfer.graph.names import require_nodes
+from edgeinfer.pruning.budget.latency import timing_target
 from edgeinfer.pruning.budget.plan import plan
 from edgeinfer.pruning.budget.sensitivity import compensate
 from edgeinfer.pruning.budget.settings import Budget, Settings
+from edgeinfer.pruning.reconstruction.batches import Batches
 from edgeinfer.pruning.reconstruction.refit import Refitter, refusals
 from edgeinfer.pruning.reconstruction.statistics import columns_of_each_feed
 from edgeinfer.pruning.structure.prepare import prepare
@@ -77,10 +79,12 @@ def prune_structured(model: ir.Model, report: ReportBuilder, settings: Settings)
         report: What was done.
         settings: How.
     """
-    require_nodes(settings.keep_nodes, model.graph, where="keep_nodes")
+    require_nodes(settings.keep_nodes, model.graph, where="option keep_nodes")
     work = model.clone()
     prepare(work)
     reference = work.clone()
+    if settings.feeds is not None:
+        settings = attrs.evolve(settings, feeds=Batches.of(settings.feeds, model.graph))
     columns = columns_of_each_feed(settings.feeds or (), settings.max_columns)
     total: list[float] = []
     left = np.linspace(1, settings.budget.keep, settings.rounds + 1)[1:]
@@ -193,7 +197,7 @@ def _report_removed(
                 name, f"all {before} {settings.kind}s are kept: the budget is met at less loss elsewhere"
             )
     metric = settings.budget.metric
-    unit = f" ms on {settings.target or 'onnxruntime'}, measured" if metric == "latency" else ""
+    unit = f" ms on {timing_target(settings.target).backend}, measured" if metric == "latency" else ""
     asked, reached = settings.budget.keep, total[-1] / total[0]
     report.note(
         f"{metric}: asked to keep {asked:.1%}, kept {reached:.1%} ({total[0]:.6g} -> {total[-1]:.6g}{unit})"

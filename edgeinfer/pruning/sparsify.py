@@ -1,6 +1,6 @@
 """`Sparsify`: what transforms that zero single weights have in common.
 
-Linear by layer, in topological order: the dense weights are fitted to what the float model computes, from the
+Layer by layer, in topological order: the dense weights are fitted to what the float model computes, from the
 inputs that the pruned model has by now; a mask is chosen for them; the weights that stay are solved for
 exactly, row by row. Sequential fitting and the exact solve are what SparseGPT's one pass leaves on the table.
 """
@@ -26,6 +26,7 @@ from edgeinfer.graph.names import require_nodes
 from edgeinfer.graph.weights import Linear
 from edgeinfer.pruning import options
 from edgeinfer.pruning.engine import downstream
+from edgeinfer.pruning.reconstruction.batches import Batches
 from edgeinfer.pruning.reconstruction.refit import Refitter, refusals
 from edgeinfer.pruning.reconstruction.statistics import columns_of_each_feed
 from edgeinfer.pruning.structure.prepare import prepare
@@ -104,7 +105,7 @@ class Sparsify(GraphTransform):
                 _by_magnitude(layer, report, self.pattern)
         else:
             feeds = as_calibration(self.calibration, Signature.of_graph(model.graph))
-            _with_data(work, wanted, feeds, report, self)
+            _with_data(work, wanted, Batches.of(feeds, model.graph), report, self)
         _total(wanted, report)
         model.graph, model.ir_version = work.graph, work.ir_version
 

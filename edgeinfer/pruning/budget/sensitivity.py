@@ -83,7 +83,8 @@ def output_error(model: ir.Model, wanted: Sequence[Mapping[str, np.ndarray]], fr
         for index, name in enumerate(names):
             y = expected[name].astype(np.float64)
             error[index] += np.square(y - got[name]).sum()
-            energy[index] += np.square(y - y.mean(axis=-1, keepdims=True)).sum()
+            spread = y.ndim > 0 and y.shape[-1] > 1  # else the one number is what counts
+            energy[index] += np.square(y - y.mean(axis=-1, keepdims=True) if spread else y).sum()
     return float((error / np.maximum(energy, 1e-30)).mean())
 
 
@@ -189,7 +190,7 @@ def compensate(
         groups: Its groups.
         removed: Channels by group name.
         moments: The moments of the inputs of the layers that read them, by name; others are left.
-        new_biases: Give layers that have no bias one; channels of those could not be removed afterwards.
+        new_biases: Give layers that have no bias of their own one; its channels are in no group.
     """
     layers: dict[str, Linear] = {layer.name: layer for layer in find_layers(model.graph)}
     lost: dict[str, list[np.ndarray]] = {}
@@ -200,7 +201,9 @@ def compensate(
                 lost.setdefault(name, []).append(columns[list(removed[group.name])].ravel())
     for name, parts in lost.items():
         layer = layers[name]
+        if layer.shared:
+            continue
         matrix, shift = compensated(layer, moments[name], np.concatenate(parts))
         layer.write(matrix)
-        if layer.kind != "ConvTranspose" and layer.takes_bias and (new_biases or layer.bias is not None):
+        if layer.kind != "ConvTranspose" and layer.takes_bias and (new_biases or layer.owns_bias):
             layer.write_bias(layer.bias_vector() + shift.reshape(-1))

@@ -22,7 +22,7 @@ import onnx_ir.passes.common as common_passes
 from edgeinfer.calibration.calibration import as_calibration, observe
 from edgeinfer.calibration.channel_observers import ChannelRangeObserver
 from edgeinfer.errors import CalibrationError
-from edgeinfer.graph.channels.scales import FIXED, ChannelScales, ScaledLayer
+from edgeinfer.graph.channels.scales import FIXED, ChannelScales, ScaledLayer, rescale
 from edgeinfer.graph.weights import find_linear
 from edgeinfer.model.model import Model
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
@@ -134,5 +134,5 @@ def _scale(
         return
     own = find_linear(node)
     assert not isinstance(own, str)
-    own.rescale(inputs=inputs, outputs=None if layer.outputs is None else outputs)
+    rescale(own, inputs=inputs, outputs=None if layer.outputs is None else outputs)
     report.apply(node, f"channels scaled by up to {np.exp(largest):.3g}")

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.graph.channels.propagate import RULES
+from edgeinfer.graph.channels.scales import rescale
 from edgeinfer.graph.weights import Linear, find_linear
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
@@ -185,6 +186,6 @@ def _per_input(layer: Linear, factor: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _scale(link: _Link, factor: np.ndarray) -> None:
-    link.first.rescale(outputs=factor)
+    rescale(link.first, outputs=factor)
     for second in link.seconds:
-        second.rescale(inputs=factor)
+        rescale(second, inputs=factor)
