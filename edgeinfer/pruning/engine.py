@@ -14,6 +14,7 @@ from edgeinfer.graph.channels.groups import Dependencies, analyze
 from edgeinfer.graph.data_sizes import data_dependent_sizes
 from edgeinfer.graph.layers import find_layers
 from edgeinfer.graph.names import require_nodes
+from edgeinfer.graph.subgraphs import read_values
 from edgeinfer.pruning.budget.latency import timing_target
 from edgeinfer.pruning.budget.plan import plan
 from edgeinfer.pruning.budget.sensitivity import compensate
@@ -65,7 +66,7 @@ def downstream(graph: ir.Graph, changed: set[str]) -> set[str]:
     """Return the names of the nodes that read a changed tensor, or one that depends on it."""
     dirty, nodes = set(changed), set()
     for node in graph:
-        if any(v is not None and v.name in dirty for v in node.inputs):
+        if any(value.name in dirty for value in read_values(node)):
             nodes.add(node.name or "")
             dirty |= {v.name or "" for v in node.outputs}
     return nodes
