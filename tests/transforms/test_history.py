@@ -77,7 +77,11 @@ def test_no_configuration_holds_data(cls, form, tmp_path):
         required = {"max_drop": 0.5, "evaluate": len}
     fields = [field.name for field in attrs.fields(cls) if not field.eq or field.name == "calibration"]
     for name in fields:
-        config = cls(**{**required, name: data}).config()
+        try:
+            config = cls(**{**required, name: data}).config()
+        except ei.EdgeInferError:
+            assert form == "text"  # the path of a folder that is not there: nothing is made of it
+            continue
         text = json.dumps(config)
         assert TEXT not in text
         assert len(text) < 300
