@@ -10,8 +10,8 @@ what to do. The same facts are attributes, so that a program can act on them.
     │                        BrokenBackendError, DeviceError, OptionsError, CompileError
     ├── ArtifactError        ArtifactFormatError, ArtifactIntegrityError, ArtifactMismatchError,
     │                        ArtifactSaveError, ArtifactTrustError
-    ├── SessionError         InputError (FeedsError, a CalibrationError, too), SessionClosedError,
-    │                        InferenceError, GoldenMismatchError
+    ├── SessionError         InputError (FeedsError, a CalibrationError, too), InferenceError,
+    │                        GoldenMismatchError, SessionClosedError (ForkedSessionError)
     ├── TargetError          BudgetError
     ├── RemoteError          RemoteConnectionError, RemoteTimeoutError, RemoteStorageError
     ├── FleetError
@@ -41,6 +41,7 @@ __all__ = [
     "ExternalDataError",
     "FeedsError",
     "FleetError",
+    "ForkedSessionError",
     "GoldenMismatchError",
     "InferenceError",
     "InputError",
@@ -231,6 +232,10 @@ class FeedsError(CalibrationError, InputError):
 
 class SessionClosedError(SessionError):
     """The session was used after `close()`."""
+
+
+class ForkedSessionError(SessionClosedError):
+    """The session was loaded before the process forked, and used in the child."""
 
 
 class InferenceError(SessionError):

@@ -159,7 +159,7 @@ def test_a_missing_runtime_says_what_to_install(monkeypatch):
         return real(name, *rest, **named)  # type: ignore[arg-type]
 
     openvino_._capabilities.cache_clear()
-    openvino_._core.cache_clear()
+    openvino_._runtime.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(BackendUnavailableError, match="not available here") as caught:
         ei.compile(ADD, "openvino")

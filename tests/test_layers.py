@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "edgeinfer"
 # A module belongs to the longest of these names that it begins with.
 ORDER = (
     ("errors", "values"),
-    ("display", "atomic", "npz", "cpu_quota", "lazy"),
+    ("display", "atomic", "npz", "cpu_quota", "lazy", "forking"),
     ("budget",),
     ("numerics",),
     ("artifact",),

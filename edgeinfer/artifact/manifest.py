@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import attrs
@@ -339,7 +339,14 @@ def _golden(value: Any) -> Golden:
     return Golden(rtol=_exactly(value["rtol"], float), atol=_exactly(value["atol"], float))
 
 
-_ENCODE = {
+def _signature_fields(signature: Signature) -> dict[str, object]:
+    """Without optional inputs a signature is what it was before there were any, for older readers."""
+    names = ("inputs", "outputs", *(("optional",) if signature.optional else ()))
+    return {name: [_spec_fields(spec) for spec in getattr(signature, name)] for name in names}
+
+
+_ENCODE: dict[Any, Callable[[Any], Any]] = {
+    Signature: _signature_fields,
     TensorSpec: _spec_fields,
     Golden: lambda golden: {"rtol": golden.rtol, "atol": golden.atol},
 }

@@ -9,7 +9,7 @@ parser would understand in another way is refused. Field numbers are those of on
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import NamedTuple, TypeAlias
 
 import attrs
@@ -19,6 +19,7 @@ __all__ = [
     "MalformedModelError",
     "look_through",
     "move_external",
+    "without_initializers",
 ]
 
 # Which fields of a message hold which messages, on the way from a model to its tensors.
@@ -40,6 +41,7 @@ _SINGULAR = {
 }
 _MODEL_WIRE_TYPES = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _MODEL_GRAPH = 7
+_GRAPH_INITIALIZER = 5
 _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 3, 4, 5
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
 _TENSOR_NAME, _TENSOR_EXTERNAL = 8, 13
@@ -267,3 +269,34 @@ def _encode(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
+
+
+def without_initializers(model: bytes, names: Set[str]) -> bytes:
+    """Return the model without the default values of these inputs, so that they are required.
+
+    Args:
+        model: A serialized `ModelProto`, which was looked through.
+        names: Initializers of the main graph.
+
+    Raises:
+        MalformedModelError: It is none.
+    """
+    data = memoryview(model)
+    pieces: list[bytes | memoryview] = []
+    for field in _fields(data):
+        graph = data[field.value : field.end]
+        if field.number != _MODEL_GRAPH:
+            pieces.append(data[field.start : field.end])
+            continue
+        kept = b"".join(
+            graph[f.start : f.end] for f in _fields(graph) if not _is_initializer(graph, f, names)
+        )
+        pieces.append(_message(_MODEL_GRAPH, kept))
+    return b"".join(pieces)
+
+
+def _is_initializer(graph: memoryview, field: _Field, names: Set[str]) -> bool:
+    if field.number != _GRAPH_INITIALIZER or field.wire != _BYTES:
+        return False
+    found = _values(graph[field.value : field.end], _TENSOR_NAME)
+    return any(name.decode(errors="replace") in names for name in found)

@@ -13,6 +13,7 @@ from edgeinfer.calibration.bounds import reachable_bounds
 from edgeinfer.calibration.cache import CalibrationCache, Checkpoint
 from edgeinfer.calibration.data_checks import InputNotes, tensor_notes
 from edgeinfer.calibration.observers import Estimating, Observer, Settling
+from edgeinfer.calibration.run_ahead import RunAhead
 from edgeinfer.calibration.sampler import DEFAULT_MAX_BYTES, TensorSampler
 from edgeinfer.display import track
 from edgeinfer.errors import CalibrationError
@@ -99,7 +100,8 @@ def observe(
         observers: One observer or several for each tensor of the main graph, by the tensor's name.
         max_bytes: How many bytes of observed tensors may be held at once. When one feed's need more, large
             batches are cut, then the tensors are computed in several runs.
-        threads: Threads within an operator; 0 lets the runtime choose.
+        threads: How many feeds are run at once, each on one thread: so nothing depends on how many cores
+            there are. 0 for one a core.
         cache: Where to keep the observers' states during the pass; a pass that was interrupted goes on
             from there, and one that was finished costs only the reading of its data.
         progress: Show a progress bar. None: in a terminal or a notebook only.
@@ -120,20 +122,24 @@ def observe(
         model, tuple(watching), estimated=estimated, max_bytes=max_bytes, threads=threads
     ) as sampler:
         seen = turn = 0
-        for index, feed in enumerate(track(calibration, "calibrating", progress=progress)):
-            notes.update(index, feed)
-            late = seen >= _WHOLE_SAMPLES
-            if index >= done:
-                if late and not sampler.taking_turns:
-                    sampler.take_turns(_settled(model, watching))
-                for name, array, weight in sampler.tensors(feed, turn):
-                    _show(index, name, array, weight, watching[name])
-            samples += 1
-            seen += sampler.batch(feed)
-            turn += late
-            if checkpoint is not None and index >= done:
-                checkpoint.saw(feed)
-            rows += next((array.shape[0] for array in feed.values() if array.ndim), 1)
+
+        def show(index: int, name: str, array: np.ndarray, weight: int) -> None:
+            _show(index, name, array, weight, watching[name])
+
+        saw = checkpoint.saw if checkpoint is not None else None
+        with RunAhead(sampler, show, saw) as ahead:
+            for index, feed in enumerate(track(calibration, "calibrating", progress=progress)):
+                notes.update(index, feed)
+                late = seen >= _WHOLE_SAMPLES
+                if index >= done:
+                    if late and not sampler.taking_turns:
+                        ahead.finish()
+                        sampler.take_turns(_settled(model, watching))
+                    ahead.show(index, feed, turn)
+                samples += 1
+                seen += sampler.batch(feed)
+                turn += late
+                rows += next((array.shape[0] for array in feed.values() if array.ndim), 1)
     if checkpoint is not None:
         checkpoint.finish()
     stored_notes = checkpoint.notes if checkpoint is not None else []

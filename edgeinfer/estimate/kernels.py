@@ -25,19 +25,87 @@ RECURRENT = frozenset(["LSTM", "GRU", "RNN"])
 # Change shapes only, or nothing: no kernel at all.
 _FREE = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Shape", "Size"])
 _MOVE = frozenset(
-    ["Concat", "Slice", "Split", "Transpose", "Gather", "GatherND", "GatherElements", "Pad", "Expand", "Tile"]
-    + ["Resize", "Upsample", "DepthToSpace", "SpaceToDepth", "Where", "ScatterND", "Cast"]
+    [
+        "Concat",
+        "Slice",
+        "Split",
+        "Transpose",
+        "Gather",
+        "GatherND",
+        "GatherElements",
+        "Pad",
+        "Expand",
+        "Tile",
+        "Resize",
+        "Upsample",
+        "DepthToSpace",
+        "SpaceToDepth",
+        "Where",
+        "ScatterND",
+        "Cast",
+    ]
 )
 _POOL = frozenset(["MaxPool", "AveragePool", "LpPool"])
 _REDUCE = frozenset(
-    ["GlobalAveragePool", "GlobalMaxPool", "Softmax", "LogSoftmax", "LayerNormalization", "ArgMax", "TopK"]
-    + ["InstanceNormalization", "GroupNormalization", "RMSNormalization", "CumSum"]
+    [
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "Softmax",
+        "LogSoftmax",
+        "LayerNormalization",
+        "ArgMax",
+        "TopK",
+        "InstanceNormalization",
+        "GroupNormalization",
+        "RMSNormalization",
+        "CumSum",
+    ]
 )
 _ELEMENTWISE = frozenset(
-    ["Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu"]
-    + ["Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Abs", "Neg", "Reciprocal"]
-    + ["Softplus", "Mish", "Gelu", "Swish", "BatchNormalization", "Floor", "Ceil", "Round", "Not", "Equal"]
-    + ["Greater", "Less", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Sin", "Cos"]
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Max",
+        "Min",
+        "Relu",
+        "Clip",
+        "LeakyRelu",
+        "PRelu",
+        "Elu",
+        "Selu",
+        "Sigmoid",
+        "HardSigmoid",
+        "HardSwish",
+        "Tanh",
+        "Erf",
+        "Exp",
+        "Log",
+        "Sqrt",
+        "Abs",
+        "Neg",
+        "Reciprocal",
+        "Softplus",
+        "Mish",
+        "Gelu",
+        "Swish",
+        "BatchNormalization",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Not",
+        "Equal",
+        "Greater",
+        "Less",
+        "GreaterOrEqual",
+        "LessOrEqual",
+        "And",
+        "Or",
+        "Sin",
+        "Cos",
+    ]
 )
 # Per element, about as many elementary operations as these count; all others are 1.
 _COSTLY = {"Sigmoid": 8, "Tanh": 8, "Erf": 8, "Exp": 8, "Gelu": 12, "Mish": 16, "Softmax": 10, "HardSwish": 3}

@@ -15,7 +15,7 @@ from typing import Any, final
 import attrs
 import numpy as np
 
-from edgeinfer.artifact.dtypes import numpy_dtype
+from edgeinfer.artifact.signature import dtype_of
 from edgeinfer.errors import FeedsError
 
 __all__ = ["Preprocessing", "pillow"]
@@ -88,7 +88,7 @@ def _plain(value: Any) -> Any:
 
 def _check_dtype(_: object, __: object, value: object) -> None:
     try:
-        known = isinstance(value, str) and numpy_dtype(value).kind in "fiu"
+        known = isinstance(value, str) and dtype_of(value).kind in "fiu"
     except TypeError:
         known = False
     if not known:
@@ -153,7 +153,7 @@ class Preprocessing:
         if 0 in self.std:
             raise FeedsError("`std` is divided by.", expected="not 0", found=self.std)
         plain = (self.scale, set(self.mean), set(self.std)) == (1, {0}, {1})
-        if numpy_dtype(self.dtype).kind != "f" and not plain:
+        if dtype_of(self.dtype).kind != "f" and not plain:
             raise FeedsError(
                 "An integer input takes pixels as they are.",
                 expected=f"scale=1, mean=0, std=1 with dtype={self.dtype!r}",
@@ -181,7 +181,7 @@ class Preprocessing:
         pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
         if self.color == "BGR":
             pixels = pixels[:, :, ::-1]
-        dtype = numpy_dtype(self.dtype)
+        dtype = dtype_of(self.dtype)
         if dtype.kind == "f":
             mean, std = (np.asarray(values, np.float32) for values in (self.mean, self.std))
             pixels = (pixels.astype(np.float32) * np.float32(self.scale) - mean) / std

@@ -241,6 +241,26 @@ class Linear:
             reader.resize_inputs(index + 1)
         reader.replace_input_with(index, fresh)
 
+    def rescale(self, *, inputs: np.ndarray | None = None, outputs: np.ndarray | None = None) -> None:
+        """Multiply W by a factor an input channel; divide W and b by a factor an output channel."""
+        stored = constant(self.weight)
+        array = stored.astype(np.float64)
+        if inputs is not None:
+            rows = stored.shape[self.channel_axis] // self.groups
+            factor = np.repeat(inputs.reshape(self.groups, -1), rows, axis=0)  # (outputs, inputs of a group)
+            array *= self._as_weight(factor)
+        if outputs is not None:
+            array /= self._as_weight(outputs[:, None])
+            if self.bias is not None:
+                bias = constant(self.bias)
+                set_constant(self.bias, (bias / outputs).astype(bias.dtype))
+        set_constant(self.weight, array.astype(stored.dtype))
+
+    def _as_weight(self, factor: np.ndarray) -> np.ndarray:
+        """Return factors (outputs, inputs) so that they broadcast over the weight."""
+        factor = factor if self.channel_axis == 0 else factor.T
+        return factor.reshape(*factor.shape, *[1] * (len(constant(self.weight).shape) - 2))
+
     def to_matrices(self, array: np.ndarray) -> np.ndarray:
         """Return an array of the initializer's shape as `(G, R, K)`."""
         if not self.is_conv:

@@ -132,7 +132,7 @@ class Model:
     @cached_property
     def signature(self) -> Signature:
         """The inputs (without weights) and outputs, with dtypes and shapes."""
-        return Signature.of_graph(self.ir.graph)
+        return Signature.of_graph(self.ir.graph, ir_version=self.ir.ir_version)
 
     @cached_property
     def digest(self) -> str:

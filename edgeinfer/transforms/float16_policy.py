@@ -169,7 +169,8 @@ def weight_problem(array: np.ndarray[Any, Any]) -> str | None:
 
 def flushed_count(array: np.ndarray[Any, Any]) -> int:
     """Return how many numbers other than 0 become 0 in float16."""
-    return int(((array != 0) & (array.astype(np.float16) == 0)).sum())
+    with np.errstate(over="ignore"):
+        return int(((array != 0) & (array.astype(np.float16) == 0)).sum())
 
 
 def activation_peaks(model: Model, names: Iterable[str], calibration: Any) -> dict[str, float]:

@@ -118,6 +118,7 @@ class Simplify(GraphTransform):
             passes.append(common_passes.RemoveInitializersFromInputsPass())
         passes.append(ConstantFolder(self._may_grow))
         _run_without(model, passes, [n for n in model.graph.all_nodes() if _misread_sequence(n, opset)])
+        _release(model)
         for node in list(model.graph.all_nodes()):
             _make_identity(node, opset)
         _eliminate_identities(model)
@@ -148,6 +149,18 @@ class Simplify(GraphTransform):
 
     def _may_grow(self, node: ir.Node) -> bool:
         return self.widen_weights and node.op_type == "Cast"
+
+
+def _release(model: ir.Model) -> None:
+    """Cut what nodes of removed subgraphs still read, such as those of a branch that is never taken."""
+    graphs = [model.graph, *model.graph.subgraphs()]
+    live = set(model.graph.all_nodes())
+    values = [value for graph in graphs for value in (*graph.inputs, *graph.initializers.values())]
+    values += [value for node in live for value in node.outputs]
+    for value in values:
+        for user, index in list(value.uses()):
+            if user not in live:
+                user.replace_input_with(index, None)
 
 
 def _misread_sequence(node: ir.Node, opset: int) -> bool:

@@ -35,7 +35,7 @@ def artifact() -> ei.Artifact:
 def run(artifact: ei.Artifact, cache: Path) -> tuple[np.ndarray, tuple[str, ...], bool]:
     """Return the output, what was noted, and whether OpenVINO took the model from its cache."""
     with ei.load(artifact, options={"cache_dir": str(cache)}) as session:
-        cached = session._runner._compiled.get_property("LOADED_FROM_CACHE")
+        cached = session._runner._engine.current().model.get_property("LOADED_FROM_CACHE")
         return session.infer(X)["y"], session.execution().notes, cached
 
 

@@ -296,6 +296,17 @@ def test_what_ran_names_nodes_kernels_and_precisions(fake: SimpleNamespace) -> N
     assert report.layers[0].kernel == "fake_kernel"
 
 
+def test_an_inspector_that_cannot_be_read_is_said(
+    fake: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = SimpleNamespace(get_engine_information=lambda _: "{")
+    monkeypatch.setattr(fake_tensorrt.Engine, "create_engine_inspector", lambda self: answer)
+    with session(STATIC) as loaded:
+        report = loaded.execution()
+    assert report.layers == ()
+    assert any("cannot be read" in note for note in report.notes)
+
+
 def test_a_half_that_ran_in_float_is_said(fake: SimpleNamespace) -> None:
     text = (
         HEAD + "g (float16[1,2] x) => (float16[1,2] y) <float16[2,2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }"

@@ -47,25 +47,23 @@ def find_gpus() -> tuple[tuple[Gpu, ...], str]:
     try:
         count = cuda.call("cudaGetDeviceCount")
         driver = cuda.call("cudaDriverGetVersion")
+        found = [cuda.call("cudaGetDeviceProperties", index) for index in range(count)]
     except InferenceError as error:
         return (), f"no NVIDIA GPU can be used here: {error.what}"
-    if not count:
-        return (), "no NVIDIA GPU was found here"
-    gpus = []
-    for index in range(count):
-        found = cuda.call("cudaGetDeviceProperties", index)
-        name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
-        gpus.append(
-            Gpu(
-                index=index,
-                name=name.rstrip("\0"),
-                compute_capability=f"{found.major}.{found.minor}",
-                memory_bytes=int(found.totalGlobalMem),
-                cuda_driver=f"{driver // 1000}.{driver % 1000 // 10}",
-                integrated=bool(found.integrated),
-            )
-        )
-    return tuple(gpus), ""
+    gpus = tuple(_gpu(index, properties, driver) for index, properties in enumerate(found))
+    return gpus, "" if gpus else "no NVIDIA GPU was found here"
+
+
+def _gpu(index: int, properties: Any, driver: int) -> Gpu:
+    name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+    return Gpu(
+        index=index,
+        name=name.rstrip("\0"),
+        compute_capability=f"{properties.major}.{properties.minor}",
+        memory_bytes=int(properties.totalGlobalMem),
+        cuda_driver=f"{driver // 1000}.{driver % 1000 // 10}",
+        integrated=bool(properties.integrated),
+    )
 
 
 @final

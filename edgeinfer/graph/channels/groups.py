@@ -15,6 +15,7 @@ import attrs
 import onnx_ir as ir
 
 import edgeinfer.graph.channels.propagate_channelwise
+import edgeinfer.graph.channels.propagate_layout
 import edgeinfer.graph.channels.propagate_positions  # noqa: F401  (these modules register their rules)
 from edgeinfer.graph.channels.labels import Axes, Labels, Locked, dims
 from edgeinfer.graph.channels.propagate import RULES
@@ -118,7 +119,7 @@ def _visit(node: ir.Node, labels: Labels, pinned: list[tuple[ir.Value, str, str]
             pinned += [(v, node.name or "", "it is read inside control flow") for v in graph.outputs]
     known = node.domain in ("", "ai.onnx") and node.op_type in RULES
     if known and all(v is None or v.shape is not None for v in node.inputs):
-        results = RULES[node.op_type](node, labels)
+        results = RULES[node.op_type].propagate(node, labels)
     else:
         what = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
         reason = "the rank of an input is not known" if known else f"there is no rule for {what}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgeinfer.graph.channels.labels import Axes, Labels, dims
-from edgeinfer.graph.channels.propagate import attribute, fixed_input, meet, rule
+from edgeinfer.graph.channels.moves import attribute, fixed_input
+from edgeinfer.graph.channels.propagate import meet, rule
 
 __all__: list[str] = []
 
@@ -81,16 +82,8 @@ def _across(node: ir.Node, labels: Labels) -> list[Axes]:
     return [list(labels.of(x))]
 
 
-@rule(
-    "MaxPool",
-    "AveragePool",
-    "LpPool",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "GlobalLpPool",
-    "Resize",
-    "Upsample",
-)
+@rule("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "Resize", scale="passes by channel")
+@rule("LpPool", "GlobalLpPool", "Upsample")
 def _spatial(node: ir.Node, labels: Labels) -> list[Axes]:
     """Work within each channel; the channel axis must keep its size."""
     x, y = node.inputs[0], node.outputs[0]

@@ -11,8 +11,7 @@ import onnx_ir.passes.common as common_passes
 
 from edgeinfer.graph.channels.groups import Dependencies
 from edgeinfer.graph.channels.labels import Axes, dims
-from edgeinfer.graph.channels.propagate import attribute, fixed_input
-from edgeinfer.graph.channels.propagate_layout import slice_rows
+from edgeinfer.graph.channels.moves import attribute, fixed_input, slice_parts
 from edgeinfer.graph.channels.propagate_positions import pad_amounts
 from edgeinfer.graph.initializers import constant, set_constant
 from edgeinfer.graph.shapes import add_constant, literal_elements, with_elements
@@ -120,7 +119,7 @@ def _split(node: ir.Node, masks: Masks, graph: ir.Graph) -> None:
 def _slice(node: ir.Node, masks: Masks, graph: ir.Graph) -> None:
     x = node.inputs[0]
     assert x is not None
-    parts = slice_rows(node, len(dims(x))) or {}
+    parts = slice_parts(node, len(dims(x))) or {}
     starts, ends = [], []
     for axis, part in parts.items():
         mask = _mask(masks, x, axis)

@@ -225,9 +225,7 @@ def _scale(
     else:
         _insert(value, layers, factor)
     for layer in layers:
-        array = constant(layer.weight)
-        by_input = factor[:, None] if layer.input_axis == 0 else factor
-        set_constant(layer.weight, (array * by_input).astype(array.dtype))
+        layer.rescale(inputs=factor)
 
 
 def _insert(value: ir.Value, layers: list[Linear], factor: np.ndarray) -> None:

@@ -1,0 +1,61 @@
+"""Several requests in flight, their outputs in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+__all__ = ["stream_in_order"]
+
+Feed = TypeVar("Feed")
+Taken = TypeVar("Taken")
+Output = TypeVar("Output")
+
+
+def stream_in_order(
+    source: Iterator[Feed],
+    take: Callable[[Feed], Taken],
+    run: Callable[[Taken], Output],
+    *,
+    in_flight: int,
+    check: Callable[[], None],
+) -> Iterator[Output]:
+    """Yield `run(take(feed))` for each feed of the source.
+
+    Args:
+        source: Read in the caller's thread, at most `in_flight` feeds ahead of the output consumed last. When
+            reading or taking one fails, the outputs of those before it come first, then the error.
+        take: Checks and copies a feed, in the caller's thread, before the source is read again.
+        run: Runs in other threads.
+        in_flight: How many may run at once, at least 1.
+        check: Raises where the threads that run are not there any more.
+    """
+    pending: deque[Future[Output]] = deque()
+    failure: Exception | None = None
+
+    def finished() -> Output:
+        check()
+        return pending.popleft().result()
+
+    with ThreadPoolExecutor(in_flight, thread_name_prefix="edgeinfer-stream") as pool:
+        try:
+            while True:
+                try:
+                    taken = take(next(source))
+                except StopIteration:
+                    break
+                except Exception as error:  # raised below, behind the outputs that come before it
+                    failure = error
+                    break
+                if len(pending) == in_flight:
+                    yield finished()
+                pending.append(pool.submit(run, taken))
+            while pending:
+                yield finished()
+        finally:
+            for future in pending:
+                future.cancel()
+    if failure is not None:
+        raise failure
