@@ -112,7 +112,7 @@ def require_nodes(names: Iterable[str], nodes: Iterable[str | None], where: str)
     Args:
         names: The names that were given.
         nodes: The names that there are.
-        where: The transform and its option, such as `ToFloat16, keep_nodes`.
+        where: The transform and its option, such as `ToFloat16, keep_float`.
 
     Raises:
         PreconditionError: The first unknown name, with those most like it.
