@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.graph.weights import Linear, constant, find_linear, set_constant
+from edgeinfer.numerics.fixed_order import round_bits
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["EqualizeWeights"]
@@ -72,7 +73,7 @@ class EqualizeWeights(GraphTransform):
             links.append(found)
             for layer in (found.first, *found.seconds):
                 ranges[layer.weight] = _ranges(layer)
-        factors = _solve(links, ranges)
+        factors = [round_bits(factor) for factor in _solve(links, ranges)]
         for link, factor in zip(links, factors, strict=True):
             largest = float(np.abs(np.log(factor)).max(initial=0.0))
             if largest < _NEGLIGIBLE:
