@@ -19,6 +19,7 @@ from edgeinfer.graph.channels.propagate import RULES
 from edgeinfer.graph.initializers import constant
 from edgeinfer.graph.rescaled import note_rescaled
 from edgeinfer.graph.weights import Linear, find_linear
+from edgeinfer.numerics.fixed_order import round_bits
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["EqualizeWeights"]
@@ -61,7 +62,7 @@ class EqualizeWeights(GraphTransform):
             links.append(found)
             for layer in (found.first, *found.seconds):
                 ranges[layer.weight] = _ranges(layer)
-        factors = _solve(links, ranges)
+        factors = [round_bits(factor) for factor in _solve(links, ranges)]
         for link, factor in zip(links, factors, strict=True):
             largest = float(np.abs(np.log(factor)).max(initial=0.0))
             if largest < _NEGLIGIBLE:
