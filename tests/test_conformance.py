@@ -119,7 +119,7 @@ def test_a_runner_that_answers_after_a_failure_is_found(monkeypatch):
     state: dict[str, object] = {}
 
     def run(self, feeds, /):
-        """As a runtime that looks at shapes only when they change: the second time it gives the old output."""
+        """As a runtime that looks at shapes only when they change: then it gives the old output."""
         if feeds["shape"].tolist() == state.get("failed"):
             return [np.array(a) for a in state["last"]]
         try:

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeinfer.artifact.signature import Signature
 from edgeinfer.errors import InputError
+from edgeinfer.npz import as_spec
 
 __all__ = ["FileFeeds", "read_array", "read_arrays", "read_feeds"]
 
@@ -66,9 +67,10 @@ def read_arrays(path: Path, signature: Signature) -> dict[str, np.ndarray]:
     arrays = {signature.inputs[0].name: loaded} if isinstance(loaded, np.ndarray) else loaded
     names = [spec.name for spec in signature.inputs]
     if len(names) == 1 and names[0] not in arrays and len(arrays) == 1:
-        return {names[0]: next(iter(arrays.values()))}
-    chosen = {name: arrays[name] for name in names if name in arrays}
-    if len(chosen) < len(names):
+        arrays = {names[0]: next(iter(arrays.values()))}
+    specs = (*signature.inputs, *signature.optional)
+    chosen = {spec.name: as_spec(arrays[spec.name], spec) for spec in specs if spec.name in arrays}
+    if not chosen.keys() >= set(names):
         raise InputError(
             "The file lacks an input of the model.",
             where=str(path),

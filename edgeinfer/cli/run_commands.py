@@ -129,31 +129,34 @@ def _extent(array: np.ndarray) -> tuple[str, str, str]:
 
 def _inputs(given: list[str], signature: Signature) -> dict[str, np.ndarray]:
     from edgeinfer.cli.feeds import read_array, read_arrays
+    from edgeinfer.npz import as_spec
 
     feed: dict[str, np.ndarray] = {}
+    specs = {spec.name: spec for spec in (*signature.inputs, *signature.optional)}
     for text in given:
         name, equals, file = text.partition("=")
         if not equals:
             feed |= read_arrays(Path(text), signature)
-        elif name not in {spec.name for spec in signature.inputs}:
+        elif name not in specs:
             raise InputError(
                 f"The model has no input {name!r}.",
-                expected=", ".join(spec.name for spec in signature.inputs),
+                expected=", ".join(specs),
                 found=text,
             )
         else:
-            feed[name] = read_array(Path(file))
+            feed[name] = as_spec(read_array(Path(file)), specs[name])
     return feed
 
 
 def _save(path: str, outputs: dict[str, np.ndarray]) -> None:
+    from edgeinfer.npz import write_npz
+
     try:
         with Path(path).open("wb") as file:
-            np.savez(file, allow_pickle=False, **outputs)
-    except OSError as error:
-        raise SessionError(
-            f"The outputs cannot be written: {error.strerror or error}.", where=path
-        ) from error
+            write_npz(file, outputs)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SessionError(f"The outputs cannot be written: {reason}.", where=path) from error
 
 
 def bench(arguments: argparse.Namespace) -> None:
