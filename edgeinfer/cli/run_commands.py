@@ -138,7 +138,8 @@ def _inputs(given: list[str], signature: Signature) -> dict[str, np.ndarray]:
     for text in given:
         name, equals, file = text.partition("=")
         if not equals:
-            found = read_file(Path(text), list(specs))
+            optional = [spec.name for spec in signature.optional]
+            found = read_file(Path(text), names, optional=optional)
             feed |= found if isinstance(found, dict) else {names[0]: found}
         elif name not in specs:
             raise InputError(f"The model has no input {name!r}.", expected=", ".join(specs), found=text)
