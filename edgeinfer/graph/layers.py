@@ -202,7 +202,7 @@ def read_weight(value: ir.Value) -> np.ndarray:
 def write_weight(value: ir.Value, array: np.ndarray) -> None:
     """Set an initializer's value, in the dtype that it has."""
     assert value.const_value is not None
-    kept = np.ascontiguousarray(array.astype(value.const_value.dtype.numpy()))
+    kept = np.asarray(array, value.const_value.dtype.numpy(), order="C")  # a scalar stays one
     value.const_value = ir.tensor(kept, name=value.name)
     value.shape = ir.Shape(kept.shape)
 

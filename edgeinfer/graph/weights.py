@@ -177,7 +177,7 @@ def constant(value: ir.Value | None) -> np.ndarray:
 
 def set_constant(value: ir.Value, array: np.ndarray) -> None:
     """Give an initializer new data."""
-    tensor = ir.tensor(np.ascontiguousarray(array), name=value.name)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=value.name)  # a scalar stays one
     value.const_value = tensor
     set_type(value, tensor.dtype, ir.Shape(array.shape))
 

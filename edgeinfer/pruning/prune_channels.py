@@ -82,6 +82,9 @@ class PruneChannels(GraphTransform):
     seed: int = attrs.field(default=0, kw_only=True)
     progress: bool | None = attrs.field(default=None, kw_only=True)
 
+    names_layers = True
+    reports_on = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+
     @property
     def budget(self) -> Budget:
         """The one limit that was given; the others yield to it."""

@@ -239,6 +239,8 @@ class GraphTransform(ir.passes.FunctionalPass, metaclass=OurErrors):
             rewrite sees their nodes. That is kept, and noted, when the rewrite changes something.
         names_layers: Declares that each layer is named in the report: what the rewrite says nothing about is
             reported as skipped.
+        reports_on: Operators that the rewrite itself says enough about where they are in the main graph. With
+            `names_layers`, the layers of other operators and of subgraphs are reported for it.
     """
 
     min_opset: ClassVar[int] = 7
@@ -246,19 +248,27 @@ class GraphTransform(ir.passes.FunctionalPass, metaclass=OurErrors):
     idempotent: ClassVar[bool] = True
     inlines_functions: ClassVar[bool] = True
     names_layers: ClassVar[bool] = False
+    reports_on: ClassVar[frozenset[str]] = frozenset()
 
     @abc.abstractmethod
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Change `model`, a private copy, in place and say so in `report`."""
 
     def config(self) -> dict[str, object]:
-        """Return the configuration as JSON-compatible values, for the history."""
+        """Return the configuration as JSON-compatible values, for the history.
+
+        Of data, which are the fields that do not count for equality, it only says that there are some.
+        """
         if not attrs.has(type(self)):
             return {}
-        fields = attrs.fields(cast("type[attrs.AttrsInstance]", type(self)))
-        return {
-            f.name: _jsonable(getattr(self, f.name)) for f in fields if getattr(self, f.name) != f.default
-        }
+        config: dict[str, object] = {}
+        for field in attrs.fields(cast("type[attrs.AttrsInstance]", type(self))):
+            value = getattr(self, field.name)
+            if not field.eq:
+                config |= {} if value is None else {field.name: f"<{type(value).__name__}>"}
+            elif value != field.default:
+                config[field.name] = _jsonable(value)
+        return config
 
     @final
     def apply(self, model: Model, /) -> TransformResult:
@@ -283,7 +293,7 @@ class GraphTransform(ir.passes.FunctionalPass, metaclass=OurErrors):
                 f"{name} failed: {type(error).__name__}: {error}",
                 hint="This is a defect in the transform; please report it with the model.",
             ) from error
-        _name_the_rest(places, report, name)
+        _name_the_rest(places, report, self)
         if report.applied:
             report.notes[:0] = prepared
         after = self._checked(model, work, report, before)
@@ -464,11 +474,13 @@ def _history_entry(report: TransformReport) -> HistoryEntry:
     )
 
 
-def _name_the_rest(layers: Iterable[Place], report: ReportBuilder, name: str) -> None:
+def _name_the_rest(layers: Iterable[Place], report: ReportBuilder, transform: GraphTransform) -> None:
     """Name the layers that the rewrite said nothing about."""
+    name = type(transform).__name__
     named = {node for node, _ in (*report.applied, *report.skipped)}
     for layer in layers:
-        if layer.node not in named:
+        known = not layer.inside and layer.op_type in transform.reports_on
+        if layer.node not in named and not known:
             reason = layer.inside or "has no recipe"
             report.skip(layer.node, f"{layer.op_type} {reason}: {name} leaves it alone")
 
@@ -487,5 +499,7 @@ def _jsonable(value: object) -> object:
     if isinstance(value, (list, tuple, set, frozenset)):
         items: Iterable[object] = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
         return [_jsonable(item) for item in items]
+    if isinstance(value, np.ndarray):
+        return "<ndarray>"
     text = repr(value)
     return f"<{type(value).__name__}>" if " at 0x" in text or len(text) > 200 else text

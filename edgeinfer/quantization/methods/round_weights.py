@@ -68,6 +68,9 @@ class RoundWeights(GraphTransform):
     # On a Q/DQ graph the inputs' errors depend on the rounding of the layers before.
     idempotent = False
 
+    names_layers = True
+    reports_on = frozenset(("Conv", "Gemm", "MatMul"))
+
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Round the weights."""
         if self.calibration is None:
