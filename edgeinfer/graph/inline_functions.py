@@ -25,6 +25,8 @@ def inline_functions(model: ir.Model) -> tuple[tuple[str, ...], Mapping[str, str
     before = {key: function.name for key, function in model.functions.items()}
     reasons = {key: _reason(function, model) for key, function in model.functions.items()}
     left = {key for key, reason in reasons.items() if reason}
+    if len(left) == len(before):
+        return (), {before[key]: reason for key, reason in reasons.items()}
     try:
         common_passes.InlinePass(criteria=lambda function: function.identifier() not in left)(model)
     except ir.passes.PreconditionError:
