@@ -92,6 +92,7 @@ def _bad_option(
     # Validators of attrs raise with the attribute and the value behind the message.
     text = str(error.args[0] if error.args else error)
     option = next((arg.name for arg in error.args if isinstance(arg, attrs.Attribute)), None)
+    option = option or next((key for key in known if text.startswith(f"'{key}'")), None)
     shown = ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in given.items())])
     return TransformOptionError(
         f"{name} does not take these options: {text}.",

@@ -123,7 +123,10 @@ class ToFloat16(GraphTransform):
         if half:
             model.ir_version = max(model.ir_version, 4)  # before it, every initializer had to be an input
             limits = limits_of(model.graph) | dict.fromkeys(masks, MASK_LIMIT)
-            Converter(model, half, limits, keep_io=self.keep_io).convert()
+            converter = Converter(model, half, limits, keep_io=self.keep_io)
+            converter.convert()
+            for name, limit in converter.saturated.items():
+                report.note(f"{name} saturates at {limit:.0f} where it becomes float16")
 
     def _check_names(self, model: ir.Model) -> None:
         nodes = list(model.graph.all_nodes())

@@ -53,6 +53,9 @@ class EqualizeActivations(GraphTransform):
     # After the first time the channels are alike, as far as alpha goes.
     idempotent = False
 
+    names_layers = True
+    reports_on = frozenset(("Conv", "Gemm", "MatMul"))
+
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Measure and scale."""
         if self.calibration is None:

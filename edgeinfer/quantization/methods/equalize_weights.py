@@ -44,6 +44,9 @@ class EqualizeWeights(GraphTransform):
     needed. Apply it after FuseBatchNorm and before quantization.
     """
 
+    names_layers = True
+    reports_on = frozenset(("Conv", "Gemm", "MatMul"))
+
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Scale the channels between layers."""
         outputs = set(model.graph.outputs)

@@ -72,6 +72,8 @@ class QuantizeStatic(GraphTransform):
     per_channel: bool = attrs.field(default=True, kw_only=True)
     ranges: Mapping[str, Range] | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
 
+    names_layers = True
+
     @property
     def min_opset(self) -> int:  # type: ignore[override]
         """The opset that Q/DQ of the chosen dtype needs."""

@@ -68,6 +68,9 @@ class RoundWeights(GraphTransform):
     reference: ModelSource | None = attrs.field(default=None, kw_only=True, eq=False)
     damping: float = attrs.field(default=0.01, kw_only=True, validator=attrs.validators.gt(0))
 
+    names_layers = True
+    reports_on = frozenset(("Conv", "Gemm", "MatMul"))
+
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Round the weights."""
         if self.calibration is None:

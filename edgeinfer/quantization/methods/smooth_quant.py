@@ -77,6 +77,9 @@ class SmoothQuant(GraphTransform):
     insert: bool = attrs.field(default=False, kw_only=True)
     keep_float: Collection[str] = attrs.field(default=(), kw_only=True, converter=as_frozenset)
 
+    names_layers = True
+    reports_on = frozenset(("Conv", "Gemm", "MatMul"))
+
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Measure the activations and scale."""
         names = (node.name for node in model.graph.all_nodes())
