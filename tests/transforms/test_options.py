@@ -105,7 +105,7 @@ def test_a_signature_is_there_to_be_read() -> None:
 @pytest.mark.parametrize(
     "transform",
     [
-        ToFloat16(keep_nodes=("encoder_dens",)),
+        ToFloat16(keep_float=("encoder_dens",)),
         QuantizeStatic(calibration=[], keep_float=("encoder_dens",)),
         QuantizeStatic(calibration=[], keep_float="encoder_dens"),
         SmoothQuant(calibration=[], keep_float=("encoder_dens",)),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from edgeinfer.transforms.report_table import group_entries
 
+from edgeinfer.model.report_table import group_entries
 from edgeinfer.transforms import Applied, Pipeline, Simplify, Skipped, ToFloat16, TransformReport
 
 
