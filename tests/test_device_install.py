@@ -28,7 +28,7 @@ else:
 ROOT = Path(__file__).parents[1]
 REFUSED = ("onnx", "onnx_ir", "onnxscript", "sympy", "rich", "cattrs", "PIL")
 # Only making and looking at models needs these of the core's dependencies, and a device chooses its runtime.
-NOT_ON_DEVICES = {"cattrs", "onnx", "onnx-ir", "onnxscript", "rich", "onnxruntime"}
+NOT_ON_DEVICES = {"onnx", "onnx-ir", "onnxscript", "rich", "onnxruntime"}
 BACKENDS = ("onnxruntime", "openvino")
 
 # Python runs this file first in every process that has its folder in the path.

@@ -140,7 +140,7 @@ def test_every_public_name_is_listed(module):
 
 
 def test_every_public_module_is_listed():
-    """All modules that are names of `edgeinfer`, and those that the pages tell authors of backends to import."""
+    """All modules that are names of `edgeinfer`, and those that authors of backends are told to import."""
     assert {f"edgeinfer.{name}" for name in ei._MODULES} - {"edgeinfer.backends"} <= set(public_names())
     text = (ROOT / "docs" / "writing_a_backend.md").read_text(encoding="utf-8")
     named = set(re.findall(r"\bedgeinfer\.backends\.\w+", text))
