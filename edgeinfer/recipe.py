@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
 from edgeinfer.devices.profile import Target
+from edgeinfer.errors import EdgeInferError, TransformError
 from edgeinfer.transforms.contract import Pipeline, Transform
 
 __all__ = ["hand_down", "recipe"]
@@ -45,17 +50,60 @@ def _runs_float16(target: Target) -> bool:
 
 
 def hand_down(transform: Any, target: Target | None, calibration: Any) -> Any:
-    """Give a transform the target and the calibration of `optimize` where it takes one and has none."""
+    """Give a transform the target and the calibration of `optimize` where it takes one and has none.
+
+    A transform takes one when it has an attribute of that name (`_target` and `_calibration` count, too), and
+    has none when that is None. It may be an attrs class, a dataclass or any other object; it is copied.
+
+    Raises:
+        TransformError: It takes one that cannot be given to it.
+    """
     if isinstance(transform, Pipeline):
         steps = tuple(hand_down(step, target, calibration) for step in transform.transforms)
         return attrs.evolve(transform, transforms=steps)
-    if not attrs.has(type(transform)):
-        return transform
-    names = {field.name for field in attrs.fields(type(transform))}
+    if isinstance(transform, type):
+        return transform  # refused by the Pipeline, which says why
     given = {"target": target, "calibration": calibration}
-    missing = {
-        name: value
-        for name, value in given.items()
-        if value is not None and name in names and getattr(transform, name) is None
-    }
-    return attrs.evolve(transform, **missing) if missing else transform
+    missing = {name: value for name, value in given.items() if value is not None and _lacks(transform, name)}
+    return _with(transform, missing) if missing else transform
+
+
+def _lacks(transform: Any, name: str) -> bool:
+    """Whether the transform takes a value of that name and has none."""
+    for attribute in (name, f"_{name}"):
+        if hasattr(transform, attribute):
+            return getattr(transform, attribute) is None
+    try:
+        takes = name in inspect.signature(type(transform)).parameters
+    except (TypeError, ValueError):  # a class of an extension module has no signature to read
+        return False
+    if takes:
+        raise TransformError(
+            f"{type(transform).__name__} takes a {name}, and does not show whether it has one.",
+            where=f"optimize(..., {name}=...)",
+            expected=f"an attribute {name!r}, None as long as there is none",
+            hint=f"Keep the constructor's {name} in an attribute of that name.",
+        )
+    return False
+
+
+def _with(transform: Any, values: Mapping[str, Any]) -> Any:
+    """Return a copy of the transform with the values."""
+    try:
+        if attrs.has(type(transform)):
+            return attrs.evolve(transform, **values)
+        if dataclasses.is_dataclass(transform) and not isinstance(transform, type):
+            changed: Any = dataclasses.replace(transform, **values)
+            return changed
+        other = copy.copy(transform)
+        for name, value in values.items():
+            setattr(other, name if hasattr(transform, name) else f"_{name}", value)
+    except EdgeInferError:
+        raise
+    except Exception as error:  # a third party's class may raise anything
+        raise TransformError(
+            f"{type(transform).__name__} takes a {' and a '.join(values)}, but cannot be given it: {error}",
+            where="optimize",
+            hint="Give it to the transform's constructor instead, or let the attribute be set on a copy.",
+        ) from error
+    return other

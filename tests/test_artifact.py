@@ -159,7 +159,7 @@ def test_another_format_version(folder):
     _edit(folder, format_version=99)
     with pytest.raises(ArtifactFormatError, match="format version") as caught:
         Artifact.open(folder)
-    assert (caught.value.expected, caught.value.found) == (1, 99)
+    assert (caught.value.expected, caught.value.found) == ("1 to 2", 99)
 
 
 def test_file_names_cannot_leave_the_folder(folder):

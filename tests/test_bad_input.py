@@ -17,6 +17,8 @@ import onnx.parser
 import pytest
 
 import edgeinfer as ei
+from edgeinfer.artifact.artifact import Payload
+from edgeinfer.artifact.manifest import Cost
 from edgeinfer.backends.registry import get_backend, install_command
 from edgeinfer.errors import (
     ArtifactError,
@@ -148,6 +150,7 @@ def test_the_verbs_say_what_they_take():
 def test_a_missing_runtime_says_what_to_install(monkeypatch):
     pytest.importorskip("openvino")
     from edgeinfer.backends.openvino_ import backend as openvino_
+    from edgeinfer.backends.openvino_ import process
 
     real = builtins.__import__
 
@@ -157,7 +160,7 @@ def test_a_missing_runtime_says_what_to_install(monkeypatch):
         return real(name, *rest, **named)  # type: ignore[arg-type]
 
     openvino_._capabilities.cache_clear()
-    openvino_._core.cache_clear()
+    process._process.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(BackendUnavailableError, match="not available here") as caught:
         ei.compile(ADD, "openvino")
@@ -165,8 +168,9 @@ def test_a_missing_runtime_says_what_to_install(monkeypatch):
 
 
 def test_an_option_that_no_manifest_can_hold(tmp_path):
+    payload = Payload(entry="m", files={"m": b""}, options={"folder": tmp_path})
     with pytest.raises(OptionsError, match="cannot be kept"):
-        ei.compile(ADD, "onnxruntime", options={"session_config": {"a": tmp_path}})
+        ei.Artifact.of_payload(payload, model=ei.Model.load(ADD), backend="theirs", backend_version="")
 
 
 @pytest.mark.parametrize("shapes", [{"z": (2,)}, ["x"], {"x": "ab"}, {"x": 3}, {"x": (-1,)}])
@@ -247,7 +251,7 @@ def test_saving_through_a_link_replaces_what_it_points_to(tmp_path):
     artifact = ei.compile(ADD, "onnxruntime")
     artifact.save(tmp_path / "real.edge")
     (tmp_path / "link.edge").symlink_to("real.edge")
-    changed = artifact.with_cost(ei.artifact.Cost(latency_p50_ms=1.0))
+    changed = artifact.with_cost(Cost(latency_p50_ms=1.0))
     changed.save(tmp_path / "link.edge")
     assert (tmp_path / "link.edge").is_symlink()
     assert ei.Artifact.open(tmp_path / "real.edge").digest == changed.digest

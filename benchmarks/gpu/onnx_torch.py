@@ -1,4 +1,4 @@
-"""Run an ONNX classifier in PyTorch with the same graph and weights: a fair PyTorch side for latency.
+"""Latency of ONNX models in PyTorch, with the same graph and weights, host to host: a peer of TensorRT.
 
     python onnx_torch.py --models DIR --names a,b --shapes '{"a": {"input": [1, 3, 224, 224]}}' --seconds 60
 
@@ -130,7 +130,10 @@ def median_ms(run: Callable[[], object], seconds: float) -> tuple[float, float, 
     return float(np.median(times)), float(np.percentile(times, 99)), len(times)
 
 
-def captured(module: torch.nn.Module, inputs: list[torch.Tensor]) -> Callable[[], object]:
+Step = Callable[[], list[torch.Tensor]]
+
+
+def captured(module: torch.nn.Module, inputs: list[torch.Tensor]) -> Step:
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -138,18 +141,28 @@ def captured(module: torch.nn.Module, inputs: list[torch.Tensor]) -> Callable[[]
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        module(*inputs)
-    return graph.replay
+        outputs = module(*inputs)
+
+    def replay() -> list[torch.Tensor]:
+        graph.replay()
+        return outputs
+
+    return replay
 
 
-def round_trip(step: Callable[[], object], inputs: list[torch.Tensor]) -> Callable[[], object]:
-    """The host copies that edgeinfer's latency includes, too: pinned in, pinned out."""
-    hosts = [torch.zeros(t.shape, dtype=t.dtype).pin_memory() for t in inputs]
+def round_trip(step: Step, inputs: list[torch.Tensor]) -> Callable[[], None]:
+    """The host copies that edgeinfer's latency includes, too: every input in and every output back.
+
+    Both are pinned, as in edgeinfer's bound mode: the best that PyTorch can do. The caller waits for the end.
+    """
+    given = [torch.zeros(t.shape, dtype=t.dtype).pin_memory() for t in inputs]
+    taken = [torch.zeros(t.shape, dtype=t.dtype).pin_memory() for t in step()]
 
     def run() -> None:
-        for host, tensor in zip(hosts, inputs, strict=True):
+        for host, tensor in zip(given, inputs, strict=True):
             tensor.copy_(host, non_blocking=True)
-        step()
+        for host, tensor in zip(taken, step(), strict=True):
+            host.copy_(tensor, non_blocking=True)
 
     return run
 
@@ -175,7 +188,7 @@ def main() -> None:
                     with torch.inference_mode():
                         module = OnnxModule(onnx.load(given.models / f"{name}.onnx"), dtype).eval()
                         inputs = [torch.zeros(shapes[i], device="cuda", dtype=dtype) for i in module.names]
-                        step: Callable[[], object] = lambda m=module, x=inputs: m(*x)  # noqa: E731
+                        step: Step = lambda m=module, x=inputs: m(*x)  # noqa: E731
                         if mode == "CUDA graph":
                             step = captured(module, inputs)
                         elif mode == "torch.compile":

@@ -3,27 +3,38 @@
 The manifest says all that a device must know to accept the payload, and it names the SHA-256 and size of
 every file, and of itself. `Artifact.open` checks all of them before a byte can reach a vendor's parser,
 and what it hands on are the bytes that it checked. `save` is atomic: another process sees the old
-artifact or the new one, whole, also after power loss.
+artifact or the new one, never a part of one, also after power loss.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Protocol, final
 
 import attrs
 import numpy as np
 
+from edgeinfer.artifact.golden import pack_golden, unpack_golden
 from edgeinfer.artifact.history import HistoryEntry
 from edgeinfer.artifact.inputs import InputValidator
-from edgeinfer.artifact.manifest import Cost, FileEntry, Golden, Manifest, decode_manifest, encode_manifest
+from edgeinfer.artifact.manifest import (
+    GOLDEN_NAME,
+    MANIFEST_NAME,
+    Cost,
+    FileEntry,
+    Golden,
+    Manifest,
+    decode_manifest,
+    encode_manifest,
+    identity_digest,
+)
 from edgeinfer.artifact.signature import Signature
-from edgeinfer.atomic import open_regular, write_folder
+from edgeinfer.atomic import Content, FolderReader, write_folder
 from edgeinfer.display import Table
 from edgeinfer.errors import (
     ArtifactError,
@@ -32,14 +43,15 @@ from edgeinfer.errors import (
     ArtifactSaveError,
     OptionsError,
 )
+from edgeinfer.values import as_tuple
 
 __all__ = ["Artifact", "Cost", "FileEntry", "Golden", "Manifest", "Payload"]
 
-MANIFEST_NAME = "manifest.json"
-GOLDEN_NAME = "golden.npz"
 MAX_MANIFEST_BYTES = 64 << 20
-# Files up to this size are read, checked and handed on as bytes; larger ones by path.
+# Files up to this size are read, checked and handed on as bytes; larger ones are mapped.
 IN_MEMORY_BYTES = 1 << 30
+# How often an artifact that is replaced while it is read is opened again.
+_ATTEMPTS = 50
 
 
 @final
@@ -49,26 +61,37 @@ class Payload:
 
     Attributes:
         entry: The file that the runtime opens first.
-        files: The contents, by plain file name: bytes, or the path of a file that holds them.
+        files: The contents, by plain file name: bytes, the mapping of a file that was verified, or the path
+            of a file that holds them.
         kind: `portable` (an ONNX graph that any machine with this backend takes) or `device-bound`
             (an engine or a blob).
         device: The device name within the backend, such as `CPU`.
         requires: What must match where it is loaded: for each fact (see `Capabilities.facts`) the accepted
             values, in which `*` stands for anything.
-        options: The options that it was compiled with, as JSON-compatible values.
+        options: The options that it was compiled with, as JSON-compatible values. None may name a file.
+        notes: What a person should know of it, such as an option that no artifact can keep.
     """
 
     entry: str
-    files: Mapping[str, bytes | Path]
+    files: Mapping[str, Content]
     kind: str = attrs.field(default="portable", validator=attrs.validators.in_(("portable", "device-bound")))
     device: str = ""
     requires: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
     options: Mapping[str, object] = attrs.field(factory=dict)
+    notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
     def read(self, name: str | None = None) -> bytes:
         """Return the contents of one file, the entry by default."""
         content = self.files[name or self.entry]
-        return content if isinstance(content, bytes) else content.read_bytes()
+        return content.read_bytes() if isinstance(content, Path) else bytes(content)
+
+    def view(self, name: str | None = None) -> memoryview:
+        """Return the contents of one file without a copy; a file on disk is mapped."""
+        content = self.files[name or self.entry]
+        if not isinstance(content, Path):
+            return memoryview(content)
+        with content.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 class CompiledFrom(Protocol):
@@ -121,31 +144,34 @@ class Artifact:
         cost: Cost | None = None,
     ) -> Artifact:
         """Describe a fresh payload. Called by `edgeinfer.compile`."""
-        if payload.entry not in payload.files:
-            raise ArtifactFormatError(
-                "The payload does not contain its entry file.",
-                where=f"backend {backend!r}",
-                expected=payload.entry,
-                found=sorted(payload.files),
-            )
         _check_options(payload.options, backend)
         files = {name: _describe(content) for name, content in payload.files.items()}
         disk_bytes = sum(entry.size for entry in files.values())
-        manifest = Manifest(
-            kind=payload.kind,
-            backend=backend,
-            backend_version=backend_version,
-            device=payload.device,
-            requires=payload.requires,
-            options=payload.options,
-            entry=payload.entry,
-            files=files,
-            signature=model.signature,
-            model_digest=model.digest,
-            history=model.history,
-            target=model.target,
-            cost=cost or Cost(disk_bytes=disk_bytes),
-        )
+        try:
+            manifest = Manifest(
+                kind=payload.kind,
+                backend=backend,
+                backend_version=backend_version,
+                device=payload.device,
+                requires=payload.requires,
+                options=payload.options,
+                entry=payload.entry,
+                files=files,
+                signature=model.signature,
+                model_digest=model.digest,
+                history=model.history,
+                target=model.target,
+                cost=cost or Cost(disk_bytes=disk_bytes),
+                notes=payload.notes,
+            )
+        except ValueError as error:
+            raise ArtifactFormatError(
+                f"The payload cannot be an artifact: {error}.",
+                where=f"backend {backend!r}",
+                expected=f"plain file names, the entry among them, not {MANIFEST_NAME} or {GOLDEN_NAME}",
+                found=f"entry {payload.entry!r} of {', '.join(map(repr, files)) or 'no files'}",
+                hint="This is a defect in the backend.",
+            ) from error
         return cls(manifest, payload)
 
     @classmethod
@@ -157,24 +183,34 @@ class Artifact:
             ArtifactIntegrityError: A file is missing, or its size or SHA-256 is not the manifest's.
         """
         folder = Path(path)
-        manifest_path = folder / MANIFEST_NAME
-        if not folder.is_dir():
-            raise ArtifactFormatError(
-                "There is no such artifact." if not folder.exists() else "An artifact is a directory.",
-                where=str(folder),
-                hint="Give the directory that Artifact.save wrote.",
-            )
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                reader = FolderReader(folder)
+            except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+                raise _not_opened(folder, error) from error
+            with reader:
+                try:
+                    return cls._read(reader, folder)
+                except ArtifactError:
+                    # Another process may have replaced it meanwhile; then the next attempt reads the new one.
+                    if attempt == _ATTEMPTS or not reader.replaced():
+                        raise
+        raise AssertionError  # the last attempt returns or raises
+
+    @classmethod
+    def _read(cls, reader: FolderReader, folder: Path) -> Artifact:
         try:
-            with open_regular(manifest_path) as file:
+            with reader.open(MANIFEST_NAME) as file:
                 text = file.read(MAX_MANIFEST_BYTES)
         except OSError as error:
             raise ArtifactFormatError(
                 f"The directory has no readable {MANIFEST_NAME}: {error.strerror or error}.",
                 where=str(folder),
+                expected=f"{MANIFEST_NAME}, a regular file with one name",
                 hint="Give the directory that Artifact.save wrote.",
             ) from error
-        manifest = decode_manifest(text, where=str(manifest_path))
-        files = {name: _verified(folder / name, entry) for name, entry in manifest.files.items()}
+        manifest = decode_manifest(text, where=str(folder / MANIFEST_NAME))
+        files = {name: _verified(reader, folder / name, entry) for name, entry in manifest.files.items()}
         payload = Payload(
             entry=manifest.entry,
             files={name: content for name, content in files.items() if name != GOLDEN_NAME},
@@ -182,10 +218,18 @@ class Artifact:
             device=manifest.device,
             requires=manifest.requires,
             options=manifest.options,
+            notes=manifest.notes,
         )
-        golden = files.get(GOLDEN_NAME)
-        if manifest.golden is not None and golden is not None:
-            manifest = attrs.evolve(manifest, golden=_read_golden(manifest, manifest.golden, golden, folder))
+        if manifest.golden is not None:
+            manifest = attrs.evolve(
+                manifest,
+                golden=unpack_golden(
+                    manifest.golden,
+                    bytes(files[GOLDEN_NAME]),
+                    manifest.signature,
+                    where=str(folder / GOLDEN_NAME),
+                ),
+            )
         return cls(manifest, payload, folder)
 
     @property
@@ -195,8 +239,11 @@ class Artifact:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of the manifest, which names the SHA-256 of every file: it identifies the artifact."""
-        return hashlib.sha256(encode_manifest(self.manifest)).hexdigest()
+        """The SHA-256 of what runs: files, signature, options, requirements. It identifies the artifact.
+
+        What is known about it besides, such as its cost and the history of its model, does not change it.
+        """
+        return identity_digest(self.manifest)
 
     @property
     def disk_bytes(self) -> int:
@@ -233,18 +280,17 @@ class Artifact:
                 "tolerances of 0 or more",
                 found=f"outputs {', '.join(outputs)}, rtol {rtol}, atol {atol}",
             )
-        buffer = io.BytesIO()
-        arrays = {f"in:{name}": _without_objects(array) for name, array in inputs.items()}
-        arrays |= {f"out:{name}": _without_objects(array) for name, array in outputs.items()}
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        data = buffer.getvalue()
-        files = {**self.manifest.files, GOLDEN_NAME: _describe(data)}
-        golden = Golden(rtol=rtol, atol=atol, inputs=dict(inputs), outputs=dict(outputs), npz=data)
+        golden = pack_golden(inputs, outputs, rtol=rtol, atol=atol)
+        files = {**self.manifest.files, GOLDEN_NAME: _describe(golden.npz)}
         return attrs.evolve(self, manifest=attrs.evolve(self.manifest, files=files, golden=golden))
 
     def with_cost(self, cost: Cost) -> Artifact:
-        """Return this artifact with a measured cost in its manifest."""
+        """Return this artifact with a measured cost in its manifest; the digest stays."""
         return attrs.evolve(self, manifest=attrs.evolve(self.manifest, cost=cost))
+
+    def with_notes(self, *notes: str) -> Artifact:
+        """Return this artifact with further notes in its manifest; the digest stays."""
+        return attrs.evolve(self, manifest=attrs.evolve(self.manifest, notes=(*self.manifest.notes, *notes)))
 
     def save(self, path: str | os.PathLike[str]) -> Artifact:
         """Write the artifact as a directory, atomically. An artifact that is there is replaced.
@@ -260,10 +306,11 @@ class Artifact:
             raise ArtifactSaveError(
                 "There is something else at that path.",
                 where=str(folder),
+                expected="an artifact, or nothing",
                 found="a file" if folder.is_file() else "a directory without manifest.json",
                 hint="Choose another path or remove it yourself.",
             )
-        contents: dict[str, bytes | Path] = dict(self.payload.files)
+        contents: dict[str, Content] = dict(self.payload.files)
         if self.manifest.golden is not None:
             contents[GOLDEN_NAME] = self.manifest.golden.npz
         contents[MANIFEST_NAME] = encode_manifest(self.manifest)
@@ -279,7 +326,7 @@ class Artifact:
         return attrs.evolve(self, path=folder)
 
     def table(self) -> Table:
-        """Return what a person wants to know at a glance."""
+        """Return an overview for people."""
         m = self.manifest
         rows: list[tuple[object, ...]] = [
             ("backend", f"{m.backend} {m.backend_version}, device {m.device or 'default'}"),
@@ -291,6 +338,7 @@ class Artifact:
             ("transforms", ", ".join(entry.name for entry in m.history) or "none"),
             ("golden inputs", "yes" if m.golden else "no"),
             ("digest", self.digest[:12]),
+            *(("note", note) for note in m.notes),
         ]
         return Table(title=f"Artifact {self.path or '(in memory)'}", columns=("", ""), rows=tuple(rows))
 
@@ -303,22 +351,37 @@ class Artifact:
         return self.table().to_html()
 
 
-def _describe(content: bytes | Path) -> FileEntry:
-    if isinstance(content, bytes):
+def _not_opened(folder: Path, error: OSError | ValueError) -> ArtifactFormatError:
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, FileNotFoundError):
+        what = "There is no such artifact."
+    elif isinstance(error, NotADirectoryError):
+        what = "An artifact is a directory."
+    else:
+        what = f"The artifact cannot be opened: {reason}."
+    return ArtifactFormatError(
+        what,
+        where=str(folder),
+        expected=f"a directory with {MANIFEST_NAME}",
+        found=reason,
+        hint="Give the directory that Artifact.save wrote.",
+    )
+
+
+def _describe(content: Content) -> FileEntry:
+    if not isinstance(content, Path):
         return FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+    digest, size = hashlib.sha256(), 0
     with content.open("rb") as file:
-        digest = _hash_file(file)
-    return FileEntry(sha256=digest, size=content.stat().st_size)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileEntry(sha256=digest.hexdigest(), size=size)
 
 
-def _hash_file(file: io.BufferedReader) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
+def _verified(reader: FolderReader, path: Path, entry: FileEntry) -> bytes | mmap.mmap:
+    """Return the contents of a file, in memory or mapped, after a check of their size and hash."""
 
-
-def _verified(path: Path, entry: FileEntry) -> bytes | Path:
     def broken(what: str, expected: object, found: object) -> ArtifactIntegrityError:
         return ArtifactIntegrityError(
             what,
@@ -329,21 +392,24 @@ def _verified(path: Path, entry: FileEntry) -> bytes | Path:
         )
 
     try:
-        with open_regular(path) as file:
+        with reader.open(path.name) as file:
             size = os.fstat(file.fileno()).st_size
             if size != entry.size:
                 raise broken(
                     "A file of the artifact has the wrong size.", f"{entry.size} bytes", f"{size} bytes"
                 )
-            if size <= IN_MEMORY_BYTES:
-                content: bytes | Path = file.read()
-                digest = hashlib.sha256(content).hexdigest()  # type: ignore[arg-type]
-            else:
-                content, digest = path, _hash_file(file)
+            content: bytes | mmap.mmap = (
+                file.read(size)
+                if size <= IN_MEMORY_BYTES
+                else mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            )
     except OSError as error:
         raise broken(
-            "A file of the artifact cannot be read.", "a regular file", error.strerror or error
+            f"A file of the artifact cannot be read: {error.strerror or error}.",
+            "a regular file with one name, no link",
+            error.strerror or error,
         ) from error
+    digest = hashlib.sha256(content).hexdigest()
     if digest != entry.sha256:
         raise broken("A file of the artifact has the wrong contents.", f"SHA-256 {entry.sha256}", digest)
     return content
@@ -359,38 +425,3 @@ def _check_options(options: Mapping[str, object], backend: str) -> None:
             expected="strings, numbers, booleans, and lists and mappings of them",
             found=options,
         ) from error
-
-
-def _without_objects(array: np.ndarray) -> np.ndarray:
-    """Return strings in numpy's own form, which needs no pickle."""
-    return array.astype(str) if array.dtype == object else array
-
-
-def _as_declared(array: np.ndarray, dtype: np.dtype[Any] | None) -> np.ndarray:
-    """Undo what the file did to strings, and to dtypes that numpy does not have (they come as raw bytes)."""
-    if array.dtype.kind == "U":
-        return array.astype(object)
-    if array.dtype.kind == "V" and dtype is not None and dtype.itemsize == array.dtype.itemsize:
-        return array.view(dtype)
-    return array
-
-
-def _read_golden(manifest: Manifest, golden: Golden, content: bytes | Path, folder: Path) -> Golden:
-    data = content if isinstance(content, bytes) else content.read_bytes()
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # zipfile and zlib have errors of their own
-        raise ArtifactError(
-            f"The golden inputs cannot be read: {error}", where=str(folder / GOLDEN_NAME)
-        ) from error
-    signature = manifest.signature
-    dtypes = {f"in:{spec.name}": spec.dtype for spec in signature.inputs}
-    dtypes |= {f"out:{spec.name}": spec.dtype for spec in signature.outputs}
-    arrays = {name: _as_declared(array, dtypes.get(name)) for name, array in arrays.items()}
-    return attrs.evolve(
-        golden,
-        inputs={name[3:]: array for name, array in arrays.items() if name.startswith("in:")},
-        outputs={name[4:]: array for name, array in arrays.items() if name.startswith("out:")},
-        npz=data,
-    )

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from edgeinfer.errors import CalibrationError
 from edgeinfer.graph.im2col import Layout, layout_of_node
+from edgeinfer.numerics.coarse_gram import coarse_gram
 from edgeinfer.numerics.fixed_order import matmul
 
 __all__ = ["MomentObserver"]
@@ -32,15 +33,22 @@ class MomentObserver:
     Args:
         node: The node, or its Layout.
         max_columns: Take at most so many output positions of each update, drawn with a fixed seed.
+        coarse: Eight bits of each row of X are enough for H (`numerics.coarse_gram`), which is quicker.
         max_bytes: The size of a piece of X at most.
     """
 
     def __init__(
-        self, node: ir.Node | Layout, *, max_columns: int | None = 4096, max_bytes: int = 64 << 20
+        self,
+        node: ir.Node | Layout,
+        *,
+        max_columns: int | None = 4096,
+        coarse: bool = False,
+        max_bytes: int = 64 << 20,
     ) -> None:
         self.layout = layout_of_node(node) if isinstance(node, ir.Node) else node
         groups, rows = self.layout.groups, self.layout.rows
         self._max_columns = max_columns
+        self._coarse = coarse
         self._max_bytes = max_bytes
         self._h = np.zeros((groups, rows, rows))
         self._sum = np.zeros((groups, rows))
@@ -52,7 +60,7 @@ class MomentObserver:
     @property
     def key(self) -> str:
         """See `Resumable`."""
-        return f"moments {self._max_columns} {self.layout}"
+        return f"{'coarse ' if self._coarse else ''}moments {self._max_columns} {self.layout}"
 
     def update(self, x: np.ndarray) -> None:
         """Take in the node's input.
@@ -136,7 +144,9 @@ class MomentObserver:
             if not np.isfinite(sums).all():
                 raise CalibrationError("A tensor has values that are not finite.", expected="finite numbers")
             self._sum += sums
-            self._h += matmul(piece, piece.transpose(0, 2, 1), slices=1)
+            self._h += (
+                coarse_gram(piece) if self._coarse else matmul(piece, piece.transpose(0, 2, 1), slices=1)
+            )
             self.count += piece.shape[2]
             if target is not None:
                 self._take_target(piece, target[:, :, index])

@@ -9,14 +9,16 @@ the model is run only as far as they need.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TypeAlias, final
 
 import numpy as np
+import onnx_ir as ir
 
 from edgeinfer.graph.taps import probe, probe_sizes
 from edgeinfer.model.model import Model
+from edgeinfer.runtime.machine import usable_cores
 from edgeinfer.runtime.session import Session
 
 __all__ = ["DEFAULT_MAX_BYTES", "TensorSampler"]
@@ -28,6 +30,8 @@ DEFAULT_MAX_BYTES = 256 << 20
 _MAX_TURNS = 3
 
 _Group: TypeAlias = tuple[str, ...]
+# Gives the name, the value and the weight of each tensor; see `TensorSampler.tensors`.
+Job: TypeAlias = "Callable[[], list[tuple[str, np.ndarray, int]]]"
 
 
 @final
@@ -42,7 +46,8 @@ class TensorSampler:
         names: Tensors of its main graph. Graph inputs are taken from the feed.
         estimated: Those of which every k-th value is enough once `take_turns` was called.
         max_bytes: How many bytes of these tensors may exist at once. One tensor may exceed it alone.
-        threads: Threads within an operator; 0 lets the runtime choose.
+        threads: How many feeds may be run at once, each on one thread: values that several threads add up
+            depend on how many they are. 0 for one a core.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class TensorSampler:
         self._estimated = frozenset(estimated)
         self._dropped: frozenset[str] = frozenset()
         self._max_bytes = max_bytes
-        self._threads = threads
+        self._threads = threads or usable_cores()
         self._can_cut = _has_free_batch(model)
         self._planned_for = -1  # elements of the largest feed that the groups are known to hold for
         self._rows: int | None = None
@@ -70,6 +75,7 @@ class TensorSampler:
         self._turns: list[list[_Group]] = []
         self._sessions: dict[_Group, Session] = {}
         self._measured: tuple[int, list[int]] = (-1, [])  # elements of a feed, and the tensors' bytes for it
+        self._at_once = 1
         self.runs = 0
         self.notes: list[str] = []
 
@@ -109,10 +115,28 @@ class TensorSampler:
         Yields:
             The weight is for how many feeds the value stands: k for an estimated tensor at its turn, else 1.
         """
-        for name in self._inputs:
-            yield name, feed[name], 1
+        turn, weight = self._prepare(feed, index)
+        yield from self._run(feed, turn, weight)
+
+    def job(self, feed: Mapping[str, np.ndarray], index: int = 0) -> Job | None:
+        """Return what gives all of `tensors` when called, in another thread, or None.
+
+        None where the tensors of one feed need several runs, or those of two do not fit the memory.
+        """
+        turn, weight = self._prepare(feed, index)
+        if self._at_once < 2 or len(turn) > 1 or len(list(self._parts(feed))) > 1:
+            return None
+        for group in turn:
+            self._session(group)
+        return lambda: list(self._run(feed, turn, weight))
+
+    def at_once(self) -> int:
+        """Return how many jobs may be under way, as far as memory and cores allow."""
+        return self._at_once
+
+    def _prepare(self, feed: Mapping[str, np.ndarray], index: int) -> tuple[list[_Group], int]:
         if not self._names:
-            return
+            return [], 1
         elements = sum(array.size for array in feed.values())
         if elements > self._planned_for:
             self._plan(feed)
@@ -120,10 +144,17 @@ class TensorSampler:
         weight = len(self._turns)
         # Shifted in each round, so that data which repeats every k feeds does not meet the same tensors.
         turn = self._turns[(index + index // weight) % weight]
+        self.runs += len(turn) * sum(1 for _ in self._parts(feed))
+        return turn, weight
+
+    def _run(
+        self, feed: Mapping[str, np.ndarray], turn: list[_Group], weight: int
+    ) -> Iterator[tuple[str, np.ndarray, int]]:
+        for name in self._inputs:
+            yield name, feed[name], 1
         for part in self._parts(feed):
             for group in turn:
                 outputs = self._session(group).infer(part)
-                self.runs += 1
                 for name in list(outputs):
                     yield name, outputs.pop(name), weight if name in self._estimated else 1
 
@@ -150,6 +181,7 @@ class TensorSampler:
             share = self._rows / rows
             sizes = {name: math.ceil(size * share) for name, size in sizes.items()}
         self._turns = [_deal(turn, self._max_bytes) for turn in self._take_apart(sizes)]
+        self._at_once = max(1, min(self._threads, self._max_bytes // max(sum(sizes.values()), 1)))
         planned = {group for turn in self._turns for group in turn}
         for group in self._sessions.keys() - planned:
             self._sessions.pop(group).close()
@@ -187,17 +219,40 @@ class TensorSampler:
 
     def _session(self, group: _Group) -> Session:
         if group not in self._sessions:
-            self._sessions[group] = probe(self._model, group, threads=self._threads)
+            self._sessions[group] = probe(self._model, group, threads=1)
         return self._sessions[group]
 
     def _bytes(self, feed: Mapping[str, np.ndarray]) -> list[int]:
         elements = sum(array.size for array in feed.values())
         if self._measured[0] != elements:
-            # Closed at once: a session has weights and buffers of its own.
-            with probe_sizes(self._model, self._names, threads=self._threads) as session:
-                sizes = [int(value) * 4 for value in session.infer(feed).values()]
+            sizes = self._known_bytes(feed)
+            if sizes is None:
+                # Closed at once: a session has weights and buffers of its own.
+                with probe_sizes(self._model, self._names, threads=1) as session:
+                    sizes = [int(value) * 4 for value in session.infer(feed).values()]
             self._measured = (elements, sizes)
         return self._measured[1]
+
+    def _known_bytes(self, feed: Mapping[str, np.ndarray]) -> list[int] | None:
+        """Return the bytes as far as the graph's own shapes tell, or None: it saves a session to measure."""
+        graph = self._model.ir.graph
+        known: dict[object, int] = {}
+        for value in graph.inputs:
+            if value.name is not None and value.name in feed and value.shape is not None:
+                known |= {
+                    dim.value: size
+                    for dim, size in zip(value.shape, np.shape(feed[value.name]), strict=False)
+                    if isinstance(dim, ir.SymbolicDim) and dim.value is not None
+                }
+        values = {value.name: value for node in graph for value in node.outputs}
+        sizes = []
+        for name in self._names:
+            shape = values[name].shape if name in values else None
+            dims = None if shape is None else [known.get(getattr(dim, "value", dim), dim) for dim in shape]
+            if dims is None or not all(isinstance(dim, int) for dim in dims):
+                return None
+            sizes.append(4 * math.prod(dim for dim in dims if isinstance(dim, int)))
+        return sizes
 
     def _rows_of(self, feed: Mapping[str, np.ndarray]) -> int | None:
         """Return the batch size, if the feed may be cut along it."""

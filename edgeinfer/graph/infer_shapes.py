@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
+
+from edgeinfer.model.onnx_inference import run_inference
 
 __all__ = ["infer_shapes"]
-
-_LOGGER = logging.getLogger("onnx_ir.passes.common.shape_inference")
-_SEQUENCES = frozenset(
-    {
-        "SequenceConstruct",
-        "SequenceEmpty",
-        "SequenceErase",
-        "SequenceInsert",
-        "SequenceMap",
-        "SplitToSequence",
-    }
-)
 
 
 def infer_shapes(model: ir.Model, *, data_prop: bool = False, outputs: bool = False) -> None:
@@ -34,16 +21,6 @@ def infer_shapes(model: ir.Model, *, data_prop: bool = False, outputs: bool = Fa
         outputs: Infer the shapes of the model's outputs, too; else they stay as they are declared.
     """
     declared = [(value, value.shape) for value in model.graph.outputs]
-    # onnx-ir reads the type of a sequence as that of its elements.
-    sequences = [
-        (value, value.type) for n in model.graph.all_nodes() if n.op_type in _SEQUENCES for value in n.outputs
-    ]
-    quiet, _LOGGER.disabled = _LOGGER.disabled, True  # it would print a traceback
-    try:
-        common_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=data_prop)(model)
-    finally:
-        _LOGGER.disabled = quiet
-    for value, kind in sequences:
-        value.type = kind
+    run_inference(model, data_prop=data_prop)
     for value, shape in declared if not outputs else ():
         value.shape = shape

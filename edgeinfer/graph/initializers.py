@@ -19,7 +19,7 @@ def constant(value: ir.Value | None) -> np.ndarray:
 
 def set_constant(value: ir.Value, array: np.ndarray) -> None:
     """Give an initializer new data."""
-    tensor = ir.tensor(np.ascontiguousarray(array), name=value.name)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=value.name)
     value.const_value = tensor
     set_type(value, tensor.dtype, ir.Shape(array.shape))
 
@@ -41,10 +41,11 @@ def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 
 def drop_unused(model: ir.Model) -> None:
-    """Remove the initializers of the main graph that nothing reads."""
-    for name, value in list(model.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del model.graph.initializers[name]
+    """Remove the initializers that nothing reads."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for name, value in list(graph.initializers.items()):
+            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                del graph.initializers[name]
 
 
 def graph_of(node: ir.Node) -> ir.Graph:

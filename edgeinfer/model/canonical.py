@@ -2,8 +2,9 @@
 
 Two models have one digest exactly when they compute the same thing in the same way: the same nodes in
 the same order with the same names, the same weights, the same signature. What does not count: where the
-weights are stored (inline, external, which file), the order of the initializers, inferred shapes of
-intermediate values, documentation strings, producer names and metadata.
+weights are stored (inline, external, which file), the order of the initializers, inferred dtypes and shapes
+of intermediate values (the inputs and outputs of subgraphs are such), documentation strings, producer names
+and metadata.
 
 Every field is written with its length in front, so that no two different models give the same bytes.
 """
@@ -55,9 +56,9 @@ class _Writer:
         return self._hash.hexdigest()
 
 
-def _graph(writer: _Writer, graph: ir.Graph) -> None:
-    _values(writer, "input", graph.inputs)
-    _values(writer, "output", graph.outputs)
+def _graph(writer: _Writer, graph: ir.Graph, *, typed: bool = True) -> None:
+    _values(writer, "input", graph.inputs, typed=typed)
+    _values(writer, "output", graph.outputs, typed=typed)
     for name, value in sorted(graph.initializers.items()):
         writer.text("initializer", name)
         if value.const_value is not None:
@@ -65,9 +66,10 @@ def _graph(writer: _Writer, graph: ir.Graph) -> None:
     _nodes(writer, graph)
 
 
-def _values(writer: _Writer, label: str, values: Iterable[ir.Value]) -> None:
+def _values(writer: _Writer, label: str, values: Iterable[ir.Value], *, typed: bool = True) -> None:
     for value in values:
-        writer.text(label, value.name or "", str(value.type), _shape_text(value.shape))
+        described = (str(value.type), _shape_text(value.shape)) if typed else ()
+        writer.text(label, value.name or "", *described)
 
 
 def _shape_text(shape: ir.Shape | None) -> str:
@@ -90,10 +92,10 @@ def _attributes(writer: _Writer, attributes: Iterable[ir.Attr]) -> None:
         if attr.is_ref():
             writer.text("ref", attr.ref_attr_name or "")
         elif attr.type is ir.AttributeType.GRAPH:
-            _graph(writer, attr.as_graph())
+            _graph(writer, attr.as_graph(), typed=False)
         elif attr.type is ir.AttributeType.GRAPHS:
             for graph in attr.as_graphs():
-                _graph(writer, graph)
+                _graph(writer, graph, typed=False)
         elif attr.type is ir.AttributeType.TENSOR:
             _tensor(writer, attr.as_tensor())
         elif attr.type is ir.AttributeType.TENSORS:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias, final
+from typing import TypeAlias, final
 
 import attrs
 import onnx
@@ -18,12 +17,15 @@ from google.protobuf.message import DecodeError
 
 from edgeinfer.artifact.history import HistoryEntry
 from edgeinfer.artifact.signature import Signature
+from edgeinfer.atomic import draft_folder
 from edgeinfer.backends.onnx_payload import EXTERNAL_THRESHOLD_BYTES
 from edgeinfer.display import Table
 from edgeinfer.errors import InvalidModelError, ModelError, ModelLoadError, UnsupportedModelError
 from edgeinfer.model.canonical import canonical_digest
 from edgeinfer.model.checks import check_graph, check_opset, check_sizes, free_dimensions, name_nodes
 from edgeinfer.model.external_data import internalize
+from edgeinfer.model.shape_hints import drop_wrong_shapes
+from edgeinfer.model.transform_report import TransformReport
 
 __all__ = ["Model", "ModelSource"]
 
@@ -51,7 +53,7 @@ class Model:
 
     ir: IrModel
     path: Path | None = None
-    report: Any = None
+    report: TransformReport | None = None
 
     @classmethod
     def load(cls, source: ModelSource) -> Model:
@@ -70,7 +72,7 @@ class Model:
         if isinstance(source, Model):
             return source
         if isinstance(source, ir.Model):
-            return cls.from_ir(source.clone())
+            return cls._loaded(source.clone())
         if isinstance(source, onnx.ModelProto):
             own = onnx.ModelProto()  # tensors are views of it, so the caller's may not be used
             own.CopyFrom(source)
@@ -102,6 +104,12 @@ class Model:
         return cls(model, path)
 
     @classmethod
+    def _loaded(cls, model: IrModel, *, path: Path | None = None) -> Model:
+        loaded = cls.from_ir(model, path=path)
+        drop_wrong_shapes(model)
+        return loaded
+
+    @classmethod
     def _from_proto(cls, proto: onnx.ModelProto, path: Path | None, where: str) -> Model:
         if not proto.HasField("graph") or not proto.opset_import:
             raise ModelLoadError(
@@ -112,7 +120,7 @@ class Model:
         try:
             model = ir.from_proto(proto)
             internalize(model, path.parent if path is not None else None)
-            return cls.from_ir(model, path=path)
+            return cls._loaded(model, path=path)
         except ModelError as error:
             error.where = where if error.where is None else f"{where}: {error.where}"
             raise
@@ -124,7 +132,7 @@ class Model:
     @cached_property
     def signature(self) -> Signature:
         """The inputs (without weights) and outputs, with dtypes and shapes."""
-        return Signature.of_graph(self.ir.graph)
+        return Signature.of_graph(self.ir.graph, ir_version=self.ir.ir_version)
 
     @cached_property
     def digest(self) -> str:
@@ -218,7 +226,7 @@ class Model:
         return data
 
     def save(self, path: str | os.PathLike[str], *, external_data: bool | None = None) -> Path:
-        """Write the model atomically: to a temporary sibling, then by rename.
+        """Write the model atomically: to a draft beside it, then by rename.
 
         With external data there are two renames, the data first.
 
@@ -236,12 +244,20 @@ class Model:
         if external_data is None:
             external_data = self.nbytes >= EXTERNAL_THRESHOLD_BYTES
         try:
-            with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-                draft = Path(folder) / path.name
+            if path.exists() and not path.is_file():  # a rename would put a file in a device's place
+                raise ModelError(
+                    "There is something else at that path.",
+                    where=str(path),
+                    expected="a file, or nothing",
+                    found="a folder" if path.is_dir() else "a device or a pipe",
+                    hint="Choose another path.",
+                )
+            with draft_folder(path.parent, path.name) as folder:
+                draft = folder / path.name
                 data = f"{path.name}.data"
                 if external_data:
                     ir.save(self.copy_ir(), draft, external_data=data)
-                    _replace(Path(folder) / data, path.with_name(data))
+                    _replace(folder / data, path.with_name(data))
                 else:
                     draft.write_bytes(self.to_bytes())
                 _replace(draft, path)

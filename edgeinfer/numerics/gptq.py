@@ -11,7 +11,9 @@ algorithm written with the factor of `H` itself, which needs no inverse:
 Then sweeps of coordinate descent visit each column again and set it to the best grid point given all the
 others, which can only lower the cost.
 
-All functions take stacks: weights `(G, R, K)`, moments `(G, K, K)`; each group is a problem of its own.
+All functions take stacks: weights `(G, R, K)`, moments `(G, K, K)`; each group is a problem of its own. Sums
+are in a fixed order (`numerics.fixed_order`), because one bit of a sum may turn a rounding, and that all that
+follow: the integers are the same on every machine.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ from typing import final
 import attrs
 import numpy as np
 
+from edgeinfer.numerics.fixed_order import cholesky, matmul
 from edgeinfer.numerics.pair_sums import GREATEST_PAIR
 
 __all__ = ["Grid", "output_error", "round_weights"]
 
 _BLOCK = 128
+_SLICES = 1  # of `matmul`: 19 bits of an error are more than it is known to
 
 
 @final
@@ -91,7 +95,7 @@ class Grid:
 def output_error(weights: np.ndarray, rounded: np.ndarray, moment: np.ndarray) -> np.ndarray:
     """Return `diag(E H Eᵀ)`, the squared error of each output channel, `(G, R)`."""
     error = np.asarray(weights, np.float64) - rounded
-    total: np.ndarray = np.einsum("grk,grk->gr", error @ moment.astype(np.float64, copy=False), error)
+    total: np.ndarray = (matmul(error, moment, slices=_SLICES) * error).sum(axis=-1)
     return total
 
 
@@ -119,7 +123,7 @@ def round_weights(
     """
     weights = np.asarray(weights, np.float32)
     mean = np.maximum(moment.diagonal(axis1=1, axis2=2).mean(axis=1), 1e-30)[:, None, None]
-    normal = np.asarray(moment / mean, np.float32)
+    normal = np.asarray(moment / mean, np.float64)
     order = _order(normal, act_order=act_order)
     inverse = np.argsort(order, axis=1)
     ordered = grid.take(weights.shape, order)
@@ -140,19 +144,21 @@ def round_weights(
 def _feedback(weights: np.ndarray, damped: np.ndarray, grid: Grid) -> np.ndarray:
     """Round column by column, feeding the errors of the columns before into the next (LDLQ)."""
     # The factor of the flipped matrix, flipped back, is upper triangular: H = R Rᵀ.
-    factor = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
+    factor = cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
     feed = factor / factor.diagonal(axis1=1, axis2=2)[:, None, :]
     integers = np.zeros_like(weights)
-    error = np.zeros_like(weights)
+    error = np.zeros(weights.shape)
     size = weights.shape[2]
     for start in range(0, size, _BLOCK):
         stop = min(start + _BLOCK, size)
-        block = weights[..., start:stop] + error[..., :start] @ feed[:, :start, start:stop]
+        block = weights[..., start:stop].astype(np.float64)
+        if start:
+            block += matmul(error[..., :start], feed[:, :start, start:stop], slices=_SLICES)
         for k in range(start, stop):
-            wanted = block[..., k - start] + (error[..., start:k] @ feed[:, start:k, k, None])[..., 0]
             column = grid.column(k, integers)
-            integers[..., k] = column.quantize(wanted)
+            integers[..., k] = column.quantize(block[..., k - start])
             error[..., k] = weights[..., k] - column.dequantize(integers[..., k])
+            block[..., k + 1 - start :] += error[..., k, None] * feed[:, None, k, k + 1 : stop]
     return integers
 
 
@@ -165,7 +171,7 @@ def _descend(weights: np.ndarray, integers: np.ndarray, damped: np.ndarray, grid
     for start in range(0, size, _BLOCK):
         stop = min(start + _BLOCK, size)
         inner = damped[:, start:stop, start:stop]
-        gradient = error @ damped[:, :, start:stop]
+        gradient = matmul(error, damped[:, :, start:stop], slices=_SLICES)
         for k in range(start, stop):
             at = k - start
             column = grid.column(k, integers)

@@ -1,10 +1,13 @@
 """Weights whose products with 8-bit activations cannot overflow where pairs of them are added in 16 bits.
 
-x86 CPUs without VNNI multiply unsigned by signed bytes with `vpmaddubsw`, which adds two neighbouring products
-in 16 bits and saturates (Intel 64 and IA-32 Software Developer's Manual, volume 2, PMADDUBSW): 255 · 127 +
-255 · 127 = 64770 becomes 32767. With `|w_0 + w_1| <= 128` for neighbours of one sign it cannot: 255 · 128 =
-32640. Halving the range of all weights (7 bits) keeps to that and costs 6 dB. Here a channel's scale grows
-only as far as its own neighbours need, by a fifth for most channels of real models.
+x86 CPUs without VNNI multiply unsigned by signed bytes with `vpmaddubsw`, which adds two neighbouring
+products in 16 bits and saturates (Intel 64 and IA-32 Software Developer's Manual, volume 2, PMADDUBSW):
+255 · 127 + 255 · 127 = 64770 becomes 32767. With `|w_0 + w_1| <= 128` for neighbours of one sign it cannot:
+255 · 128 = 32640. Halving the range of all weights (7 bits) keeps to that and costs 6 dB. Here a channel's
+scale grows only as far as its own neighbours need.
+
+Measured on such a CPU on evaluation rows, ranges by MSE: ResNet-20 has 14.1 dB in ONNX Runtime and 13.3 dB
+in OpenVINO with all 8 bits, 28.3 and 29.1 dB so; 28.6 and 29.5 dB are what its graphs say with all 8 bits.
 
 Which weights are neighbours was measured on an AVX2 CPU, with weights of which two alone are not 0 (ONNX
 Runtime 1.32, OpenVINO 2026.4). Input channels at one position of the kernel are, two by two from the first.
@@ -75,9 +78,9 @@ def safe_scale(filters: np.ndarray, scale: np.ndarray, pairs: np.ndarray) -> np.
     filters = np.asarray(filters, np.float32)
     scale = np.asarray(scale, np.float32)
     levels = np.rint(filters / (scale[..., None] if scale.ndim else scale))
-    overflows = greatest_pair(levels, pairs) > GREATEST_PAIR
+    overflows = np.asarray(greatest_pair(levels, pairs) > GREATEST_PAIR)
     wanted = greatest_pair(filters, pairs) / np.float32(_BEFORE_ROUNDING)
     if not scale.ndim:
-        overflows, wanted = overflows.any(), wanted.max(initial=0.0)
+        overflows, wanted = np.asarray(overflows.any()), np.asarray(wanted.max(initial=0.0))
     safe: np.ndarray = np.where(overflows, np.maximum(scale, wanted), scale).astype(np.float32)
     return safe

@@ -19,7 +19,7 @@ from edgeinfer.artifact.signature import Signature
 from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
-from edgeinfer.feeds.generate import FeedIterable
+from edgeinfer.feeds.feeds import FeedIterable
 from edgeinfer.graph.initializers import constant
 from edgeinfer.graph.layers import find_layers
 from edgeinfer.graph.names import require_nodes
@@ -83,6 +83,8 @@ class Sparsify(GraphTransform):
     )
     target: Target | str | None = attrs.field(default=None, kw_only=True, validator=options.target)
     progress: bool | None = attrs.field(default=None, kw_only=True)
+
+    names_layers = True
 
     @property
     @abc.abstractmethod

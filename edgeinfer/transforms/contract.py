@@ -2,8 +2,9 @@
 
 A transform of ours is a frozen value whose class derives from `GraphTransform` and writes one method,
 `rewrite(graph, report)`, which changes a private copy and says what it did. `GraphTransform.apply` does the
-rest, once for all of them: it converts the opset when the transform needs a newer one, copies, rewrites,
-checks, and makes the report. The checks, each a `TransformContractError` when broken:
+rest, once for all of them: it copies, inlines functions and converts the opset where the transform needs it,
+rewrites, names the layers that were passed over, checks, and makes the report. The checks, each a
+`TransformContractError` when broken:
 
 1. The report tells the truth: something was applied if and only if the digest changed.
 2. The signature is kept, unless the class declares `changes_signature`.
@@ -20,19 +21,21 @@ from __future__ import annotations
 import abc
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, cast, final, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, final, runtime_checkable
 
 import attrs
-import numpy as np
 import onnx_ir as ir
 
 import edgeinfer.terminal  # noqa: F401 (progress by rich from now on)
 from edgeinfer.artifact.history import HistoryEntry
-from edgeinfer.display import Table
 from edgeinfer.errors import EdgeInferError, InvalidModelError, TransformContractError, TransformError
+from edgeinfer.graph.inline_functions import inline_functions
+from edgeinfer.graph.layer_like import Place, layer_like
 from edgeinfer.graph.opset import convert_opset
 from edgeinfer.model.model import Model
-from edgeinfer.values import as_tuple
+from edgeinfer.model.plain_config import config_of, plain_config
+from edgeinfer.model.transform_report import Applied, Skipped, TransformReport
+from edgeinfer.transforms.options import OurErrors
 
 __all__ = [
     "Applied",
@@ -46,69 +49,6 @@ __all__ = [
     "TransformResult",
     "as_transform",
 ]
-
-
-class Applied(NamedTuple):
-    """One place that a transform changed."""
-
-    node: str
-    what: str
-
-
-class Skipped(NamedTuple):
-    """One place that a transform left alone, and why."""
-
-    node: str
-    reason: str
-
-
-@final
-@attrs.frozen(kw_only=True)
-class TransformReport:
-    """What a transform did.
-
-    Attributes:
-        name: The transform's class name.
-        config: Its configuration, as JSON-compatible values.
-        applied: The places it changed.
-        skipped: The places it left alone, with reasons.
-        notes: What else there is to say, such as an opset conversion or a warning.
-        data: Figures that the transform gives to programs, by name.
-        modified: Whether the graph changed (by digest).
-        digest_before: The model's digest before.
-        digest_after: The model's digest after.
-        seconds: How long it took.
-        steps: The reports of the parts, for a Pipeline.
-    """
-
-    name: str
-    config: Mapping[str, object] = attrs.field(factory=dict)
-    applied: tuple[Applied, ...] = attrs.field(default=(), converter=as_tuple)
-    skipped: tuple[Skipped, ...] = attrs.field(default=(), converter=as_tuple)
-    notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
-    data: Mapping[str, Any] = attrs.field(factory=dict)
-    modified: bool
-    digest_before: str
-    digest_after: str
-    seconds: float = 0.0
-    steps: tuple[TransformReport, ...] = attrs.field(default=(), converter=as_tuple)
-
-    def table(self) -> Table:
-        """Return one row a place."""
-        reports = self.steps or (self,)
-        rows: list[tuple[object, ...]] = []
-        for report in reports:
-            rows += [(report.name, "applied", node, what) for node, what in report.applied]
-            rows += [(report.name, "skipped", node, reason) for node, reason in report.skipped]
-            rows += [(report.name, "note", "", note) for note in report.notes]
-        title = f"{self.name}: {len(self.applied)} applied, {len(self.skipped)} skipped"
-        return Table(title=title, columns=("transform", "", "node", "what"), rows=tuple(rows))
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
 
 
 class TransformResult(NamedTuple):
@@ -191,31 +131,35 @@ class ReportBuilder:
         )
 
 
-class GraphTransform(ir.passes.FunctionalPass):
+class GraphTransform(ir.passes.FunctionalPass, metaclass=OurErrors):
     """Base of edgeinfer's own transforms; see the module's docstring.
 
     Class attributes:
         min_opset: The opset that the rewrite needs; an older model is converted first, and that is noted.
         changes_signature: Declares that inputs or outputs may change.
         idempotent: Whether applying twice equals applying once.
+        inlines_functions: Whether model-local functions are put in place of their calls first, so that the
+            rewrite sees their nodes. That is kept, and noted, when the rewrite changes something.
+        names_layers: Declares that each layer is named in the report: what the rewrite says nothing about is
+            reported as skipped.
+        reports_on: Operators that the rewrite itself says enough about where they are in the main graph. With
+            `names_layers`, the layers of other operators and of subgraphs are reported for it.
     """
 
     min_opset: ClassVar[int] = 7
     changes_signature: ClassVar[bool] = False
     idempotent: ClassVar[bool] = True
+    inlines_functions: ClassVar[bool] = True
+    names_layers: ClassVar[bool] = False
+    reports_on: ClassVar[frozenset[str]] = frozenset()
 
     @abc.abstractmethod
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Change `model`, a private copy, in place and say so in `report`."""
 
     def config(self) -> dict[str, object]:
-        """Return the configuration as JSON-compatible values, for the history."""
-        if not attrs.has(type(self)):
-            return {}
-        fields = attrs.fields(cast("type[attrs.AttrsInstance]", type(self)))
-        return {
-            f.name: _jsonable(getattr(self, f.name)) for f in fields if getattr(self, f.name) != f.default
-        }
+        """Return the configuration as JSON-compatible values without data, for the history."""
+        return config_of(self)
 
     @final
     def apply(self, model: Model, /) -> TransformResult:
@@ -228,12 +172,9 @@ class GraphTransform(ir.passes.FunctionalPass):
         started = time.perf_counter()
         report = ReportBuilder()
         name = type(self).__name__
-        work = model.copy_ir()
-        if 0 < model.opset < self.min_opset:
-            work = convert_opset(work, self.min_opset, wanted_by=name)
-            converted = work.clone()
-        else:
-            converted = None
+        work, prepared = self._prepared(model, report)
+        before = Model(work).digest if prepared else model.digest
+        places = tuple(layer_like(work)) if self.names_layers else ()
         try:
             self.rewrite(work, report)
         except EdgeInferError:
@@ -243,16 +184,32 @@ class GraphTransform(ir.passes.FunctionalPass):
                 f"{name} failed: {type(error).__name__}: {error}",
                 hint="This is a defect in the transform; please report it with the model.",
             ) from error
-        if converted is not None and report.applied:
-            report.notes.insert(0, f"converted from opset {model.opset} to {self.min_opset}")
-        after = self._checked(model, work, report)
+        _name_the_rest(places, report, self)
+        if report.applied:
+            report.notes[:0] = prepared
+        after = self._checked(model, work, report, before)
         return TransformResult(after, report.finish(name, model, after, started, config=self.config()))
 
-    def _checked(self, before: Model, work: ir.Model, report: ReportBuilder) -> Model:
+    def _prepared(self, model: Model, report: ReportBuilder) -> tuple[ir.Model, list[str]]:
+        """Return a copy that the rewrite can work on, and what was done to it."""
+        work = model.copy_ir()
+        said = []
+        if self.inlines_functions and work.functions:
+            gone, left = inline_functions(work)
+            if gone:
+                said.append(f"inlined the function{'s' if len(gone) > 1 else ''} {', '.join(gone)}")
+            for function, reason in left.items():
+                report.skip(function, f"the function is not looked into: {reason}")
+        if 0 < model.opset < self.min_opset:
+            work = convert_opset(work, self.min_opset, wanted_by=type(self).__name__)
+            said.append(f"converted from opset {model.opset} to {self.min_opset}")
+        return work, said
+
+    def _checked(self, before: Model, work: ir.Model, report: ReportBuilder, prepared: str) -> Model:
         name = type(self).__name__
         if not report.applied:
-            # Nothing was done on purpose, so that an opset conversion alone is not kept either.
-            if before.opset >= self.min_opset and Model(work).digest != before.digest:
+            # Nothing was done on purpose, so that a preparation alone is not kept either.
+            if Model(work).digest != prepared:
                 raise TransformContractError(f"{name} changed the graph and did not say so.")
             return before
         try:
@@ -332,13 +289,7 @@ class Pipeline:
         steps: list[TransformReport] = []
         current = model
         for transform in self.transforms:
-            try:
-                current, report = transform.apply(current)
-            except EdgeInferError:
-                raise
-            except Exception as error:  # a third party's transform may raise anything
-                name = type(transform).__name__
-                raise TransformError(f"{name} failed: {type(error).__name__}: {error}") from error
+            current, report = _applied(transform, current)
             if report.modified and not report.steps:
                 current = current.with_history((*current.history, _history_entry(report)))
             steps.extend(report.steps or (report,))
@@ -357,6 +308,28 @@ class Pipeline:
             steps=steps,
         )
         return TransformResult(current, report)
+
+
+def _applied(transform: Transform, model: Model) -> TransformResult:
+    """Apply a transform that a third party may have written."""
+    name = type(transform).__name__
+    try:
+        result: object = transform.apply(model)
+    except EdgeInferError:
+        raise
+    except Exception as error:
+        raise TransformError(f"{name} failed: {type(error).__name__}: {error}") from error
+    if isinstance(result, tuple) and len(result) == 2:
+        after, report = result
+        if isinstance(after, Model) and isinstance(report, TransformReport):
+            return TransformResult(after, report)
+    raise TransformContractError(
+        f"{name} gave back something else than a transform does.",
+        where=f"{name}.apply",
+        expected="TransformResult(model, report)",
+        found=type(result).__name__,
+        hint="`edgeinfer.transforms` has TransformResult, TransformReport and ReportBuilder.",
+    )
 
 
 def as_transform(item: object) -> Transform:
@@ -383,7 +356,7 @@ def as_transform(item: object) -> Transform:
 def _history_entry(report: TransformReport) -> HistoryEntry:
     return HistoryEntry(
         name=report.name,
-        config=report.config,
+        config=plain_config(report.config),
         digest_before=report.digest_before,
         digest_after=report.digest_after,
         applied=len(report.applied),
@@ -392,19 +365,16 @@ def _history_entry(report: TransformReport) -> HistoryEntry:
     )
 
 
+def _name_the_rest(layers: Iterable[Place], report: ReportBuilder, transform: GraphTransform) -> None:
+    """Name the layers that the rewrite said nothing about."""
+    name = type(transform).__name__
+    named = {node for node, _ in (*report.applied, *report.skipped)}
+    for layer in layers:
+        known = not layer.inside and layer.op_type in transform.reports_on
+        if layer.node not in named and not known:
+            reason = layer.inside or "has no recipe"
+            report.skip(layer.node, f"{layer.op_type} {reason}: {name} leaves it alone")
+
+
 def _name(node: ir.Node | str) -> str:
     return node if isinstance(node, str) else node.name or node.op_type
-
-
-def _jsonable(value: object) -> object:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items: Iterable[object] = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
-        return [_jsonable(item) for item in items]
-    text = repr(value)
-    return f"<{type(value).__name__}>" if " at 0x" in text or len(text) > 200 else text

@@ -8,7 +8,7 @@ import attrs
 import onnx
 import onnx_ir as ir
 
-from edgeinfer.errors import TransformError
+from edgeinfer.errors import TransformOptionError
 from edgeinfer.graph.opset import convert_opset
 from edgeinfer.model.checks import MIN_OPSET
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
@@ -16,10 +16,10 @@ from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 __all__ = ["ConvertOpset"]
 
 
-def _in_range(_: object, __: object, version: int) -> None:
+def _in_range(_: object, __: object, version: object) -> None:
     newest = onnx.defs.onnx_opset_version()
-    if not MIN_OPSET <= version <= newest:
-        raise TransformError(
+    if isinstance(version, bool) or not isinstance(version, int) or not MIN_OPSET <= version <= newest:
+        raise TransformOptionError(
             "There is no such opset.",
             where="ConvertOpset, version",
             expected=f"{MIN_OPSET} to {newest}",
@@ -38,6 +38,8 @@ class ConvertOpset(GraphTransform):
     """
 
     version: int = attrs.field(default=17, validator=_in_range)
+
+    inlines_functions = False  # the conversion does it where it must
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Convert in place."""

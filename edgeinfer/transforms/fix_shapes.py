@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex, TypeAlias, final
 
 import attrs
-import onnx
 import onnx_ir as ir
 
 from edgeinfer.errors import PreconditionError
+from edgeinfer.model.onnx_inference import run_inference
+from edgeinfer.model.shape_hints import forget_shapes
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["FixShapes"]
 
 # What was fixed is remembered in the metadata, so that a symbol's name means something afterwards, too.
 FIXED_KEY = "edgeinfer.fixed_dims"
-# Shape inference needs the numbers of small tensors only (shapes, axes); weights are kept out of protobuf.
-LARGE_BYTES = 1024
 
 Given: TypeAlias = "int | Sequence[int | str | None]"
 
@@ -29,12 +28,21 @@ def _plain(shapes: Mapping[str, Given]) -> dict[str, Given]:
     """Return the mapping with plain ints in it, whatever integers were given."""
 
     def plain(size: object) -> Any:
+        if isinstance(size, bool) or not (size is None or isinstance(size, (str, SupportsIndex))):
+            raise TypeError(f"a size is a whole number, not {size!r}")
         return operator.index(size) if isinstance(size, SupportsIndex) else size
 
-    return {
-        str(name): plain(given) if isinstance(given, SupportsIndex) else tuple(plain(size) for size in given)
-        for name, given in shapes.items()
-    }
+    if not isinstance(shapes, Mapping):
+        raise TypeError(f"shapes are given by name, such as {{'input': (1, 3, 224, 224)}}, not {shapes!r}")
+    found: dict[str, Given] = {}
+    for name, given in shapes.items():
+        if isinstance(given, str) or given is None:
+            raise TypeError(f"the size of {name!r} is a whole number or a shape, not {given!r}")
+        if isinstance(given, Iterable):
+            found[str(name)] = tuple(plain(size) for size in given)
+        else:
+            found[str(name)] = plain(given)
+    return found
 
 
 @final
@@ -55,6 +63,7 @@ class FixShapes(GraphTransform):
     shapes: Mapping[str, Given] = attrs.field(factory=dict, converter=_plain)
 
     changes_signature = True
+    inlines_functions = False
 
     def config(self) -> dict[str, object]:
         """Return the shapes as lists."""
@@ -77,10 +86,7 @@ class FixShapes(GraphTransform):
             for name in self.shapes:
                 report.skip(name, "it has this shape already")
             return
-        for node in graph.all_nodes():
-            for output in node.outputs:
-                if output.shape is not None and not output.shape.is_static():
-                    output.shape = None  # what was inferred for any size is now to be inferred for this one
+        forget_shapes(model)  # what was inferred or stated for other sizes
         _infer(model)
         for value in graph.outputs:
             value.shape = _merged(value, sizes.substituted(before[value]))
@@ -214,29 +220,14 @@ def _infer(model: ir.Model) -> None:
     """Infer the shapes that are not known, like `onnx_ir`'s pass, but do not pass over an error."""
     for value in model.graph.outputs:
         value.shape = None
-    light = model.clone()
-    for value in list(light.graph.initializers.values()):
-        if value.const_value is not None and value.const_value.nbytes > LARGE_BYTES:
-            del light.graph.initializers[value.name or ""]
-            value.const_value = None
-            if not value.is_graph_input():
-                light.graph.inputs.append(value)
     try:
-        inferred = onnx.shape_inference.infer_shapes(ir.to_proto(light), strict_mode=True, data_prop=True)
+        run_inference(model, data_prop=True, strict=True)
     except Exception as error:
         raise PreconditionError(
             f"The graph cannot take these shapes: {str(error).strip()}",
             where="FixShapes",
             hint="Choose the size that the model was exported for, or export it with a symbolic one.",
         ) from error
-    for ours, theirs in zip(model.graphs(), ir.from_proto(inferred).graphs(), strict=True):
-        found = ir.convenience.create_value_mapping(theirs)
-        for name, value in ir.convenience.create_value_mapping(ours).items():
-            other = found.get(name)
-            if other is not None and other.shape is not None and value.shape is None:
-                value.shape = other.shape
-            if other is not None and value.type is None:
-                value.type = other.type
     _check_reshapes(model)
 
 

@@ -9,21 +9,22 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.errors import CalibrationError
 from edgeinfer.graph.taps import probe
 from edgeinfer.model.model import Model
+from edgeinfer.transforms.float16_masks import FLOAT16_MAX
 
 __all__ = [
-    "FLOAT16_MAX",
     "MOVES_DATA",
     "activation_peaks",
     "convertible",
     "flushed_count",
+    "unknown_dtype",
     "unsafe_reason",
     "weight_problem",
 ]
 
-FLOAT16_MAX = 65504.0
 # The part of a tensor's norm that may be lost to numbers that become 0: that of rounding, 2**-11.
 MAX_FLUSHED = 2.0**-11
 
@@ -110,10 +111,17 @@ def unsafe_reason(node: ir.Node) -> str | None:
     if any(
         attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()
     ):
-        return "it has a subgraph, which stays in float32"
+        return "it hands over what its subgraphs take and give, which is float32"
     if "Sequence" in node.op_type or node.op_type.startswith("Optional"):
         return "it handles a sequence"
     return _UNSAFE.get(node.op_type)
+
+
+def unknown_dtype(node: ir.Node) -> str | None:
+    """Return which of the node's tensors has no known dtype, in words, or None."""
+    named = (value for value in (*node.inputs, *node.outputs) if value is not None and value.name)
+    name = next((value.name for value in named if value.type is None), None)
+    return None if name is None else f"the dtype of {name} is not known"
 
 
 def convertible(node: ir.Node, opset: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -132,7 +140,8 @@ def convertible(node: ir.Node, opset: int) -> tuple[tuple[int, ...], tuple[int, 
         for index, value in enumerate(values):
             formal = formals[min(index, len(formals) - 1)]  # the last one may be variadic
             types = allowed.get(formal.type_str, {formal.type_str})
-            if value is not None and value.dtype is ir.DataType.FLOAT and "tensor(float16)" in types:
+            is_float = value is not None and value.type == ir.TensorType(ir.DataType.FLOAT)
+            if is_float and "tensor(float16)" in types:
                 found.append(index)
         return tuple(found)
 
@@ -160,12 +169,11 @@ def weight_problem(array: np.ndarray[Any, Any]) -> str | None:
 
 def flushed_count(array: np.ndarray[Any, Any]) -> int:
     """Return how many numbers other than 0 become 0 in float16."""
-    return int(((array != 0) & (array.astype(np.float16) == 0)).sum())
+    with np.errstate(over="ignore"):
+        return int(((array != 0) & (array.astype(np.float16) == 0)).sum())
 
 
-def activation_peaks(
-    model: Model, names: Iterable[str], calibration: Iterable[Mapping[str, np.ndarray[Any, Any]]]
-) -> dict[str, float]:
+def activation_peaks(model: Model, names: Iterable[str], calibration: Any) -> dict[str, float]:
     """Return the largest magnitude that each tensor takes over the samples.
 
     The maxima are computed inside the graph, so that memory does not grow with tensors or samples.
@@ -173,12 +181,13 @@ def activation_peaks(
     Args:
         model: The float32 model.
         names: float32 tensors of its main graph.
-        calibration: Feeds.
+        calibration: Feeds; see `Feeds.of`.
 
     Raises:
-        CalibrationError: There are no samples.
+        CalibrationError: There are no samples, or they do not fit the model.
     """
     names = tuple(names)
+    feeds = as_calibration(calibration, model.signature)
     if not names:
         return {}
     work = model.copy_ir()
@@ -200,7 +209,7 @@ def activation_peaks(
     count = 0
     with probe(Model(work, model.path), list(scalars)) as session:
         run = session.infer
-        for feed in calibration:
+        for feed in feeds:
             count += 1
             for scalar, found in run(feed).items():
                 peaks[scalars[scalar]] = max(peaks[scalars[scalar]], float(found))
@@ -208,6 +217,7 @@ def activation_peaks(
         raise CalibrationError(
             "The calibration source has no samples.",
             where="ToFloat16",
-            hint="Give mappings from input name to array; an iterator that was used up gives none.",
+            expected="at least one",
+            found=f"none in {feeds.what}",
         )
     return peaks

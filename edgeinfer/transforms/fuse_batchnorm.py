@@ -33,6 +33,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.graph.affine import Affine, NotAffineError, data_input, read_affine
+from edgeinfer.graph.fused_patterns import fused_patterns
 from edgeinfer.graph.linear import Linear
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
@@ -44,19 +45,24 @@ __all__ = ["FuseBatchNorm"]
 class FuseBatchNorm(GraphTransform):
     """Fuse BatchNormalization and per-channel arithmetic with constants into the linear layers beside them.
 
-    What is left alone is in `report.skipped` with the reason. A weight that other nodes use, too, is copied.
+    What is left alone is in `report.skipped` with the reason; that includes arithmetic that is part of a GELU
+    or another group that runtimes fuse. A weight that other nodes use, too, is copied.
     """
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Fuse until nothing fuses any more, so that chains vanish whole."""
         opset = model.opset_imports.get("", 0)
         used = _used_constants(model)
+        whole = fused_patterns(model.graph)
         fused = True
         while fused:
             fused = False
             reasons: dict[ir.Node, str] = {}
             for node in list(model.graph.all_nodes()):
                 if data_input(node) is None or node.graph is None:
+                    continue
+                if node in whole:
+                    reasons[node] = f"it is part of {whole[node].name}, which runtimes fuse"
                     continue
                 try:
                     what = _fuse(node, opset)

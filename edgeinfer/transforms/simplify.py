@@ -13,26 +13,29 @@ for auto_pad (forgets dilations), fusion of batch normalization (`FuseBatchNorm`
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, final
+from typing import final
 
 import attrs
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from onnxscript import rewriter
-from onnxscript.optimizer import _constant_folding
 from onnxscript.rewriter.rules import common as rules
 
+from edgeinfer.graph.effects import is_known_function
+from edgeinfer.graph.fold_constants import ConstantFolder
+from edgeinfer.graph.infer_shapes import infer_shapes
+from edgeinfer.graph.inline_functions import inline_functions
 from edgeinfer.graph.no_ops import constant_of, no_op_input
 from edgeinfer.model.canonical import canonical_digest
+from edgeinfer.model.shape_hints import forget_shapes, inner_values
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
+from edgeinfer.transforms.deduplicate import deduplicate_initializers
+from edgeinfer.transforms.merge_clips import merge_clips
+from edgeinfer.transforms.simplify_report import Snapshot
 
 __all__ = ["Simplify"]
 
-# A folded result up to this many elements is always stored: shapes, axes, small tables.
-SMALL_ELEMENTS = 1024
 MAX_ROUNDS = 10
-_NO_LIMIT = 1 << 62
-_SEQUENCES = ("ConcatFromSequence", "SplitToSequence")
 _KEPT = "edgeinfer.kept"  # a domain that no pass knows
 
 _RULES = (
@@ -44,10 +47,6 @@ _RULES = (
     rules.collapse_slice2_rule,
     rules.unsqueeze_unsqueeze_rule,
     rules.fuse_pad_into_conv_rule,
-    rules.successive_relu_rule,
-    rules.successive_clip_rule,
-    rules.successive_relu_clip_rule,
-    rules.successive_clip_relu_rule,
 )
 # The rule writes an attribute of Reshape that came with opset 14.
 _RULES_FROM_14 = (rules.materialize_reshape_shape_rule,)
@@ -62,89 +61,121 @@ class Simplify(GraphTransform):
 
     Weights never grow: a constant that is cheap to compute and large to store (a ConstantOfShape, an
     Expand, a Cast from float16 to float32) stays computed and is named in `report.skipped`. Quantize and
-    dequantize nodes are never folded.
+    dequantize nodes are never folded, and neither is what draws random numbers. Shapes that the file states
+    about inner values are not relied on: what is folded follows from the inputs.
 
     Args:
         widen_weights: Fold a Cast of weights to a wider dtype, too. It takes more room, and makes the
             weights plain float32 initializers, which quantization and pruning can then change.
     """
 
-    widen_weights: bool = False
+    widen_weights: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+
+    inlines_functions = False  # it is part of the work, and reported as such
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Run the passes until nothing changes."""
-        before = _Snapshot.of(model)
-        declared = [(value, value.type, value.shape) for value in model.graph.outputs]
+        before, original = Snapshot.of(model), canonical_digest(model)
+        _, left = inline_functions(model)
+        for function, reason in left.items():
+            report.skip(function, f"the function is not inlined: {reason}")
+        inputs = [(value, value.type, value.shape) for value in model.graph.inputs]
+        outputs = [(value.type, value.shape) for value in model.graph.outputs]
+        stated = {value.name: value.shape for value in inner_values(model)}
+        forget_shapes(model)
         names = {
             out.name: (node.op_type, node.name) for node in model.graph.all_nodes() for out in node.outputs
         }
-        digest = original = canonical_digest(model)
-        for _ in range(MAX_ROUNDS):
+        digest = canonical_digest(model)
+        for number in range(MAX_ROUNDS):
+            for value in model.graph.outputs:
+                value.shape = value.shape if value.is_graph_input() else None
+            if number == 0:  # the folder keeps shapes up to date from here on
+                infer_shapes(model, data_prop=True, outputs=True)
             self._round(model)
-            for (_, kind, shape), value in zip(declared, model.graph.outputs, strict=True):
-                value.type, value.shape = kind, shape  # inference may know more than the signature says
+            # Inference may know more than the signature says.
+            for value, (kind, shape) in zip(model.graph.outputs, outputs, strict=True):
+                value.type, value.shape = kind, shape
+            for value, kind, shape in inputs:
+                value.type, value.shape = kind, shape
             _restore_names(model, names)
             previous, digest = digest, canonical_digest(model)
             if digest == previous:
                 break
         else:
             report.note(f"stopped after {MAX_ROUNDS} rounds; another Simplify may find more")
+        for value in inner_values(model):
+            value.shape = value.shape or stated.get(value.name)
         if digest != original:
-            before.report_changes(_Snapshot.of(model), report)
+            before.report_changes(Snapshot.of(model), report)
         _report_unfolded(model, report)
 
     def _round(self, model: ir.Model) -> None:
         opset = model.opset_imports.get("", 0)
         passes: list[ir.passes.PassBase] = []
-        if model.functions:
-            passes.append(common_passes.InlinePass())
         if any(value.is_graph_input() for value in model.graph.initializers.values()):
             model.ir_version = max(model.ir_version, 4)  # before it, every initializer had to be an input
             passes.append(common_passes.RemoveInitializersFromInputsPass())
-        passes.append(
-            _constant_folding.FoldConstantsPass(
-                shape_inference=True,
-                input_size_limit=_NO_LIMIT,
-                output_size_limit=SMALL_ELEMENTS,
-                should_fold=self._should_fold,
-            )
-        )
-        # What the folder writes for sequences is of opset 13.
-        sequences = [] if opset >= 13 else [n for n in model.graph.all_nodes() if n.op_type in _SEQUENCES]
-        _run_without(model, passes, sequences)
+        passes.append(ConstantFolder(self._may_grow))
+        _run_without(model, passes, [n for n in model.graph.all_nodes() if _misread_sequence(n, opset)])
+        _release(model)
         for node in list(model.graph.all_nodes()):
             _make_identity(node, opset)
         _eliminate_identities(model)
-        passes = []
         if opset >= _RULES_OPSET:
+            merge_clips(model.graph, opset)
             chosen = _RULES + (_RULES_FROM_14 if opset >= 14 else ())
-            passes.append(rewriter.RewritePass(chosen))
+            _run(model, [rewriter.RewritePass(chosen)])
         if model.ir_version >= 4:
-            passes += [
-                common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-                common_passes.LiftSubgraphInitializersToMainGraphPass(),
-                common_passes.DeduplicateInitializersPass(),
-            ]
-        passes += [
-            common_passes.CommonSubexpressionEliminationPass(),
-            common_passes.RemoveUnusedNodesPass(),
-            common_passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
-            common_passes.RemoveUnusedOpsetsPass(),
-            common_passes.NameFixPass(),
-        ]
-        _run(model, passes)
+            _run(
+                model,
+                [
+                    common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+                    common_passes.LiftSubgraphInitializersToMainGraphPass(),
+                ],
+            )
+            deduplicate_initializers(model.graph, opset)
+        single = [node for node in model.graph.all_nodes() if not _may_stand_for_two(node, opset)]
+        _run_without(model, [common_passes.CommonSubexpressionEliminationPass()], single)
+        _run(
+            model,
+            [
+                common_passes.RemoveUnusedNodesPass(),
+                common_passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+                common_passes.RemoveUnusedOpsetsPass(),
+                common_passes.NameFixPass(),
+            ],
+        )
 
-    def _should_fold(self, node: ir.Node) -> bool | None:
-        if node.op_type == "ConstantOfShape":
-            shape = constant_of(node.inputs[0])
-            return shape is not None and int(shape.prod()) <= SMALL_ELEMENTS
-        if node.op_type == "Cast" and not self.widen_weights:
-            source = node.inputs[0].const_value if node.inputs[0] is not None else None
-            if source is None or source.size <= SMALL_ELEMENTS:
-                return None
-            if ir.DataType(node.attributes.get_int("to", 0)).bitwidth > source.dtype.bitwidth:
-                return False
-        return None
+    def _may_grow(self, node: ir.Node) -> bool:
+        return self.widen_weights and node.op_type == "Cast"
+
+
+def _release(model: ir.Model) -> None:
+    """Cut what nodes of removed subgraphs still read, such as those of a branch that is never taken."""
+    graphs = [model.graph, *model.graph.subgraphs()]
+    live = set(model.graph.all_nodes())
+    values = [value for graph in graphs for value in (*graph.inputs, *graph.initializers.values())]
+    values += [value for node in live for value in node.outputs]
+    for value in values:
+        for user, index in list(value.uses()):
+            if user not in live:
+                user.replace_input_with(index, None)
+
+
+def _misread_sequence(node: ir.Node, opset: int) -> bool:
+    """Whether the folder would write something else than what the node says.
+
+    It takes `keepdims` into account where the specification ignores it, and writes operators of opset 18.
+    """
+    if node.op_type == "SplitToSequence":
+        return opset < 18 or node.attributes.get_int("keepdims", 1) == 0
+    return node.op_type == "ConcatFromSequence" and opset < 13
+
+
+def _may_stand_for_two(node: ir.Node, opset: int) -> bool:
+    """Whether another node with the same inputs and attributes may be replaced by this one."""
+    return is_known_function(node, opset) and all(output.name for output in node.outputs)
 
 
 def _run(model: ir.Model, passes: list[ir.passes.PassBase]) -> None:
@@ -154,8 +185,8 @@ def _run(model: ir.Model, passes: list[ir.passes.PassBase]) -> None:
 def _run_without(model: ir.Model, passes: list[ir.passes.PassBase], kept: list[ir.Node]) -> None:
     """Run passes that shall not see some nodes."""
     domains = [node.domain for node in kept]
-    for node in kept:
-        node.domain = _KEPT
+    for number, node in enumerate(kept):
+        node.domain = f"{_KEPT}.{number}"  # one each, so that two of them are not taken for equal
     _run(model, passes)
     for node, domain in zip(kept, domains, strict=True):
         node.domain = domain
@@ -209,74 +240,6 @@ def _restore_names(model: ir.Model, names: dict[str | None, tuple[str, str | Non
             name += "_"
         node.name = name
         taken.add(name)
-
-
-class _Snapshot(NamedTuple):
-    """What is compared before and after, for the report."""
-
-    nodes: dict[str, tuple[str, tuple[str, ...], str]]  # name: operator, inputs, attributes
-    outputs: dict[str, tuple[str, ...]]
-    initializers: frozenset[str]
-    weight_inputs: frozenset[str]
-    functions: int
-    opsets: dict[str, int]
-
-    @classmethod
-    def of(cls, model: ir.Model) -> _Snapshot:
-        graphs = [model.graph, *model.graph.subgraphs()]
-        weights = frozenset(name for graph in graphs for name in graph.initializers)
-        nodes = list(model.graph.all_nodes())
-        return cls(
-            nodes={
-                node.name or "": (
-                    node.op_type,
-                    tuple(value.name or "" if value is not None else "" for value in node.inputs),
-                    _attributes(node),
-                )
-                for node in nodes
-            },
-            outputs={node.name or "": tuple(value.name or "" for value in node.outputs) for node in nodes},
-            initializers=weights,
-            weight_inputs=frozenset(v.name or "" for v in model.graph.inputs if v.name in weights),
-            functions=len(model.functions),
-            opsets=dict(model.opset_imports),
-        )
-
-    def report_changes(self, after: _Snapshot, report: ReportBuilder) -> None:
-        for name, (op_type, inputs, attributes) in self.nodes.items():
-            now = after.nodes.get(name)
-            if now is None:
-                report.apply(name, self._how_removed(name, op_type, after))
-            elif now[0] != op_type:
-                report.apply(name, f"replaced {op_type} by {now[0]}")
-            elif now[1] != inputs:
-                report.apply(name, f"rewired {op_type}")
-            elif now[2] != attributes:
-                report.apply(name, f"changed the attributes of {op_type}")
-        for name in after.nodes.keys() - self.nodes.keys():
-            report.apply(name, f"added {after.nodes[name][0]}")
-        for name in sorted(self.weight_inputs - after.weight_inputs):
-            report.apply(name, "removed the weight from the inputs")
-        for name in sorted(self.initializers - after.initializers):
-            report.apply(name, "removed an unused or duplicate initializer")
-        if self.functions > after.functions:
-            report.apply("", f"inlined or removed {self.functions - after.functions} functions")
-        for domain in self.opsets.keys() - after.opsets.keys():
-            report.apply("", f"removed the unused opset of domain {domain!r}")
-        if not report.applied:
-            report.apply("", "put nodes, initializers or value names in order")
-
-    def _how_removed(self, name: str, op_type: str, after: _Snapshot) -> str:
-        if op_type == "Constant":
-            lifted = set(self.outputs[name]) & after.initializers
-            return "lifted Constant to an initializer" if lifted else "removed Constant"
-        folded = any(output in after.initializers for output in self.outputs[name])
-        return f"folded {op_type} to a constant" if folded else f"removed {op_type}"
-
-
-def _attributes(node: ir.Node) -> str:
-    plain = (attr for attr in node.attributes.values() if attr.type is not ir.AttributeType.GRAPH)
-    return ";".join(sorted(f"{attr.name}={attr.value!s:.200}" for attr in plain))
 
 
 def _report_unfolded(model: ir.Model, report: ReportBuilder) -> None:

@@ -1,50 +1,61 @@
 """`ToFloat16`: weights and arithmetic in float16, with what is not safe there left in float32.
 
-Each node of the main graph computes in one of the two; Casts are put where a tensor crosses over, one for
-each tensor and direction. A node stays in float32, with its reason in `report.skipped`, when
+Each node, those of subgraphs included, computes in one of the two; Casts are put where a tensor crosses
+over, one for each tensor and direction. Subgraphs take and give float32 as before. A node stays in float32,
+with its reason in `report.skipped`, when
 
 - the caller names it or its operator,
+- the dtype of one of its tensors is not known, as behind an operator of another domain,
 - its operator sums, squares or exponentiates (`float16_policy` has the list with reasons); Softmax and
   LayerNormalization are not among them: the first subtracts the maximum, the second's specification has
   float32 statistics (stash_type), and every runtime accumulates both in float32,
-- a weight overflows float16 (65504), or a noticeable part of it underflows to 0,
-- with calibration: a tensor that it reads or writes goes beyond 65504.
+- a weight overflows float16 (65504), or a noticeable part of it underflows to 0. Masks saturate instead
+  (`float16_masks`),
+- it belongs to a group that runtimes fuse, such as a normalization, and another node of the group stays,
+- with calibration: a tensor that it reads or writes goes beyond 65504, or it is in a subgraph, where
+  calibration cannot look.
 
 Tensors that the specification wants in float32, such as Resize's scales, stay so, node or no node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, final
 
 import attrs
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgeinfer.errors import PreconditionError
+from edgeinfer.graph.fused_patterns import fused_patterns
 from edgeinfer.graph.infer_shapes import infer_shapes
 from edgeinfer.graph.no_ops import constant_of
 from edgeinfer.model.model import Model
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
+from edgeinfer.transforms.float16_convert import Converter
+from edgeinfer.transforms.float16_masks import FLOAT16_MAX, MASK_LIMIT, is_mask, limits_of
 from edgeinfer.transforms.float16_policy import (
-    FLOAT16_MAX,
     MOVES_DATA,
     activation_peaks,
     convertible,
     flushed_count,
+    unknown_dtype,
     unsafe_reason,
     weight_problem,
 )
+from edgeinfer.transforms.options import near_matches, require_nodes
 
 __all__ = ["ToFloat16"]
 
-_HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
-
 
 def _names(value: Iterable[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+    names = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"names are text, not {value!r}")
+    return names
 
 
 @final
@@ -54,15 +65,15 @@ class ToFloat16(GraphTransform):
 
     Args:
         keep_ops: Operators to keep in float32, besides those that are kept by default.
-        keep_nodes: Names of nodes to keep in float32.
+        keep_float: Names of nodes to keep in float32.
         keep_io: Keep the inputs and outputs float32, with Casts inside. False changes the signature.
         calibration: Feeds (mappings from input name to array); nodes whose tensors leave float16's range on
             them stay in float32. Memory does not grow with their number.
     """
 
     keep_ops: tuple[str, ...] = attrs.field(default=(), converter=_names)
-    keep_nodes: tuple[str, ...] = attrs.field(default=(), converter=_names)
-    keep_io: bool = True
+    keep_float: tuple[str, ...] = attrs.field(default=(), converter=_names)
+    keep_io: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     calibration: Iterable[Mapping[str, np.ndarray[Any, Any]]] | None = attrs.field(
         default=None, eq=False, repr=False
     )
@@ -77,8 +88,8 @@ class ToFloat16(GraphTransform):
         config: dict[str, object] = {"calibrated": True} if self.calibration is not None else {}
         if self.keep_ops:
             config["keep_ops"] = list(self.keep_ops)
-        if self.keep_nodes:
-            config["keep_nodes"] = list(self.keep_nodes)
+        if self.keep_float:
+            config["keep_float"] = list(self.keep_float)
         if not self.keep_io:
             config["keep_io"] = False
         return config
@@ -88,10 +99,11 @@ class ToFloat16(GraphTransform):
         self._check_names(model)
         _free_weights(model, report)
         infer_shapes(model)
-        kept = self._kept(model)
+        masks = _masks(model)
+        kept = self._kept(model, masks)
         opset = model.opset_imports.get("", 0)
         half = {}
-        for node in model.graph:
+        for node in model.graph.all_nodes():
             inputs, outputs = convertible(node, opset)
             if node.op_type in ("Constant", "Cast") or not _touches_float32(node):
                 continue
@@ -106,31 +118,51 @@ class ToFloat16(GraphTransform):
                 array = constant_of(value)
                 if value is not None and array is not None and (lost := flushed_count(array)):
                     report.note(f"{node.name}: {lost} of {array.size} numbers of {value.name} become 0")
+        for value in masks:
+            report.note(f"the mask {value.name} saturates at {MASK_LIMIT:.0f}, which Softmax makes 0, too")
         if half:
-            _Converter(model, half, keep_io=self.keep_io).convert()
+            model.ir_version = max(model.ir_version, 4)  # before it, every initializer had to be an input
+            limits = limits_of(model.graph) | dict.fromkeys(masks, MASK_LIMIT)
+            converter = Converter(model, half, limits, keep_io=self.keep_io)
+            converter.convert()
+            for name, limit in converter.saturated.items():
+                report.note(f"{name} saturates at {limit:.0f} where it becomes float16")
 
     def _check_names(self, model: ir.Model) -> None:
-        unknown = set(self.keep_nodes) - {node.name for node in model.graph.all_nodes()}
-        if unknown:
+        nodes = list(model.graph.all_nodes())
+        require_nodes(self.keep_float, (node.name for node in nodes), "ToFloat16, keep_float")
+        known = {node.op_type for node in nodes} | {schema.name for schema in onnx.defs.get_all_schemas()}
+        for operator in sorted(set(self.keep_ops) - known):
             raise PreconditionError(
-                "A node that is to be kept in float32 does not exist.",
-                where=f"ToFloat16, keep_nodes: {sorted(unknown)[0]!r}",
-                hint="Simplify keeps the names of nodes that survive it; `inspect` lists them.",
+                "There is no such operator.",
+                where="ToFloat16, keep_ops",
+                expected="operators of ONNX or of the model",
+                found=operator,
+                hint=near_matches(operator, known),
             )
 
-    def _kept(self, model: ir.Model) -> dict[ir.Node, str]:
+    def _kept(self, model: ir.Model, masks: Collection[ir.Value]) -> dict[ir.Node, str]:
         opset = model.opset_imports.get("", 0)
+        patterns = fused_patterns(model.graph)
+        main = set(model.graph)
         kept: dict[ir.Node, str] = {}
         touched: dict[ir.Node, list[str]] = {}
-        for node in model.graph:
+        for node in model.graph.all_nodes():
             inputs, outputs = convertible(node, opset)
-            reason = self._asked(node) or unsafe_reason(node)
+            reason = self._asked(node) or unknown_dtype(node)
+            if reason is None and _saturates_for_a_cast(node):
+                reason = "it saturates what a Cast takes to float16"
+            if reason is None and not (node in patterns and patterns[node].saturates):
+                reason = unsafe_reason(node)
             for index in inputs:
                 value = node.inputs[index]
                 array = constant_of(value)
-                problem = weight_problem(array) if array is not None and reason is None else None
-                if problem is not None and value is not None:
+                if array is None or value is None or reason is not None or value in masks:
+                    continue
+                if (problem := weight_problem(array)) is not None:
                     reason = f"its weight {value.name} {problem}"
+            if reason is None and self.calibration is not None and node not in main:
+                reason = "the calibration does not look into subgraphs"
             if reason is not None:
                 kept[node] = reason
             elif node.op_type not in ("Constant", "Cast"):
@@ -143,35 +175,84 @@ class ToFloat16(GraphTransform):
                 worst = max(own, key=lambda name: peaks[name], default=None)
                 if worst is not None and not peaks[worst] <= FLOAT16_MAX:
                     kept[node] = f"{worst} reaches {peaks[worst]:.3g}, more than {FLOAT16_MAX:.0f}"
-        _keep_between(model, kept)
+        for node, pattern in patterns.items():
+            if node not in kept and any(member in kept for member in pattern.nodes):
+                kept[node] = f"it is part of {pattern.name}, which stays together"
+        _keep_between(model, kept, keep_io=self.keep_io)
         return kept
 
     def _asked(self, node: ir.Node) -> str | None:
         if node.op_type in self.keep_ops:
             return f"keep_ops has {node.op_type}"
-        return "keep_nodes has it" if node.name in self.keep_nodes else None
+        return "keep_float has it" if node.name in self.keep_float else None
+
+
+def _saturates_for_a_cast(node: ir.Node) -> bool:
+    """Whether the node is what this transform puts before a Cast; see `float16_masks`."""
+    users = [use.node for use in node.outputs[0].uses()]
+    return (
+        node.op_type == "Clip"
+        and bool(users)
+        and all(
+            (user.domain, user.op_type, user.attributes.get_int("to", 0)) == ("", "Cast", ir.DataType.FLOAT16)
+            for user in users
+        )
+    )
+
+
+def _masks(model: ir.Model) -> tuple[ir.Value, ...]:
+    """Return the constants that are beyond float16 because they mask."""
+    found: dict[ir.Value, None] = {}
+    for node in model.graph.all_nodes():
+        for value in node.inputs:
+            array = constant_of(value)
+            if value is None or array is None or array.dtype != np.float32 or value in found:
+                continue
+            if is_mask(array, [(use.node, use.idx) for use in value.uses()]):
+                found[value] = None
+    return tuple(found)
 
 
 def _touches_float32(node: ir.Node) -> bool:
-    return any(value is not None and value.dtype is _FLOAT for value in (*node.inputs, *node.outputs))
+    """Whether the node reads or gives float32, or something whose dtype is not known."""
+    return unknown_dtype(node) is not None or any(
+        value is not None and value.dtype is ir.DataType.FLOAT for value in (*node.inputs, *node.outputs)
+    )
 
 
-def _keep_between(model: ir.Model, kept: dict[ir.Node, str]) -> None:
-    """Keep nodes that only move data when all that they move comes from and goes to kept nodes."""
+def _keep_between(model: ir.Model, kept: dict[ir.Node, str], *, keep_io: bool) -> None:
+    """Keep nodes that only move data when all that they move comes from and goes to where it is float32."""
+
+    def is_float32_before(value: ir.Value) -> bool:
+        producer = value.producer()
+        if producer is not None:
+            return producer in kept
+        return keep_io or value.graph is not model.graph
+
+    def is_float32_behind(value: ir.Value) -> bool:
+        if value.is_graph_output() and not (keep_io or value.graph is not model.graph):
+            return False
+        return all(use.node in kept for use in value.uses())
+
     changed = True
     while changed:
         changed = False
-        for node in model.graph:
+        for node in model.graph.all_nodes():
             if node in kept or node.op_type not in MOVES_DATA or node.domain:
                 continue
             sources = [
-                value.producer()
+                value
                 for value in node.inputs
-                if value is not None and value.dtype is _FLOAT and constant_of(value) is None
+                if value is not None and value.dtype is ir.DataType.FLOAT and constant_of(value) is None
             ]
-            consumers = [use.node for value in node.outputs for use in value.uses()]
-            if sources and consumers and all(n is not None and n in kept for n in (*sources, *consumers)):
-                kept[node] = "it only moves data between nodes in float32"
+            read = [value for value in node.outputs if value.uses() or value.is_graph_output()]
+            if (
+                sources
+                and read
+                and all(map(is_float32_before, sources))
+                and all(map(is_float32_behind, read))
+            ):
+                kept[node] = "it only moves data between places in float32"
                 changed = True
 
 
@@ -183,151 +264,3 @@ def _free_weights(model: ir.Model, report: ReportBuilder) -> None:
         common_passes.RemoveInitializersFromInputsPass()(model)
         for name in names:
             report.apply(name, "removed the weight from the inputs")
-
-
-@final
-class _Converter:
-    """Rewrites types, weights and Casts once it is decided which nodes compute in float16."""
-
-    def __init__(
-        self,
-        model: ir.Model,
-        half: Mapping[ir.Node, tuple[tuple[int, ...], tuple[int, ...]]],
-        *,
-        keep_io: bool,
-    ) -> None:
-        self._graph = model.graph
-        self._half = half
-        self._keep_io = keep_io
-        self._names = {v.name for n in model.graph.all_nodes() for v in (*n.outputs, *n.inputs) if v}
-        self._names |= {value.name for value in model.graph.inputs}
-        self._nodes = {node.name for node in model.graph.all_nodes()}
-
-    def convert(self) -> None:
-        used = [value for value in self._constants() if value.uses()]
-        crossing: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
-        for node, (inputs, _) in self._half.items():
-            for index in inputs:
-                value = node.inputs[index]
-                assert value is not None
-                crossing.setdefault(value, []).append((node, index))
-        produced = [node.outputs[index] for node, (_, outputs) in self._half.items() for index in outputs]
-        for value in produced:
-            self._halve_result(value, crossing.pop(value, []))
-        for value, uses in crossing.items():
-            self._halve_source(value, uses)
-        for value in used:
-            self._drop_unused(value)
-
-    def _halve_result(self, value: ir.Value, half_uses: list[tuple[ir.Node, int]]) -> None:
-        """Make what a float16 node gives float16, with a Cast back for those that need float32."""
-        float_uses = [(use.node, use.idx) for use in value.uses() if (use.node, use.idx) not in half_uses]
-        shape = value.shape
-        places = [i for i, output in enumerate(self._graph.outputs) if output is value]
-        value.type = ir.TensorType(_HALF)
-        if places and not self._keep_io:
-            places = []
-        collapsed = [use for use in float_uses if self._collapse(use[0], value)]
-        float_uses = [use for use in float_uses if use not in collapsed]
-        if not (places or float_uses):
-            return
-        name = value.name or ""
-        producer = value.producer()
-        assert producer is not None
-        if places:  # the output keeps its name, so what is computed gets another
-            value.name = self._new_name(f"{name}_fp16")
-        cast = self._cast(value, _FLOAT, name if places else self._new_name(f"{name}_fp32"), shape)
-        self._graph.insert_after(producer, cast)
-        for place in places:
-            self._graph.outputs[place] = cast.outputs[0]
-        for node, index in float_uses:
-            node.replace_input_with(index, cast.outputs[0])
-
-    def _halve_source(self, value: ir.Value, uses: list[tuple[ir.Node, int]]) -> None:
-        """Give float16 nodes a float16 version of an input, a weight or a float32 node's result."""
-        array = constant_of(value)
-        name = value.name or ""
-        if array is not None:
-            if value.is_initializer() and len(value.uses()) == len(uses) and not value.is_graph_output():
-                value.const_value = ir.Tensor(array.astype(np.float16), name=name)
-                value.type = ir.TensorType(_HALF)
-                return
-            replacement = self._new_weight(self._new_name(f"{name}_fp16"), array.astype(np.float16))
-        elif value.is_graph_input() and not self._keep_io:
-            value.type = ir.TensorType(_HALF)
-            others = [(u.node, u.idx) for u in value.uses() if (u.node, u.idx) not in uses]
-            if others:
-                back = self._cast(value, _FLOAT, self._new_name(f"{name}_fp32"), value.shape)
-                self._graph.insert_before(self._graph[0], back)
-                for node, index in others:
-                    node.replace_input_with(index, back.outputs[0])
-            return
-        else:
-            replacement = self._narrowed(value)
-        for node, index in uses:
-            node.replace_input_with(index, replacement)
-
-    def _narrowed(self, value: ir.Value) -> ir.Value:
-        """Return the float16 version of a value, computed by a Cast, or its source where that is exact."""
-        producer = value.producer()
-        source = value
-        if producer is not None and (producer.domain, producer.op_type) == ("", "Cast"):
-            before = producer.inputs[0]
-            assert before is not None
-            if before.dtype is _HALF:
-                return before
-            if before.dtype in (ir.DataType.BOOL, ir.DataType.INT8, ir.DataType.UINT8):
-                source = before  # one Cast instead of two; these fit
-        cast = self._cast(source, _HALF, self._new_name(f"{value.name}_fp16"), value.shape)
-        if producer is None:
-            self._graph.insert_before(self._graph[0], cast)
-        else:
-            self._graph.insert_after(producer, cast)
-        return cast.outputs[0]
-
-    def _collapse(self, node: ir.Node, value: ir.Value) -> bool:
-        """Remove an old Cast to float16 of what is float16 now; let other Casts read float16 directly."""
-        if (node.domain, node.op_type) != ("", "Cast") or node.graph is not self._graph:
-            return False
-        output = node.outputs[0]
-        if node.attributes.get_int("to", 0) == _HALF and not output.is_graph_output():
-            output.replace_all_uses_with(value)
-            self._graph.remove(node, safe=True)
-        return True
-
-    def _cast(self, value: ir.Value, to: ir.DataType, name: str, shape: ir.Shape | None) -> ir.Node:
-        node = ir.node("Cast", [value], attributes={"to": int(to)})
-        node.name = f"Cast_{name}"
-        while node.name in self._nodes:
-            node.name += "_"
-        self._nodes.add(node.name)
-        output = node.outputs[0]
-        output.name, output.type, output.shape = name, ir.TensorType(to), shape
-        return node
-
-    def _new_name(self, name: str) -> str:
-        while name in self._names:
-            name += "_"
-        self._names.add(name)
-        return name
-
-    def _new_weight(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-        tensor = ir.Tensor(array, name=name)
-        value = ir.Value(
-            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
-        self._graph.register_initializer(value)
-        return value
-
-    def _constants(self) -> list[ir.Value]:
-        nodes = [n.outputs[0] for n in self._graph if n.op_type in ("Constant", "Cast") and not n.domain]
-        return [*self._graph.initializers.values(), *nodes]
-
-    def _drop_unused(self, value: ir.Value) -> None:
-        if value.uses() or value.is_graph_output() or value.is_graph_input() or value.graph is None:
-            return
-        producer = value.producer()
-        if producer is not None:
-            self._graph.remove(producer, safe=True)
-        elif value.name in self._graph.initializers:
-            del self._graph.initializers[value.name or ""]

@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.backends.tensorrt_.build import BuildRecord
+from edgeinfer.backends.tensorrt_.cuda import find_gpus
+from edgeinfer.backends.tensorrt_.record import BuildRecord
 from edgeinfer.errors import CompileError, DeviceError, OptionsError
 from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
 from edgeinfer.transforms import FuseBatchNorm, Simplify, ToFloat16
@@ -49,10 +50,10 @@ QUICK = (
 )
 
 
-def compile_text(text: str, **options: object) -> ei.Artifact:
-    model = onnx.parser.parse_model(HEAD + text)
+def compile_text(text: str, *, prefix: str = "", opset: int = 17, **options: object) -> ei.Artifact:
+    model = onnx.parser.parse_model(HEAD.replace("17", str(opset)) + text)
     for index, node in enumerate(model.graph.node):
-        node.name = f"layer{index}/{node.op_type}"
+        node.name = f"{prefix}layer{index}/{node.op_type}"
     return ei.compile(model, "tensorrt", options={"compute_capabilities": BOTH, **options})
 
 
@@ -157,18 +158,33 @@ def test_a_zero_point_other_than_0_is_named_with_what_to_do() -> None:
     assert 'RetargetQDQ("tensorrt")' in str(caught.value)
 
 
+def test_inputs_that_are_packed_are_refused() -> None:
+    with pytest.raises(CompileError, match="packs values of INT4") as caught:
+        compile_text("g (int4[2,2] x) => (int4[2,2] y) { y = Identity(x) }", opset=23)
+    assert caught.value.where == "tensor 'x'"
+
+
+def test_float64_is_built_as_float32_and_that_is_kept() -> None:
+    artifact = compile_text("g (double[2] x) => (double[2] y) { y = Relu(x) }")
+    notes = BuildRecord.decode(artifact.payload.read("build.json")).notes
+    assert "TensorRT computes float64 in float32: x, y" in notes
+
+
 def test_a_string_input_is_named() -> None:
     with pytest.raises(CompileError, match="tensor 'x': TensorRT does not have this data type") as caught:
         compile_text("g (string[1,3] x) => (string[1,3] y) { y = Identity(x) }")
     assert caught.value.facts["errors"]
 
 
-def test_a_layer_that_no_kernel_implements_is_named() -> None:
-    with pytest.raises(CompileError, match=r"layer0/NonMaxSuppression"):
+@pytest.mark.parametrize("prefix", ["", "/", "/model.1/"])
+def test_a_layer_that_no_kernel_implements_is_named(prefix: str) -> None:
+    with pytest.raises(CompileError) as caught:
         compile_text(
             """g (float[1,8,4] boxes, float[1,2,8] scores) => (int64[K,3] y) <int64 n = {3}, float t = {0.5}>
-            { y = NonMaxSuppression(boxes, scores, n, t, t) }"""
+            { y = NonMaxSuppression(boxes, scores, n, t, t) }""",
+            prefix=prefix,
         )
+    assert caught.value.where == f"node '{prefix}layer0/NonMaxSuppression' (NonMaxSuppression)"
 
 
 def test_a_gpu_that_rtx_does_not_know_is_refused() -> None:
@@ -177,10 +193,28 @@ def test_a_gpu_that_rtx_does_not_know_is_refused() -> None:
     assert "8.6" in str(caught.value)
 
 
-@pytest.mark.parametrize("option", ["refit", "strip_plan", "sparse_weights", "weight_streaming"])
+@pytest.mark.parametrize("option", ["sparse_weights", "weight_streaming"])
 def test_builder_flags_are_taken(option: str) -> None:
     artifact = compile_text("g (float[2] x) => (float[2] y) { y = Relu(x) }", **{option: True})
     assert artifact.manifest.options[option] is True
+
+
+@pytest.mark.parametrize("option", ["refit", "strip_plan"])
+def test_engines_without_fixed_weights_need_a_gpu_to_build(
+    monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    text = "g (float[2,2] x) => (float[2,2] y) <float[2,2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }"
+    monkeypatch.setattr("edgeinfer.backends.tensorrt_.build.find_gpus", lambda: ((), "no GPU was found here"))
+    with pytest.raises(OptionsError, match="only on a machine with a GPU") as caught:
+        compile_text(text, **{option: True})
+    assert caught.value.where == f"option {option}"
+    assert "no GPU was found here" in str(caught.value)
+    # What the builder itself says, where it is asked although CUDA does not work.
+    if not find_gpus()[0]:
+        monkeypatch.setattr("edgeinfer.backends.tensorrt_.build.find_gpus", lambda: (("a GPU",), ""))
+        with pytest.raises(CompileError, match="called CUDA, which failed") as failed:
+            compile_text(text, compute_capabilities=("8.6",), **{option: True})
+        assert "nvidia-smi" in str(failed.value)
 
 
 def test_progress_and_cancelling_reach_the_real_builder() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
+import attrs
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
 import edgeinfer as ei
 from edgeinfer.backends.tensorrt_ import flavours as tensorrt_flavours
-from edgeinfer.backends.tensorrt_.backend import TensorRTOptions
 from edgeinfer.backends.tensorrt_.explain import parse_layers
+from edgeinfer.backends.tensorrt_.parse import build_error
 from edgeinfer.errors import BackendUnavailableError, CompileError, DeviceError, OptionsError
 from tests.backends import fake_tensorrt
 
@@ -52,7 +57,8 @@ def test_from_10_on_the_network_is_strongly_typed_and_no_precision_flag_is_set(
     fake = fake_tensorrt.install(monkeypatch, version)
     for text in (FLOAT, HALF, INT8):
         build(text)
-        assert fake.builds[-1].network.flags == 1
+        kinds = fake.trt.NetworkDefinitionCreationFlag
+        assert fake.builds[-1].network.flags == 1 << kinds.STRONGLY_TYPED
         assert config(fake).flags == {"not TF32"}
 
 
@@ -121,7 +127,7 @@ def test_every_option_reaches_the_builder(monkeypatch: pytest.MonkeyPatch) -> No
         FLOAT,
         memory_pools={"workspace": 1 << 20},
         optimization_level=5,
-        tactic_sources=("cublas_lt",),
+        tactic_sources=("jit_convolutions",),
         max_aux_streams=0,
         hardware_compatibility="ampere_plus",
         sparse_weights=True,
@@ -146,6 +152,29 @@ def test_every_option_reaches_the_builder(monkeypatch: pytest.MonkeyPatch) -> No
         "VERSION_COMPATIBLE",
         "EXCLUDE_LEAN_RUNTIME",
     }
+
+
+def test_a_version_without_same_compute_capability_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ("10.0.1", "10.3.0"):
+        fake_tensorrt.install(monkeypatch, version)
+        with pytest.raises(OptionsError, match="has no 'same_compute_capability'") as caught:
+            build(FLOAT, hardware_compatibility="same_compute_capability")
+        assert caught.value.where == "option hardware_compatibility"
+    fake = fake_tensorrt.install(monkeypatch, "10.16.0.1")
+    build(FLOAT, hardware_compatibility="same_compute_capability")
+    assert config(fake).set["hardware_compatibility_level"].name == "SAME_COMPUTE_CAPABILITY"
+
+
+def test_sources_of_tactics_that_tensorrt_does_not_take_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = fake_tensorrt.install(monkeypatch, "10.16.0.1")
+    build(FLOAT, tactic_sources=("cublas_lt", "jit_convolutions"))
+    assert config(fake).sources == 1 << 1 | 1 << 4
+    fake_tensorrt.install(monkeypatch, "11.4.0.1")
+    with pytest.raises(OptionsError, match="has no 'cublas_lt'"):
+        build(FLOAT, tactic_sources=("cublas_lt",))
+    with pytest.raises(OptionsError, match="does not take those sources") as caught:
+        build(FLOAT, tactic_sources=())
+    assert caught.value.where == "option tactic_sources"
 
 
 def test_float32_is_not_computed_in_tf32_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,10 +202,10 @@ def test_profiles_come_from_the_names_of_dimensions(monkeypatch: pytest.MonkeyPa
         ({"profiles": [{"x": ((1, 3, 8, 8),) * 3}]}, "does not cover"),
         ({"profiles": [{"x": ((1, 4, 8, 8),) * 3, "i": ((1, 1),) * 3}]}, "does not fit an input"),
         ({"memory_pools": {"heap": 1}}, "memory_pools"),
-        ({"compute_capabilities": ("SM86",)}, "compute capability looks like"),
+        ({"compute_capabilities": ("SM86",)}, "compute_capabilities"),
         ({"weak_precisions": ("fp4",)}, "weak_precisions"),
         ({"hardware_compatibility": "all"}, "hardware_compatibility"),
-        ({"flavour": "tensorflow"}, "no flavour"),
+        ({"flavour": "tensorflow"}, "tensorrt or tensorrt-rtx"),
         ({"exclude_lean_runtime": True}, "goes with version_compatible"),
     ],
 )
@@ -195,7 +224,7 @@ def test_the_timing_cache_is_kept_and_reused(monkeypatch: pytest.MonkeyPatch, tm
     assert path.name == "tensorrt-11.4.0.1-sm8.6.timing"
     build(FLOAT, cache=tmp_path)
     assert config(fake).cache.data == b"t"
-    assert path.read_bytes() == b"tt"
+    assert path.read_bytes().endswith(b"tt")
     build(FLOAT, cache=tmp_path, timing_cache=False)
     assert config(fake).cache is None
 
@@ -204,11 +233,35 @@ def test_a_timing_cache_that_does_not_fit_is_started_anew_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fake = fake_tensorrt.install(monkeypatch)
-    (tmp_path / "tensorrt-11.4.0.1-sm8.6.timing").write_bytes(b"other")
+    other = b"other"
+    path = tmp_path / "tensorrt-11.4.0.1-sm8.6.timing"
+    path.write_bytes(hashlib.sha256(other).digest() + other)
     artifact = build(FLOAT, cache=tmp_path)
     assert config(fake).cache.data == b""
     with ei.load(artifact) as session:
-        assert any("started anew" in note for note in session.execution().notes)
+        assert any("does not fit this TensorRT and was started anew" in n for n in session.execution().notes)
+
+
+def test_a_damaged_timing_cache_never_reaches_tensorrt(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = fake_tensorrt.install(monkeypatch)
+    build(FLOAT, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    for position in range(len(content)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        artifact = build(FLOAT, cache=tmp_path)
+        assert config(fake).cache.data == b""
+    with ei.load(artifact) as session:
+        assert any("damaged and was started anew" in note for note in session.execution().notes)
+
+
+def test_a_cache_that_cannot_be_kept_costs_no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_tensorrt.install(monkeypatch)
+    (tmp_path / "file").write_text("in the way")
+    with ei.load(build(FLOAT, cache=tmp_path / "file")) as session:
+        assert any("could not be kept" in note for note in session.execution().notes)
 
 
 def test_progress_is_reported_and_a_build_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +293,7 @@ def test_dla_builds_report_what_falls_back_to_the_gpu(monkeypatch: pytest.Monkey
     assert made.set["DLA_core"] == 1
     assert made.flags == {"GPU_FALLBACK", "not TF32"}
     with ei.load(artifact) as session:
-        assert session._runner._runtime.DLA_core == 1
+        assert session._runner._runtimes[-1].DLA_core == 1
         (note,) = [note for note in session.execution().notes if "fall back" in note]
     assert note.startswith("1 of 2 layers fall back from DLA to the GPU: ")
 
@@ -250,11 +303,90 @@ def test_a_refusal_of_the_builder_names_the_node(monkeypatch: pytest.MonkeyPatch
     model = onnx.parser.parse_model(
         HEAD + 'g (float[2,2] x) => (float[2,2] y) { y = Einsum<equation="ij->ji">(x) }'
     )
-    model.graph.node[0].name = "head/einsum.1"
+    for name in ("head/einsum.1", "/head/einsum/Einsum"):
+        model.graph.node[0].name = name
+        with pytest.raises(CompileError) as caught:
+            ei.compile(model, "tensorrt")
+        assert caught.value.where == f"node {name!r} (Einsum)"
+        assert "no implementation of this operator" in str(caught.value)
+
+
+NODE_NAMES = st.text(alphabet="/ab_.:-1", min_size=1, max_size=12).filter(lambda name: name.strip("/_.:-"))
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    names=st.lists(NODE_NAMES, min_size=1, max_size=4, unique=True),
+    which=st.integers(0, 3),
+    text=st.sampled_from(
+        [
+            "Error Code 2: Internal Error (Assertion !layerImpls.empty() failed. {}_0 has no runners",
+            "Could not find any implementation for node {}.",
+            "Error Code 10: ({} + (Unnamed Layer* 3) [Shuffle] has no runners)",
+            "{}: kernel weights has count 5 but 6 was expected",
+            "[{}]",
+            "{}",
+        ]
+    ),
+)
+def test_a_message_is_about_the_node_that_it_names(names: list[str], which: int, text: str) -> None:
+    named = names[which % len(names)]
+    nodes = [helper.make_node("Relu", [f"v{i}"], [f"v{i + 1}"], name=name) for i, name in enumerate(names)]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("v0", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info(f"v{len(names)}", TensorProto.FLOAT, [1])],
+    )
+    loaded = ei.Model.load(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    )
+    flavour = attrs.evolve(tensorrt_flavours.TABLE[-1], version="1.7")
+    error = build_error(flavour, loaded, [text.format(named)])
+    assert error.where is not None
+    found = error.facts["errors"][0]["node"]
+    # Another node may have a longer name that is there, too: `a` and `a_0`.
+    assert found == named or (len(found) > len(named) and found in text.format(named))
+
+
+@pytest.mark.parametrize("text", ["no node is named here", "a.b failed", "xa/b", "/a/bc", "z/a/b"])
+def test_a_message_that_names_no_node_is_about_none(text: str) -> None:
+    model = onnx.parser.parse_model(HEAD + "g (float[2] x) => (float[2] y) { h = Relu(x)\n y = Neg(h) }")
+    model.graph.node[0].name, model.graph.node[1].name = "a", "/a/b"
+    flavour = attrs.evolve(tensorrt_flavours.TABLE[-1], version="1.7")
+    assert build_error(flavour, ei.Model.load(model), [text]).where is None
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "11.4.0.1"])
+def test_nodes_within_others_are_named(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """Version 8 tells the position alone, which counts within each graph: better no name than a wrong one."""
+    fake_tensorrt.install(monkeypatch, version)
+    inner = helper.make_graph(
+        [
+            helper.make_node("Relu", ["x"], ["h"], name="/if/Relu"),
+            helper.make_node("Det", ["h"], ["o"], name="/if/Det"),
+        ],
+        "inner",
+        [],
+        [helper.make_tensor_value_info("o", TensorProto.FLOAT, [])],
+    )
+    nodes = [
+        helper.make_node("Relu", ["x"], ["unused"], name="first"),
+        helper.make_node("If", ["b"], ["y"], name="/model/If", then_branch=inner, else_branch=inner),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 2]),
+            helper.make_tensor_value_info("b", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     with pytest.raises(CompileError) as caught:
         ei.compile(model, "tensorrt")
-    assert caught.value.where == "node 'head/einsum.1' (Einsum)"
-    assert "no implementation of this operator" in str(caught.value)
+    assert caught.value.where == ("node '/if/Det' (Det)" if version.startswith("11") else None)
 
 
 @pytest.mark.parametrize(("version", "first"), [("8.5.3.1", "edgeinfer_unused_0_0"), ("11.4.0.1", "")])
@@ -302,13 +434,6 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
     fake_tensorrt.install(monkeypatch)
     with pytest.raises(DeviceError):
         build(FLOAT, device=device)
-
-
-def test_options_survive_the_manifest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake_tensorrt.install(monkeypatch)
-    build(DYNAMIC, dims={"N": (1, 2, 3)}, refit=True, cuda_graphs=False).save(tmp_path / "m.edge")
-    options = dict(ei.Artifact.open(tmp_path / "m.edge").manifest.options)
-    assert TensorRTOptions(**options) == TensorRTOptions(dims={"N": (1, 2, 3)}, refit=True, cuda_graphs=False)
 
 
 def test_the_inspectors_json_is_read_in_its_several_forms() -> None:

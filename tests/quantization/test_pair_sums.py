@@ -1,4 +1,4 @@
-"""No integer kernel overflows, on any CPU: where it adds pairs of products in 16 bits, weights are kept small."""
+"""No integer kernel overflows, on any CPU: where it adds pairs of products in 16 bits, weights are small."""
 
 from __future__ import annotations
 
@@ -61,12 +61,19 @@ def test_a_safe_scale_is_the_least_and_no_pair_overflows(seed, channels, positio
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 2**32 - 1), groups=st.integers(1, 3), channels=st.integers(1, 12), act_order=st.booleans())
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    groups=st.integers(1, 3),
+    channels=st.integers(1, 12),
+    act_order=st.booleans(),
+)
 def test_rounding_by_output_error_keeps_pairs_from_overflowing(seed, groups, channels, act_order) -> None:
     rng = np.random.default_rng(seed)
     pairs = neighbours(channels, 3)
     weights = rng.standard_normal((groups, 5, 3 * channels)).astype(np.float32)
-    inputs = np.maximum(rng.standard_normal((groups, 3 * channels, 40)) + rng.standard_normal((groups, 1, 40)), 0)
+    inputs = np.maximum(
+        rng.standard_normal((groups, 3 * channels, 40)) + rng.standard_normal((groups, 1, 40)), 0
+    )
     scale = safe_scale(weights, np.abs(weights).max(axis=2) / np.float32(127), pairs)[..., None]
     grid = Grid(scale=scale, low=-127, high=127, partners=partners(pairs, 3 * channels))
     moment = inputs @ inputs.transpose(0, 2, 1)
@@ -161,4 +168,6 @@ def test_dynamic_quantization_runs_on_this_cpu_as_its_graph_says() -> None:
 def test_a_profile_is_of_another_machine() -> None:
     assert not adds_pairs_in_int16(Target.parse("x86-vnni"))
     assert not adds_pairs_in_int16(Target.parse("openvino:GPU.7"))
-    assert adds_pairs_in_int16(Target.parse("onnxruntime")) == adds_pairs_in_int16(Target.parse("onnxruntime:CPU"))
+    assert adds_pairs_in_int16(Target.parse("onnxruntime")) == adds_pairs_in_int16(
+        Target.parse("onnxruntime:CPU")
+    )

@@ -28,7 +28,6 @@ from edgeinfer.transforms import (
 sys.path.insert(0, str(Path(__file__).parent))
 from weight_models import chain, feeds, make, mlp, run, sqnr_db
 
-
 # Whatever the CPU: a weight keeps the grid that it has.
 WIDE = attrs.evolve(dialect_of("openvino"), pairs_in_int16=False)
 

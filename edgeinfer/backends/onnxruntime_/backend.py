@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +21,12 @@ import attrs
 from edgeinfer.artifact.artifact import Payload
 from edgeinfer.backends.dialect import MOVING_OPS, KernelCosts, QDQDialect
 from edgeinfer.backends.facts import machine_facts
-from edgeinfer.backends.onnx_payload import onnx_source, payload_of_onnx
+from edgeinfer.backends.onnx_payload import OnnxSource, onnx_source, payload_of_onnx
 from edgeinfer.backends.onnxruntime_.options import OnnxRuntimeOptions
+from edgeinfer.backends.onnxruntime_.port import check_ports
 from edgeinfer.backends.onnxruntime_.runner import OnnxRuntimeRunner
+from edgeinfer.backends.onnxruntime_.trust import find_untrusted
+from edgeinfer.backends.option_checks import notes_on, options_of_artifact
 from edgeinfer.backends.options import options_from
 from edgeinfer.backends.protocol import (
     API_VERSION,
@@ -31,7 +36,8 @@ from edgeinfer.backends.protocol import (
     LoadOptions,
     ModelToCompile,
 )
-from edgeinfer.errors import CompileError, DeviceError, OptionsError
+from edgeinfer.cpu_quota import usable_cpus
+from edgeinfer.errors import CompileError, DeviceError
 
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeOptions"]
 
@@ -73,6 +79,9 @@ DIALECT = QDQDialect(
     costs=COSTS,
 )
 
+_log = logging.getLogger(__name__)
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+
 _ENDING = "ExecutionProvider"
 # Not a device: it sends the inputs to a remote service.
 _REMOTE = frozenset({"AzureExecutionProvider"})
@@ -86,8 +95,8 @@ _PRECISIONS = {
     "OPENVINO": ("float32", "float16", "int8"),
     "QNN": ("float16", "int8"),
 }
-# Without VNNI its kernels for uint8 by int8 saturate at 16 bits; those for uint8 by uint8, which are slower, do
-# not. The option changes nothing on other CPUs.
+# Without VNNI its kernels for uint8 by int8 saturate at 16 bits; those for uint8 by uint8, which are slower,
+# do not. The option changes nothing on other CPUs.
 _EXACT = {"session_config": {"session.x64quantprecision": "1"}}
 # What is known of it without a runtime.
 _WITHOUT = Capabilities(
@@ -141,35 +150,46 @@ class OnnxRuntimeBackend:
         device = options.device.upper() or "CPU"
         payload = payload_of_onnx(model, device=device, options=chosen.portable())
         _create(onnx_source(payload), device, chosen)
-        return payload
+        return attrs.evolve(payload, notes=notes_on(chosen.not_portable()))
 
     def load(self, payload: Payload, options: LoadOptions, /) -> OnnxRuntimeRunner:
         """Create an inference session.
 
         Raises:
+            ArtifactError: The artifact names a file, a library or code, or an option that is not known.
             DeviceError: The device's execution provider is not here or does not start.
-            OptionsError: An option is unknown or refused.
+            OptionsError: An option that was given to `load` is unknown or refused.
             CompileError: ONNX Runtime refuses the model.
         """
-        if payload.options.get("plugin_libraries"):
-            raise OptionsError(
-                "An artifact may not name code to load.",
-                where="option plugin_libraries of the manifest",
-                hint="Give plugin_libraries to load, for libraries that you trust.",
-            )
-        chosen = options_from(OnnxRuntimeOptions, payload.options, options.options, backend=NAME)
+        kept = options_of_artifact(
+            OnnxRuntimeOptions, payload.options, backend=NAME, find_untrusted=find_untrusted
+        )
+        chosen = options_from(OnnxRuntimeOptions, kept, options.options, backend=NAME)
         device = (options.device or payload.device).upper() or "CPU"
-        session = _create(onnx_source(payload), device, chosen)
+        source = onnx_source(payload)
+        session = _create(source, device, chosen)
 
         def diagnose(optimized: Path, profile: Path | None = None) -> Any:
             """Create the session again, which writes down what it made of the graph, and its profile."""
-            return _create(onnx_source(payload), device, chosen, optimized=optimized, profile=profile)
+            return _create(source, device, chosen, optimized=optimized, profile=profile)
 
         return OnnxRuntimeRunner(_runtime(), session, diagnose)
 
 
 @functools.cache
 def _runtime() -> Any:
+    """Import ONNX Runtime with its telemetry off, for which it reads a variable when it is imported.
+
+    With telemetry it sends events, writes an identifier below HOME, and has a thread that makes forked
+    children hang when they end.
+    """
+    if "onnxruntime" in sys.modules and not os.environ.get(_NO_TELEMETRY):
+        _log.warning(
+            "onnxruntime was imported before edgeinfer used it, with its telemetry on. It is asked to stop, "
+            "but sends what it has collected. Set %s=1, or do not import it before.",
+            _NO_TELEMETRY,
+        )
+    os.environ[_NO_TELEMETRY] = os.environ.get(_NO_TELEMETRY) or "1"
     import onnxruntime as ort
 
     ort.disable_telemetry_events()
@@ -227,7 +247,7 @@ def _providers(ort: Any, device: str, options: OnnxRuntimeOptions) -> list[tuple
 
 
 def _create(
-    source: bytes | str,
+    source: OnnxSource,
     device: str,
     options: OnnxRuntimeOptions,
     *,
@@ -255,14 +275,16 @@ def _create(
         if name in plugin_names:
             settings.add_provider_for_devices([p for p in plugins if p.ep_name == name], given)
     built_in = [(name, given) for name, given in providers if name not in plugin_names]
+    _add_data(ort, settings, source)
     with _vendor_errors(device), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what it says of providers is checked below
         # Providers in the settings and in the argument exclude each other.
         session = (
-            ort.InferenceSession(source, settings)
+            ort.InferenceSession(source.model, settings)
             if plugin_names & {name for name, _ in providers}
-            else ort.InferenceSession(source, settings, providers=built_in)
+            else ort.InferenceSession(source.model, settings, providers=built_in)
         )
+    check_ports(session)
     started = session.get_providers()
     missing = [name for name, _ in providers if name not in started]
     if missing:
@@ -277,11 +299,28 @@ def _create(
     return session
 
 
+def _add_data(ort: Any, settings: Any, source: OnnxSource) -> None:
+    """Give the session the files that the model names, so that it opens none."""
+    if not source.data:
+        return
+    if not hasattr(settings, "add_external_initializers_from_files_in_memory"):
+        raise CompileError(
+            f"onnxruntime {ort.__version__} cannot take the weights of so large a model from memory.",
+            expected="onnxruntime with SessionOptions.add_external_initializers_from_files_in_memory",
+            found=ort.__version__,
+            hint="Upgrade onnxruntime.",
+        )
+    views = list(source.data.values())
+    settings.add_external_initializers_from_files_in_memory(
+        list(source.data), views, [len(view) for view in views]
+    )
+
+
 def _settings(ort: Any, options: OnnxRuntimeOptions) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = 3  # errors; what matters of the warnings is checked or reported
     settings.intra_op_num_threads = options.threads or _allowed_threads()
-    settings.inter_op_num_threads = options.inter_threads
+    settings.inter_op_num_threads = options.inter_threads or _allowed_threads()
     settings.graph_optimization_level = getattr(
         ort.GraphOptimizationLevel, _LEVELS[options.graph_optimization_level]
     )
@@ -292,7 +331,9 @@ def _settings(ort: Any, options: OnnxRuntimeOptions) -> Any:
     )
     settings.enable_cpu_mem_arena = options.memory_arena
     settings.enable_mem_pattern = options.memory_pattern
-    config = {"session.qdqisint8allowed": "1"} if options.int8_activations else {}
+    config = {"session.load_model_format": "ONNX"}
+    if options.int8_activations:
+        config["session.qdqisint8allowed"] = "1"
     if options.allow_spinning is not None:
         config["session.intra_op.allow_spinning"] = str(int(options.allow_spinning))
         config["session.inter_op.allow_spinning"] = str(int(options.allow_spinning))
@@ -302,13 +343,11 @@ def _settings(ort: Any, options: OnnxRuntimeOptions) -> Any:
 
 
 def _allowed_threads() -> int:
-    """Return one thread a core when this thread is held to some cores, else 0: the runtime's choice.
+    """Return one thread a CPU when this thread may not use all that there are, else 0: the runtime's choice.
 
     ONNX Runtime counts all cores of the machine, and would pin its threads outside of the allowed ones.
     """
-    if not hasattr(os, "sched_getaffinity"):
-        return 0
-    allowed = len(os.sched_getaffinity(0))
+    allowed = usable_cpus()
     return allowed if allowed < (os.cpu_count() or allowed) else 0
 
 

@@ -54,15 +54,26 @@ def report_of(diagnose: Callable[[Path], Any]) -> ExecutionReport:
         session = diagnose(path)
         model = ir.load(path)
         providers = _assignments(session)
-        layers = _layers(model.graph, providers)
-    asked = session.get_providers()
+        asked = session.get_providers()
+        if providers is not None:
+            layers = _layers(model.graph, providers, "CPUExecutionProvider")
+        else:
+            layers = _layers(model.graph, {}, asked[0] if len(asked) == 1 else "")
     left_over = sum(layer.device != _short(asked[0]) for layer in layers)
     notes = [f"{left_over} of {len(layers)} nodes were not taken by {_short(asked[0])}"] if left_over else []
+    if providers is None:
+        where = "" if len(asked) == 1 else ", and several could"
+        notes = [f"this version of onnxruntime does not tell which provider took a node{where}"]
     return ExecutionReport(backend="onnxruntime", layers=layers, notes=notes)
 
 
-def _assignments(session: Any) -> dict[str, str]:
-    """Return the provider by the name of the node, as it was called before the providers fused it."""
+def _assignments(session: Any) -> dict[str, str] | None:
+    """Return the provider by the name of the node, as it was called before the providers fused it.
+
+    None before ONNX Runtime 1.24, which does not tell.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return None
     return {
         node.name: subgraph.ep_name
         for subgraph in session.get_provider_graph_assignment_info()
@@ -70,7 +81,8 @@ def _assignments(session: Any) -> dict[str, str]:
     }
 
 
-def _layers(graph: ir.Graph, providers: Mapping[str, str]) -> list[LayerExecution]:
+def _layers(graph: ir.Graph, providers: Mapping[str, str], otherwise: str) -> list[LayerExecution]:
+    """Return a layer a node; what is not among `providers` was taken by the provider `otherwise`."""
     types: dict[ir.Value, ir.DataType] = {}
     layers = []
     for node in ir.traversal.RecursiveGraphIterator(graph):
@@ -85,9 +97,9 @@ def _layers(graph: ir.Graph, providers: Mapping[str, str]) -> list[LayerExecutio
                 name=name or node.op_type,
                 op_type=node.op_type,
                 # A name that is not recorded is that of a fusion, which only the CPU provider leaves visible.
-                device=_short(providers.get(name, "CPUExecutionProvider")),
+                device=_short(providers.get(name, otherwise)),
                 precision=_name(returned if node.op_type == "Cast" else computed),
-                onnx_nodes=(name,) if name in providers else (),
+                onnx_nodes=(name,) if name in providers or (name and not providers) else (),
                 kernel=f"{node.domain}.{node.op_type}" if node.domain else node.op_type,
             )
         )

@@ -7,13 +7,10 @@ the machine; the manifest says to which.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import glob
 import io
-import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Set
 from typing import Any, final
 
 import attrs
@@ -21,9 +18,15 @@ import attrs
 from edgeinfer.artifact.artifact import Payload
 from edgeinfer.backends.facts import machine_facts
 from edgeinfer.backends.onnx_payload import onnx_source, payload_of_onnx
+from edgeinfer.backends.openvino_.cache import verified_cache
+from edgeinfer.backends.openvino_.compile import Compiled, compile_onnx, import_blob, vendor_errors
 from edgeinfer.backends.openvino_.devices import check_device
 from edgeinfer.backends.openvino_.dialect import DIALECT
+from edgeinfer.backends.openvino_.options import OpenVINOOptions, find_untrusted
+from edgeinfer.backends.openvino_.process import core, vendor_module
 from edgeinfer.backends.openvino_.runner import OpenVINORunner
+from edgeinfer.backends.openvino_.tensors import input_names
+from edgeinfer.backends.option_checks import notes_on, options_of_artifact
 from edgeinfer.backends.options import options_from
 from edgeinfer.backends.protocol import (
     API_VERSION,
@@ -33,7 +36,7 @@ from edgeinfer.backends.protocol import (
     LoadOptions,
     ModelToCompile,
 )
-from edgeinfer.errors import CompileError, OptionsError
+from edgeinfer.errors import InputError
 
 __all__ = ["OpenVINOBackend", "OpenVINOOptions"]
 
@@ -47,89 +50,6 @@ _WITHOUT = Capabilities(
 _PRECISIONS = {"FP32": "float32", "FP16": "float16", "BF16": "bfloat16", "INT8": "int8"}
 
 
-def _upper(value: Any) -> Any:
-    return value.upper() if isinstance(value, str) else value
-
-
-def _flag_or_none(_: object, __: object, value: bool | None) -> None:
-    if value is not None and not isinstance(value, bool):
-        raise TypeError("pinning is True, False or None")
-
-
-def _path(value: str | Path | None) -> str | None:
-    return None if value is None else str(value)
-
-
-@final
-@attrs.frozen(kw_only=True)
-class OpenVINOOptions:
-    """Options of the OpenVINO backend.
-
-    Attributes:
-        performance_hint: `LATENCY`, `THROUGHPUT`, `CUMULATIVE_THROUGHPUT`, or empty for the device's default.
-        num_streams: How many requests the device works on at once; None leaves it to the hint.
-        threads: CPU threads; 0 lets the runtime choose.
-        inference_precision: `f32`, `f16` or `bf16`: what the float parts of the graph are computed in.
-            `auto` is the vendor's choice: bfloat16 on CPUs that have it, float16 on GPUs, which changes the
-            numbers. The default is `f32`, because precision belongs into the graph. NPUs have only their own
-            choice.
-        execution_mode: `PERFORMANCE` or `ACCURACY`; None is the runtime's default.
-        pinning: Whether OpenVINO pins its CPU threads to cores of its own choice; None leaves it to OpenVINO.
-            The default is False: OpenVINO would move the calling thread to one core and back on each call
-            (2.5 µs), against `pin_cores` and against other sessions of the process.
-        cache_dir: A folder where OpenVINO caches compiled models, which makes later loads quick.
-        export: Make a device-bound artifact from OpenVINO's compiled blob.
-        properties: Further OpenVINO properties by their names, such as `{"ENABLE_HYPER_THREADING": False}`.
-    """
-
-    performance_hint: str = attrs.field(
-        default="LATENCY",
-        converter=_upper,
-        validator=attrs.validators.in_(("", "LATENCY", "THROUGHPUT", "CUMULATIVE_THROUGHPUT")),
-    )
-    num_streams: int | None = attrs.field(
-        default=None,
-        validator=attrs.validators.optional([attrs.validators.instance_of(int), attrs.validators.ge(1)]),
-    )
-    threads: int = attrs.field(
-        default=0, validator=[attrs.validators.instance_of(int), attrs.validators.ge(0)]
-    )
-    inference_precision: str = attrs.field(
-        default="f32", validator=attrs.validators.in_(("f32", "f16", "bf16", "auto"))
-    )
-    execution_mode: str | None = attrs.field(
-        default=None,
-        converter=_upper,
-        validator=attrs.validators.optional(attrs.validators.in_(("PERFORMANCE", "ACCURACY"))),
-    )
-    pinning: bool | None = attrs.field(default=False, validator=_flag_or_none)
-    cache_dir: str | None = attrs.field(default=None, converter=_path)
-    export: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
-    properties: Mapping[str, object] = attrs.field(
-        factory=dict,
-        validator=attrs.validators.instance_of(Mapping),  # type: ignore[type-abstract]
-    )
-
-    def config(self, device: str) -> dict[str, object]:
-        """Return the properties that OpenVINO takes for these options on a device."""
-        config: dict[str, object] = {}
-        if self.performance_hint:
-            config["PERFORMANCE_HINT"] = self.performance_hint
-        if self.inference_precision != "auto" and not device.startswith("NPU"):
-            config["INFERENCE_PRECISION_HINT"] = self.inference_precision
-        if self.num_streams is not None:
-            config["NUM_STREAMS"] = self.num_streams
-        if self.threads:
-            config["INFERENCE_NUM_THREADS"] = self.threads
-        if self.execution_mode is not None:
-            config["EXECUTION_MODE_HINT"] = self.execution_mode
-        if self.pinning is not None:
-            config["ENABLE_CPU_PINNING"] = self.pinning
-        if self.cache_dir is not None:
-            config["CACHE_DIR"] = self.cache_dir
-        return {**config, **self.properties}
-
-
 @final
 class OpenVINOBackend:
     """Adapter to `openvino`."""
@@ -140,6 +60,7 @@ class OpenVINOBackend:
     def capabilities(self) -> Capabilities:
         """Return what the installed OpenVINO can do here."""
         try:
+            core()  # no longer works in a fork of a process that used it
             return _capabilities()
         except ImportError as error:
             return attrs.evolve(_WITHOUT, reason=f"openvino cannot be imported: {error}")
@@ -158,65 +79,70 @@ class OpenVINOBackend:
         if options.cache_dir is not None and chosen.cache_dir is None:
             chosen = attrs.evolve(chosen, cache_dir=options.cache_dir)
         device = check_device(options.device or "CPU", _capabilities())
-        # A cache folder belongs to the machine that compiles, not to the artifact.
-        kept = attrs.asdict(chosen, filter=lambda field, _: field.name not in ("cache_dir", "export"))
-        payload = payload_of_onnx(model, device=device, options=kept)
-        compiled = _compile(onnx_source(payload), device, chosen)
+        kept, notes = chosen.portable(), notes_on(chosen.not_portable())
+        payload = attrs.evolve(payload_of_onnx(model, device=device, options=kept), notes=notes)
+        with verified_cache(chosen.cache):
+            compiled = _compile(payload, device, chosen)
+        input_names(compiled.model.inputs, [spec.name for spec in model.signature.inputs])
         if not chosen.export:
             return payload
         return Payload(
             entry=BLOB_NAME,
-            files={BLOB_NAME: _blob(compiled, device)},
+            files={BLOB_NAME: _blob(compiled.model, device)},
             kind="device-bound",
             device=device,
             requires=_requirements(device),
             options=kept,
+            notes=notes,
         )
 
     def load(self, payload: Payload, options: LoadOptions, /) -> OpenVINORunner:
         """Compile the ONNX graph, or import the blob.
 
         Raises:
+            ArtifactError: The artifact names a file, or an option that is not known.
             DeviceError: The device is not here, or no longer supported by OpenVINO.
-            OptionsError: An option is unknown or refused.
+            OptionsError: An option that was given to `load` is unknown or refused.
             CompileError: OpenVINO refuses the model.
         """
-        import openvino as ov
-
-        chosen = options_from(OpenVINOOptions, payload.options, options.options, backend=NAME)
+        kept = options_of_artifact(
+            OpenVINOOptions, payload.options, backend=NAME, find_untrusted=find_untrusted
+        )
+        chosen = options_from(OpenVINOOptions, kept, options.options, backend=NAME)
         device = check_device(options.device or payload.device or "CPU", _capabilities())
 
-        def compiled(options: OpenVINOOptions) -> Any:
-            if payload.kind != "device-bound":
-                return _compile(onnx_source(payload), device, options)
-            with _vendor_errors("OpenVINO cannot import the blob", device):
-                return _core().import_model(io.BytesIO(payload.read()), device, options.config(device))
+        def compiled(given: Set[str] = frozenset(), counting: bool = False) -> Compiled:
+            """Compile; `counting` with the performance counters of each layer, which no cache has."""
+            options = chosen
+            if counting:
+                properties = {**chosen.properties, "PERF_COUNT": True}
+                options = attrs.evolve(chosen, properties=properties, cache_dir=None)
+            with verified_cache(options.cache) as removed:
+                made = _compile(payload, device, options, given)
+            return attrs.evolve(made, notes=(*made.notes, *removed, *_unmet_precision(made.model, options)))
 
-        def counting() -> Any:
-            """Compile again, with the performance counters of each layer."""
-            return compiled(attrs.evolve(chosen, properties={**chosen.properties, "PERF_COUNT": True}))
-
-        return OpenVINORunner(ov, compiled(chosen), device, counting)
+        return OpenVINORunner(vendor_module(), compiled, device, options.signature)
 
 
-@functools.cache
-def _core() -> Any:
-    import openvino as ov
-
-    return ov.Core()
+def _unmet_precision(compiled: Any, options: OpenVINOOptions) -> list[str]:
+    """Say it where the device computes in another precision than was asked for: OpenVINO does not."""
+    asked, name = options.inference_precision, "INFERENCE_PRECISION_HINT"
+    if asked == "auto" or name not in compiled.get_property("SUPPORTED_PROPERTIES"):
+        return []
+    found = compiled.get_property(name).to_string()
+    return [] if found == asked else [f"inference_precision {asked} was asked for, and {found} is used"]
 
 
 @functools.cache
 def _capabilities() -> Capabilities:
-    core = _core()
-    from openvino import get_version
-
+    vendor = core()
+    build = str(vendor_module().get_version())
     return attrs.evolve(
         _WITHOUT,
         available=True,
-        version=str(get_version()).split("-", maxsplit=1)[0],
-        devices=tuple(_describe(core, name) for name in core.available_devices),
-        facts={**machine_facts(), "openvino_build": str(get_version())},
+        version=build.split("-", maxsplit=1)[0],
+        devices=tuple(_describe(vendor, name) for name in vendor.available_devices),
+        facts={**machine_facts(), "openvino_build": build},
     )
 
 
@@ -238,15 +164,15 @@ def _describe(core: Any, name: str) -> DeviceInfo:
 def _runtime_requirements(device: str) -> str:
     """Return what OpenVINO says that a blob for the device needs, asked of a model that does nothing."""
     import numpy as np
-    import openvino as ov
 
+    ov = vendor_module()
     parameter = ov.op.Parameter(ov.Type.f32, ov.Shape([1]))
     one = ov.op.Constant(np.ones(1, np.float32))
     nothing = ov.Model([ov.opset13.add(parameter, one)], [parameter])
     try:
         # With our options, not the vendor's: OpenVINO hands a model's threads on to the next one, and whether
         # they are pinned goes with them.
-        compiled = _core().compile_model(nothing, device, OpenVINOOptions().config(device))
+        compiled = core().compile_model(nothing, device, OpenVINOOptions().config(device))
         return str(compiled.get_property("RUNTIME_REQUIREMENTS"))
     except RuntimeError:  # a device that does not tell
         return ""
@@ -260,37 +186,34 @@ def _requirements(device: str) -> dict[str, tuple[str, ...]]:
     return {fact: (glob.escape(value),) for fact, value in facts.items() if value}
 
 
-def _compile(source: bytes | str, device: str, options: OpenVINOOptions) -> Any:
-    core = _core()
-    with _vendor_errors("OpenVINO cannot read the model", device):
-        read = core.read_model(source)
-    strings = [port.get_any_name() for port in read.inputs if port.element_type.get_type_name() == "string"]
-    if strings:  # OpenVINO 2026.4 frees such memory twice when it hands a string through, and aborts
-        raise CompileError(
-            "Strings cannot be passed to OpenVINO safely.",
-            where=f"input {strings[0]!r}",
-            hint="Use backend 'onnxruntime', or give the part of the model behind its tokenizer.",
+def _compile(
+    payload: Payload, device: str, options: OpenVINOOptions, given: Set[str] = frozenset()
+) -> Compiled:
+    config = options.config(device)
+    if payload.kind == "device-bound":
+        if given:
+            raise InputError(
+                "The defaults are built into OpenVINO's blob; it takes no other values.",
+                where=f"input {min(given)!r}",
+                hint="Compile the model without export=True.",
+            )
+        blob = payload.read()
+        return import_blob(
+            lambda config: core().import_model(io.BytesIO(blob), device, dict(config)), device, config
         )
-    with _vendor_errors("OpenVINO cannot compile the model", device):
-        return core.compile_model(read, device, options.config(device))
+    return compile_onnx(
+        vendor_module(),
+        core(),
+        onnx_source(payload),
+        device,
+        config,
+        allow_float64_as_float32=options.allow_float64_as_float32,
+        given=given,
+    )
 
 
 def _blob(compiled: Any, device: str) -> bytes:
-    with _vendor_errors("OpenVINO cannot export the compiled model", device):
+    with vendor_errors("OpenVINO cannot export the compiled model", device):
         stream = compiled.export_model()
     blob: bytes = stream.getvalue()
     return blob
-
-
-@contextlib.contextmanager
-def _vendor_errors(what: str, device: str) -> Iterator[None]:
-    """Turn OpenVINO's exceptions into OptionsError, for a refused property, and CompileError."""
-    try:
-        yield
-    except Exception as error:
-        # "Exception from file:line:" are the steps of the way; what comes after the last one is the message.
-        message = re.split(r"Exception from [^\n]*\n", str(error))[-1].strip() or str(error)
-        where = f"device {device}"
-        if re.search(r"Unsupported property|Wrong value|property key|Property was not found", message):
-            raise OptionsError(f"OpenVINO refuses an option: {message}", where=where) from error
-        raise CompileError(f"{what}: {message}", where=where) from error

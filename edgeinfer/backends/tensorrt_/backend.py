@@ -1,15 +1,17 @@
 """The TensorRT backend: `tensorrt` 8.5 to 11 and TensorRT-RTX, on NVIDIA GPUs and Jetson's DLA.
 
-Split by concern: `tensorrt_flavours` (what a version can do), `_options`, `_profiles`, `_parse` (errors
-that name ONNX nodes), `_build`, `_cuda`, `_slot` and `_run`, `_explain`, `_precision`, `_progress`,
-`_dialect`.
+Split by concern: `tensorrt_flavours` (what a version can do), `_options` and `_validators`, `_record`.
+Building: `_build`, `_profiles`, `_parse` (errors that name ONNX nodes), `_precision`, `_progress`.
+Loading, which needs no ONNX: `_load`, `_refit`. Running: `_run` (a pool of slots), `_slot` (one request),
+`_place` and `_tensors`, `_graphs`, `_shapes`, `_explain`. Memory: `_cuda`, `_memory`, `_staging`,
+`_input_locks`, `_shared`, `_device_output`. For all: `_dialect`, `_caches`, `_log`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -18,33 +20,27 @@ import attrs
 from edgeinfer.artifact.artifact import IN_MEMORY_BYTES, Payload
 from edgeinfer.backends.facts import machine_facts
 from edgeinfer.backends.options import options_from
-from edgeinfer.backends.protocol import API_VERSION, Capabilities, CompileOptions, DeviceInfo, LoadOptions
-from edgeinfer.backends.tensorrt_.build import BuildRecord, build_engine, check_options
+from edgeinfer.backends.protocol import (
+    API_VERSION,
+    Capabilities,
+    CompileOptions,
+    DeviceInfo,
+    LoadOptions,
+    ModelToCompile,
+)
 from edgeinfer.backends.tensorrt_.cuda import Cuda, Gpu, find_gpus
 from edgeinfer.backends.tensorrt_.dialect import DIALECT
-from edgeinfer.backends.tensorrt_.flavours import (
-    INSTALL,
-    Flavour,
-    LogCapture,
-    choose_flavour,
-    find_flavours,
-    logger_of,
-)
+from edgeinfer.backends.tensorrt_.flavours import BUILDERS, INSTALL, Flavour, choose_flavour, find_flavours
+from edgeinfer.backends.tensorrt_.load import load_engine, new_runtime
 from edgeinfer.backends.tensorrt_.options import TensorRTOptions
+from edgeinfer.backends.tensorrt_.record import NAME as RECORD
 from edgeinfer.backends.tensorrt_.run import TensorRTRunner
-from edgeinfer.errors import (
-    ArtifactError,
-    ArtifactMismatchError,
-    BackendUnavailableError,
-    DeviceError,
-    OptionsError,
-)
-from edgeinfer.model.model import Model
+from edgeinfer.errors import BackendUnavailableError, DeviceError
 
 __all__ = ["TensorRTBackend", "TensorRTOptions"]
 
-NAME = "tensorrt"
-ENGINE, RECORD = "model.engine", "build.json"
+NAME, RUNTIME = "tensorrt", "tensorrt-runtime"
+ENGINE = "model.engine"
 _DEVICE = re.compile(r"(GPU|DLA)(?:\.(\d+))?\Z")
 # What is known of it without a runtime: every device has float16, whatever its name.
 _WITHOUT = Capabilities(available=False, dialect=DIALECT, float16_devices=("",))
@@ -69,11 +65,13 @@ class TensorRTBackend:
         except BackendUnavailableError as error:
             return attrs.evolve(_WITHOUT, reason=str(error))
         if not flavours:
-            lines = "; or ".join(INSTALL.values())
+            lines = "; or ".join(BUILDERS.values())
             return attrs.evolve(_WITHOUT, reason=f"TensorRT is not installed: {lines}")
         gpus, reason = _usable_gpus(flavours)
         facts = machine_facts() | dict.fromkeys(INSTALL, "not installed")
         facts |= {flavour.name: flavour.version for flavour in flavours}
+        # What runs engines of plain TensorRT that do not carry the lean runtime.
+        facts[RUNTIME] = next((f.version for f in flavours if f.name != "tensorrt-rtx"), "not installed")
         return attrs.evolve(
             _WITHOUT,
             available=bool(gpus),
@@ -84,7 +82,7 @@ class TensorRTBackend:
             facts=facts,
         )
 
-    def compile(self, model: Model, options: CompileOptions, /) -> Payload:
+    def compile(self, model: ModelToCompile, options: CompileOptions, /) -> Payload:
         """Build an engine: for the GPU here, or ahead of time where the flavour and the options have it.
 
         Raises:
@@ -93,20 +91,27 @@ class TensorRTBackend:
             OptionsError: An option is refused.
             CompileError: TensorRT refuses the model; it names the node and the reason.
         """
-        chosen = options_from(TensorRTOptions, options.options, backend=NAME)
+        from edgeinfer.backends.onnx_payload import onnx_files
+        from edgeinfer.backends.tensorrt_.build import build_engine, check_options
+
+        chosen = options_from(TensorRTOptions, options.options, backend=NAME).for_compiling()
         flavour = choose_flavour(chosen.flavour)
         device = options.device or "GPU"
         index, dla_core = _parse_device(device)
         check_options(flavour, chosen, dla_core)
         gpu = None if chosen.compute_capabilities else _gpu_to_build_on(flavour, index, device)
-        if gpu is not None:
-            Cuda.open(gpu.index).use()
-        engine, record = build_engine(
-            flavour, model, chosen, gpu=gpu, dla_core=dla_core, cache_dir=options.cache_dir
-        )
+        with Cuda.open(gpu.index).current() if gpu is not None else contextlib.nullcontext():
+            engine, record = build_engine(
+                flavour, model, chosen, gpu=gpu, dla_core=dla_core, cache_dir=options.cache_dir
+            )
         return Payload(
             entry=ENGINE,
-            files={ENGINE: _content(engine), RECORD: record.encode()},
+            # The weights that were stripped are kept as the ONNX model, from which TensorRT refits them.
+            files={
+                ENGINE: _content(engine),
+                RECORD: record.encode(),
+                **(onnx_files(model) if record.stripped else {}),
+            },
             kind="device-bound",
             device=device,
             requires=_requirements(flavour, chosen, gpu),
@@ -117,38 +122,14 @@ class TensorRTBackend:
         """Deserialize an engine, whose hash, version and hardware were checked before.
 
         Raises:
-            DeviceError: There is no such GPU here.
+            DeviceError: There is no such GPU here, or TensorRT does not start on it.
+            ArtifactError: The artifact is not one that edgeinfer wrote, or its weights do not fit.
             ArtifactMismatchError: TensorRT itself says that the engine does not fit.
-            OptionsError: The engine carries host code, and that was not allowed.
+            BackendUnavailableError: The flavour that built the engine is not installed.
+            OptionsError: An option would do nothing; or the engine carries host code, which was not allowed.
         """
-        chosen = options_from(TensorRTOptions, _without_trust(payload.options), options.options, backend=NAME)
-        record = BuildRecord.decode(payload.read(RECORD))
-        flavour = choose_flavour(record.flavour)
         index, _ = _parse_device(options.device or payload.device or "GPU")
-        cuda = Cuda.open(index)
-        cuda.use()
-        _check_trust(record, chosen)
-        _check_version(record, flavour)
-        trt = flavour.load()
-        content = payload.read()
-        with LogCapture(trt) as log:
-            runtime = trt.Runtime(logger_of(trt))
-            _check_validity(trt, flavour, runtime, content)
-            if record.host_code:
-                runtime.engine_host_code_allowed = True
-            if record.dla_core is not None:
-                runtime.DLA_core = record.dla_core
-            engine = runtime.deserialize_cuda_engine(content)
-        if engine is None:
-            raise ArtifactMismatchError(
-                f"{flavour} refuses the engine.",
-                where=f"built by {record.flavour} {record.version} on {record.built_on}",
-                found="; ".join(log.errors) or "no message",
-                hint="Compile the model on this machine.",
-            )
-        if chosen.weight_streaming and chosen.weight_streaming_budget_bytes is not None:
-            engine.weight_streaming_budget_v2 = chosen.weight_streaming_budget_bytes
-        return TensorRTRunner(flavour, cuda, runtime, engine, record, chosen)
+        return load_engine(payload, options.options, index)
 
 
 def _usable_gpus(flavours: tuple[Flavour, ...]) -> tuple[tuple[Gpu, ...], str]:
@@ -174,10 +155,14 @@ def _device_info(gpu: Gpu) -> DeviceInfo:
 
 
 def _dla_devices(flavour: Flavour, gpu: Gpu) -> list[DeviceInfo]:
-    if not flavour.has("dla"):
+    # Asked of a runtime: making a builder takes seconds and loads what only builds need.
+    if not gpu.integrated or not flavour.has("dla"):
         return []
-    trt = flavour.load()
-    cores = int(trt.Builder(logger_of(trt)).num_DLA_cores)
+    try:
+        with Cuda.open(gpu.index).current():
+            cores = int(new_runtime(flavour).num_DLA_cores)
+    except DeviceError:  # said by whoever loads an engine; asking for capabilities never fails
+        return []
     facts = _device_info(gpu).facts
     return [
         DeviceInfo(
@@ -233,7 +218,8 @@ def _requirements(flavour: Flavour, options: TensorRTOptions, gpu: Gpu | None) -
     """
     requires: dict[str, tuple[str, ...]] = {fact: (value,) for fact, value in machine_facts().items()}
     major = flavour.version.split(".")[0]
-    requires[flavour.name] = (f"{major}.*",) if options.version_compatible else (flavour.version,)
+    runtime = RUNTIME if options.exclude_lean_runtime else flavour.name
+    requires[runtime] = (f"{major}.*",) if options.version_compatible else (flavour.version,)
     if options.compute_capabilities:
         requires["compute_capability"] = options.compute_capabilities
     elif options.hardware_compatibility == "ampere_plus":
@@ -252,50 +238,3 @@ def _content(engine: Any) -> bytes | Path:
     path = Path(_FOLDERS[-1].name) / ENGINE
     path.write_bytes(memoryview(engine))
     return path
-
-
-def _without_trust(options: Mapping[str, object]) -> dict[str, object]:
-    """An artifact cannot vouch for itself: the decision to run its host code is the loader's."""
-    return {name: value for name, value in options.items() if name != "engine_host_code_allowed"}
-
-
-def _check_trust(record: BuildRecord, options: TensorRTOptions) -> None:
-    if record.host_code and not options.engine_host_code_allowed:
-        raise OptionsError(
-            "The engine carries host code, which would run with your rights when it is loaded.",
-            where="option engine_host_code_allowed",
-            hint="If you trust whoever built it: load(..., options={'engine_host_code_allowed': True}). Else "
-            "compile without version_compatible, or with exclude_lean_runtime.",
-        )
-
-
-def _check_version(record: BuildRecord, flavour: Flavour) -> None:
-    """A version-compatible engine runs on the version that built it and on later ones of the same major."""
-    built, here = (tuple(map(int, re.findall(r"\d+", v)[:3])) for v in (record.version, flavour.version))
-    if here < built:
-        raise ArtifactMismatchError(
-            f"The engine was built by a newer {flavour.name}.",
-            expected=f"{record.version} or newer, of the same major version",
-            found=flavour.version,
-            hint="Upgrade TensorRT here, or compile the model on this machine.",
-        )
-
-
-def _check_validity(trt: Any, flavour: Flavour, runtime: Any, content: bytes) -> None:
-    """Ask TensorRT-RTX whether an engine fits, from its header alone."""
-    if not flavour.has("engine_validity"):
-        return
-    if len(content) < runtime.engine_header_size:
-        raise ArtifactError("The engine is shorter than its own header.", where=ENGINE, found=len(content))
-    validity, diagnostics = runtime.get_engine_validity(content[: runtime.engine_header_size])
-    if validity == trt.EngineValidity.INVALID:
-        reasons = [
-            name.lower().replace("_", " ")
-            for name, bit in vars(trt.EngineInvalidityDiagnostics).items()
-            if name.isupper() and int(diagnostics) & int(bit)
-        ]
-        raise ArtifactMismatchError(
-            f"{flavour} says that the engine cannot run here.",
-            found=", ".join(reasons) or f"diagnostics {int(diagnostics)}",
-            hint="Compile the model for this GPU, or upgrade its driver.",
-        )

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
-import attrs
+import numpy as np
 
-from edgeinfer.atomic import write_file
-from edgeinfer.backends.tensorrt_.cuda import Gpu
-from edgeinfer.backends.tensorrt_.flavours import Flavour, LogCapture, logger_of
-from edgeinfer.backends.tensorrt_.options import TensorRTOptions, Triple
+from edgeinfer.backends.protocol import ModelToCompile
+from edgeinfer.backends.tensorrt_.caches import timing_cache
+from edgeinfer.backends.tensorrt_.cuda import Gpu, find_gpus
+from edgeinfer.backends.tensorrt_.flavours import Flavour
+from edgeinfer.backends.tensorrt_.log import LogCapture, logger_of
+from edgeinfer.backends.tensorrt_.options import TensorRTOptions
 from edgeinfer.backends.tensorrt_.parse import build_error, parse_onnx
 from edgeinfer.backends.tensorrt_.precision import graph_precisions, used_precisions
-from edgeinfer.backends.tensorrt_.profiles import plan_profiles
+from edgeinfer.backends.tensorrt_.profiles import add_profiles
 from edgeinfer.backends.tensorrt_.progress import progress_monitor
+from edgeinfer.backends.tensorrt_.record import BuildRecord
+from edgeinfer.backends.tensorrt_.tensors import DTYPES
 from edgeinfer.errors import CompileError, OptionsError
 from edgeinfer.model.model import Model
 
-__all__ = ["BuildRecord", "build_engine", "check_options"]
+__all__ = ["build_engine", "check_options"]
 
 # Options that are plain builder flags: the option, the feature that a version needs for it, the flag.
 _FLAGS = (
@@ -35,51 +37,9 @@ _FLAGS = (
 _WEAK_FLAGS = {"float16": "FP16", "int8": "INT8"}
 
 
-@final
-@attrs.frozen(kw_only=True)
-class BuildRecord:
-    """What the runner must know about an engine, kept beside it as `build.json`.
-
-    Attributes:
-        flavour: The flavour's name.
-        version: Its version.
-        built_on: The GPU that it was built on, or `no GPU`.
-        inputs: Names and dtypes of the model's inputs, in the signature's order.
-        outputs: The same of its outputs.
-        profiles: The shapes that it was built for.
-        precisions: The precision that the graph asks for, by ONNX node.
-        notes: What must be said in the execution report.
-        host_code: The engine carries host code.
-        dla_core: The DLA core that it is for, or None.
-    """
-
-    flavour: str
-    version: str
-    built_on: str
-    inputs: tuple[tuple[str, str], ...]
-    outputs: tuple[tuple[str, str], ...]
-    profiles: tuple[Mapping[str, Triple], ...] = ()
-    precisions: Mapping[str, str] = attrs.field(factory=dict)
-    notes: tuple[str, ...] = ()
-    host_code: bool = False
-    dla_core: int | None = None
-
-    def encode(self) -> bytes:
-        """Return it as JSON."""
-        return json.dumps(attrs.asdict(self), indent=1).encode()
-
-    @classmethod
-    def decode(cls, text: bytes) -> BuildRecord:
-        """Read what `encode` wrote."""
-        fields = json.loads(text)
-        for name in ("inputs", "outputs"):
-            fields[name] = tuple((tensor, dtype) for tensor, dtype in fields[name])
-        return cls(**(fields | {name: tuple(fields[name]) for name in ("profiles", "notes")}))
-
-
 def build_engine(
     flavour: Flavour,
-    model: Model,
+    source: ModelToCompile,
     options: TensorRTOptions,
     *,
     gpu: Gpu | None,
@@ -90,7 +50,7 @@ def build_engine(
 
     Args:
         flavour: Which TensorRT.
-        model: The model.
+        source: The model.
         options: The backend's options.
         gpu: The GPU to build on; None for an ahead-of-time build.
         dla_core: The DLA core to build for, or None.
@@ -103,20 +63,22 @@ def build_engine(
         OptionsError: A dimension or profile does not fit the model.
         CompileError: TensorRT refuses the model, or the build was cancelled.
     """
+    model = Model(source.ir)
     trt = flavour.load()
-    builder = trt.Builder(logger_of(trt))
+    builder = _new_builder(trt, flavour)
     config = builder.create_builder_config()
     notes = _configure(trt, flavour, config, options, model, dla_core)
     network, parser = parse_onnx(
         trt, flavour, builder, model, config=config if dla_core is not None else None
     )
-    profiles = _add_profiles(builder, network, config, model, options)
+    notes += _check_io(flavour, network, model)
+    profiles = add_profiles(flavour, builder, network, config, model.signature, options)
     if dla_core is not None:
         notes += _dla_fallback(network, config)
     cancelled: list[bool] = []
     with (
         LogCapture(trt) as log,
-        _timing_cache(flavour, config, gpu, options, cache_dir) as cache_notes,
+        timing_cache(flavour, config, gpu, options, cache_dir) as cache_notes,
         progress_monitor(trt, flavour, config, options, cancelled),
     ):
         engine = builder.build_serialized_network(network, config)
@@ -135,6 +97,9 @@ def build_engine(
         precisions=graph_precisions(model),
         notes=(*notes, *cache_notes),
         host_code=options.version_compatible and not options.exclude_lean_runtime,
+        lean_runtime_excluded=options.exclude_lean_runtime,
+        refittable=options.refit,
+        stripped=options.strip_plan,
         dla_core=dla_core,
     )
     return engine, record
@@ -169,10 +134,47 @@ def check_options(flavour: Flavour, options: TensorRTOptions, dla_core: int | No
             where="option weak_precisions",
             hint="Put it there with ToFloat16() or QuantizeStatic(calibration=…, target='tensorrt').",
         )
-    if options.exclude_lean_runtime and not options.version_compatible:
+    if dla_core is None:
+        _check_without_dla(options)
+    if (options.refit or options.strip_plan) and flavour.has("ahead_of_time"):
+        _check_refit_ahead(flavour, options)
+
+
+def _check_without_dla(options: TensorRTOptions) -> None:
+    idle = [f"memory_pools: {pool}" for pool in options.memory_pools if pool.startswith("dla_")]
+    if idle or not options.gpu_fallback:
         raise OptionsError(
-            "exclude_lean_runtime goes with version_compatible.", where="option exclude_lean_runtime"
+            "That concerns a DLA, and the model is compiled for a GPU.",
+            where="option memory_pools" if idle else "option gpu_fallback",
+            found=", ".join(idle) or "gpu_fallback=False",
+            hint="Compile with device='DLA', or leave the option out.",
         )
+
+
+def _check_refit_ahead(flavour: Flavour, options: TensorRTOptions) -> None:
+    """RTX compiles some kernels of a refittable engine on a GPU, ahead-of-time builds included (1.7)."""
+    gpus, reason = find_gpus()
+    if not gpus:
+        option = "refit" if options.refit else "strip_plan"
+        raise OptionsError(
+            f"{flavour} makes engines without fixed weights only on a machine with a GPU.",
+            where=f"option {option}",
+            expected="an NVIDIA GPU with its driver on the machine that compiles",
+            found=reason,
+            hint=f"Compile on such a machine, or leave {option} out.",
+        )
+
+
+def _new_builder(trt: Any, flavour: Flavour) -> Any:
+    with LogCapture(trt) as log:
+        try:
+            return trt.Builder(logger_of(trt))
+        except TypeError as error:  # pybind11's, for a builder that TensorRT did not make
+            raise CompileError(
+                f"{flavour} cannot make a builder here.",
+                found="; ".join(log.errors) or str(error),
+                hint="Check that the GPU's driver is new enough (nvidia-smi), or start a new process.",
+            ) from error
 
 
 def _configure(
@@ -191,17 +193,17 @@ def _configure(
                 config.set_flag(getattr(trt.BuilderFlag, _WEAK_FLAGS[precision]))
                 notes.append(f"{flavour} was allowed to choose {precision}, and may have kept float32")
     for pool, size in options.memory_pools.items():
-        config.set_memory_pool_limit(_member(trt.MemoryPoolType, pool, "memory_pools"), size)
+        config.set_memory_pool_limit(_member(trt.MemoryPoolType, pool, "memory_pools", flavour), size)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     if options.tactic_sources is not None:
-        sources = (int(_member(trt.TacticSource, name, "tactic_sources")) for name in options.tactic_sources)
-        config.set_tactic_sources(sum(1 << source for source in sources))
+        _set_tactic_sources(trt, flavour, config, options.tactic_sources)
     if options.max_aux_streams is not None:
         config.max_aux_streams = options.max_aux_streams
     if options.hardware_compatibility != "none":
-        levels = trt.HardwareCompatibilityLevel
-        config.hardware_compatibility_level = getattr(levels, options.hardware_compatibility.upper())
+        config.hardware_compatibility_level = _member(
+            trt.HardwareCompatibilityLevel, options.hardware_compatibility, "hardware_compatibility", flavour
+        )
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the execution report reads it
     if dla_core is not None:
         config.default_device_type = trt.DeviceType.DLA
@@ -212,10 +214,29 @@ def _configure(
     return notes
 
 
-def _member(enumeration: Any, name: str, option: str) -> Any:
+def _set_tactic_sources(trt: Any, flavour: Flavour, config: Any, names: Sequence[str]) -> None:
+    sources = 0
+    for name in names:
+        sources |= 1 << int(_member(trt.TacticSource, name, "tactic_sources", flavour))
+    if not config.set_tactic_sources(sources):
+        raise OptionsError(
+            f"{flavour} does not take those sources of tactics.",
+            where="option tactic_sources",
+            found=", ".join(names) or "none",
+            hint="Leave the option out, for TensorRT's choice.",
+        )
+
+
+def _member(enumeration: Any, name: str, option: str, flavour: Flavour) -> Any:
+    """Return a member of an enumeration, of which versions have more or fewer."""
     member = getattr(enumeration, name.upper(), None)
     if member is None:
-        raise OptionsError(f"This TensorRT has no {name!r}.", where=f"option {option}", found=name)
+        raise OptionsError(
+            f"{flavour} has no {name!r}.",
+            where=f"option {option}",
+            found=name,
+            hint="Leave it out, or use another version; see docs/tensorrt.md.",
+        )
     return member
 
 
@@ -237,28 +258,24 @@ def _ahead_of_time(trt: Any, config: Any, capabilities: Sequence[str]) -> None:
         config.set_compute_capability(wanted, index)
 
 
-def _add_profiles(
-    builder: Any, network: Any, config: Any, model: Model, options: TensorRTOptions
-) -> tuple[dict[str, Triple], ...]:
+def _check_io(flavour: Flavour, network: Any, model: Model) -> list[str]:
+    """Refuse inputs and outputs of dtypes that cannot be given or taken; say which are narrowed."""
     tensors = [network.get_input(index) for index in range(network.num_inputs)]
-    shape_inputs = frozenset(tensor.name for tensor in tensors if tensor.is_shape_tensor)
-    profiles = plan_profiles(model.signature, options, shape_inputs=shape_inputs)
-    for ranges in profiles:
-        profile = builder.create_optimization_profile()
-        for tensor in tensors:
-            if tensor.name in ranges:
-                give = profile.set_shape_input if tensor.name in shape_inputs else profile.set_shape
-                give(tensor.name, *ranges[tensor.name])
-        config.add_optimization_profile(profile)
-    if not profiles and _has_open_shapes(network):
-        # TensorRT 8 wants a profile where shapes depend on data, even if no input is dynamic.
-        config.add_optimization_profile(builder.create_optimization_profile())
-    return profiles
-
-
-def _has_open_shapes(network: Any) -> bool:
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    return any(-1 in layer.get_output(index).shape for layer in layers for index in range(layer.num_outputs))
+    tensors += [network.get_output(index) for index in range(network.num_outputs)]
+    for tensor in tensors:
+        if tensor.dtype.name not in DTYPES:
+            raise CompileError(
+                f"{flavour} packs values of {tensor.dtype.name}, which cannot be given or taken.",
+                where=f"tensor {tensor.name!r}",
+                expected="a dtype of whole bytes",
+                found=tensor.dtype.name,
+                hint="Put the conversion from or to float into the model.",
+            )
+    wide = {
+        spec.name for spec in (*model.signature.inputs, *model.signature.outputs) if spec.dtype == np.float64
+    }
+    narrowed = sorted(tensor.name for tensor in tensors if tensor.name in wide)
+    return [f"TensorRT computes float64 in float32: {', '.join(narrowed)}"] if narrowed else []
 
 
 def _dla_fallback(network: Any, config: Any) -> list[str]:
@@ -269,27 +286,3 @@ def _dla_fallback(network: Any, config: Any) -> list[str]:
     return [
         f"{len(fallen)} of {network.num_layers} layers fall back from DLA to the GPU: {', '.join(fallen)}"
     ]
-
-
-@contextlib.contextmanager
-def _timing_cache(
-    flavour: Flavour,
-    config: Any,
-    gpu: Gpu | None,
-    options: TensorRTOptions,
-    cache_dir: Path | None,
-) -> Iterator[list[str]]:
-    """Start from the timings of earlier builds with this version on such a GPU, and keep the new ones."""
-    notes: list[str] = []
-    if cache_dir is None or gpu is None or not options.timing_cache or not flavour.has("timing_cache"):
-        yield notes
-        return
-    path = cache_dir / f"{flavour.name}-{flavour.version}-sm{gpu.compute_capability}.timing"
-    known = path.read_bytes() if path.is_file() else b""
-    cache = config.create_timing_cache(known)
-    if cache is None or not config.set_timing_cache(cache, False):
-        notes.append(f"the timing cache {path.name} does not fit this TensorRT and was started anew")
-        config.set_timing_cache(config.create_timing_cache(b""), False)
-    yield notes
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    write_file(path, bytes(config.get_timing_cache().serialize()))

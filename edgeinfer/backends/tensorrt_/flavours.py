@@ -1,7 +1,8 @@
 """The flavours of TensorRT, found at run time, and the one table of what each version can do.
 
 Whatever differs between versions is a row or a feature here; the rest of the adapter asks `flavour.has(...)`.
-Sources: the Python bindings of 8.5.3, 10.16, 11.4 and TensorRT-RTX 1.7, and the release notes between them.
+Sources: the Python bindings of 8.5.3, 8.6.1, 10.0.1, 10.3, 10.16, 11.4, of the lean runtime 11.4, of RTX 1.7
+(a test holds the names that the adapter uses against them), and the release notes between them.
 """
 
 from __future__ import annotations
@@ -9,19 +10,20 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-import threading
 from typing import Any, final
 
 import attrs
 
 from edgeinfer.errors import BackendUnavailableError, OptionsError
 
-__all__ = ["TABLE", "Flavour", "LogCapture", "choose_flavour", "find_flavours", "logger_of"]
+__all__ = ["BUILDERS", "INSTALL", "TABLE", "Flavour", "choose_flavour", "find_flavours"]
 
 INSTALL = {
     "tensorrt": 'pip install "edgeinfer[tensorrt]" (servers; on Jetson, TensorRT comes with JetPack)',
     "tensorrt-rtx": 'pip install "edgeinfer[tensorrt-rtx]" (GeForce RTX and RTX PRO; builds without a GPU)',
+    "tensorrt-lean": "pip install tensorrt-lean-cu13 (runs engines that were built with version_compatible)",
 }
+BUILDERS = {name: line for name, line in INSTALL.items() if name != "tensorrt-lean"}
 
 
 @final
@@ -30,7 +32,7 @@ class Flavour:
     """One range of versions of one TensorRT package.
 
     Attributes:
-        name: `tensorrt` or `tensorrt-rtx`.
+        name: `tensorrt`, `tensorrt-rtx` or, of plain TensorRT the runtime alone, `tensorrt-lean`.
         module: The Python module.
         since: The first version that the row is for; the row with the greatest `since` that fits counts.
         strongly_typed: Precision is in the graph. Otherwise builder flags permit float16 and int8.
@@ -76,13 +78,13 @@ class Flavour:
         return f"{self.name} {self.version}"
 
 
-_ALL = frozenset({"dla", "refit", "sparse_weights", "tactic_sources", "timing_cache"})
+_ALL = frozenset({"builder", "dla", "inspector", "refit", "sparse_weights", "tactic_sources", "timing_cache"})
 # 8.6 and later.
 _COMPATIBLE = frozenset({"hardware_compatible", "optimization_level", "version_compatible", "aux_streams"})
 # 10.0 and later. profile_sharing: several contexts may use one optimization profile at a time.
-# unnamed_outputs: the parser takes optional outputs that are left out.
+# unnamed_outputs: the parser takes optional outputs that are left out. onnx_refit: so does that of weights.
 _MODERN = frozenset(
-    {"profile_sharing", "progress_monitor", "strip_plan", "unnamed_outputs", "weight_streaming"}
+    {"onnx_refit", "profile_sharing", "progress_monitor", "strip_plan", "unnamed_outputs", "weight_streaming"}
 )
 
 TABLE = (
@@ -135,11 +137,32 @@ TABLE = (
         features=_MODERN
         | {
             "ahead_of_time",
+            "builder",
             "engine_validity",
+            "inspector",
             "refit",
             "runtime_cache",
             "sparse_weights",
         },
+    ),
+    # It has neither builder nor parser nor inspector, and creating its runtime needs a GPU.
+    Flavour(
+        name="tensorrt-lean",
+        module="tensorrt_lean",
+        since=(8, 6),
+        strongly_typed=False,
+        creation_flags=(),
+        min_cuda=11,
+        features=frozenset(),
+    ),
+    Flavour(
+        name="tensorrt-lean",
+        module="tensorrt_lean",
+        since=(10, 0),
+        strongly_typed=True,
+        creation_flags=(),
+        min_cuda=12,
+        features=frozenset({"profile_sharing"}),
     ),
 )
 
@@ -159,28 +182,28 @@ def find_flavours() -> tuple[Flavour, ...]:
 
 
 def choose_flavour(wanted: str | None) -> Flavour:
-    """Return the flavour of that name, or the first that is installed.
+    """Return the flavour of that name, or the first that is installed, of those that build engines.
 
     Raises:
         BackendUnavailableError: It is not installed, or none is.
         OptionsError: There is no flavour of that name.
     """
-    if wanted is not None and wanted not in INSTALL:
+    if wanted is not None and wanted not in BUILDERS:
         raise OptionsError(
-            f"There is no flavour {wanted!r} of TensorRT.",
+            f"There is no flavour {wanted!r} of TensorRT that builds engines.",
             where="option flavour",
-            expected=" or ".join(INSTALL),
+            expected=" or ".join(BUILDERS),
             found=wanted,
         )
     installed = find_flavours()
     for flavour in installed:
-        if wanted in (None, flavour.name):
+        if flavour.has("builder") and wanted in (None, flavour.name):
             return flavour
     raise BackendUnavailableError(
         f"{'TensorRT' if wanted is None else wanted} is not installed.",
         expected="one of the Python modules tensorrt or tensorrt_rtx" if wanted is None else wanted,
         found=", ".join(map(str, installed)) or "neither",
-        hint="; or ".join(INSTALL.values()) if wanted is None else INSTALL[wanted],
+        hint="; or ".join(BUILDERS.values()) if wanted is None else INSTALL[wanted],
     )
 
 
@@ -204,54 +227,3 @@ def _import(name: str, module: str) -> Any:
         raise BackendUnavailableError(
             f"{name} is installed but cannot be imported: {type(error).__name__}: {error}", hint=INSTALL[name]
         ) from error
-
-
-@final
-class LogCapture:
-    """Collects what TensorRT says while a block runs, by severity.
-
-    TensorRT keeps the first logger of a process for ever, so there is one logger a module, and a capture
-    redirects it. Only one block can be captured at a time; others wait.
-    """
-
-    _lock = threading.RLock()
-
-    def __init__(self, trt: Any) -> None:
-        self._logger = logger_of(trt)
-        self.errors: list[str] = []
-        self.warnings: list[str] = []
-
-    def __enter__(self) -> LogCapture:
-        LogCapture._lock.acquire()
-        self._logger.capture = self
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._logger.capture = None
-        LogCapture._lock.release()
-
-
-_LOGGERS: dict[str, Any] = {}
-
-
-def logger_of(trt: Any) -> Any:
-    """Return the one logger that all builders, parsers and runtimes of a module must share."""
-    if trt.__name__ in _LOGGERS and isinstance(_LOGGERS[trt.__name__], trt.ILogger):
-        return _LOGGERS[trt.__name__]
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.capture: LogCapture | None = None
-
-        def log(self, severity: Any, message: str) -> None:
-            capture = self.capture
-            if capture is None:
-                return
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                capture.errors.append(message)
-            elif severity == trt.ILogger.WARNING:
-                capture.warnings.append(message)
-
-    _LOGGERS[trt.__name__] = Logger()
-    return _LOGGERS[trt.__name__]

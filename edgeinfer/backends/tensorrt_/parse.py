@@ -12,13 +12,16 @@ import attrs
 import onnx_ir as ir
 
 from edgeinfer.backends.onnx_payload import EXTERNAL_THRESHOLD_BYTES
-from edgeinfer.backends.tensorrt_.flavours import Flavour, LogCapture, logger_of
+from edgeinfer.backends.tensorrt_.flavours import Flavour
+from edgeinfer.backends.tensorrt_.log import LogCapture, logger_of
 from edgeinfer.errors import CompileError
 from edgeinfer.model.model import Model
 
 __all__ = ["Complaint", "build_error", "parse_onnx"]
 
 _RETARGET = 'Rewrite the quantization with RetargetQDQ("tensorrt"), or quantize with target="tensorrt".'
+_CUDA = "Check that the machine has a GPU with a driver that is new enough (nvidia-smi)."
+_ONE = "Compile once for each of the compute_capabilities."
 _NO_OPERATOR = "TensorRT has no implementation of this operator"
 
 # What the parser says, as a pattern, and what it means. Its own text is kept in the error's facts.
@@ -27,6 +30,9 @@ _MEANINGS = (
     (r"Plugin not found|no importer|creator &&", f"{_NO_OPERATOR}, and no plugin of that name", None),
     (r"convertDtype|Failed to convert ONNX dat[ae] type", "TensorRT does not have this data type", None),
     (r"\Afalse\Z|no runners that implement|Unsupported (operator|node)", _NO_OPERATOR, None),
+    (r"CUDA_SUCCESS|cudaError|CUDA initialization", "its builder called CUDA, which failed", _CUDA),
+    # RTX 1.7, for engines whose weights can be replaced.
+    (r"sm_vers_\.size\(\) == 1", "it builds such an engine for one compute capability alone", _ONE),
 )
 _OTHERWISE = "Replace the node, or compile for another backend."
 
@@ -107,18 +113,28 @@ def _with_named_outputs(model: Model) -> Model:
 
 def build_error(flavour: Flavour, model: Model, log: Sequence[str]) -> CompileError:
     """Return the error for a build that failed, naming the nodes that TensorRT's messages speak of."""
-    names = sorted((node.name or "" for node in model.ir.graph), key=len, reverse=True)
-    nodes = {node.name: node for node in model.ir.graph}
+    nodes = {node.name: node for node in _all_nodes(model) if node.name}
+    names = sorted(nodes, key=len, reverse=True)
     found = []
     for text in log:
         # Layers are called after their nodes, with suffixes; the longest name is the right one.
-        name = next(
-            (name for name in names if name and re.search(rf"\b{re.escape(name)}(?![^\W_])", text)), ""
-        )
+        name = next((name for name in names if _named(name).search(text)), "")
         op_type = nodes[name].op_type if name else ""
         reason, hint = _meaning(text, nodes.get(name))
         found.append(Complaint(node=name, op_type=op_type, reason=reason, hint=hint, text=text))
     return _refusal(flavour, sorted(found, key=lambda complaint: not complaint.node), log)
+
+
+def _named(name: str) -> re.Pattern[str]:
+    """Find a name that is not a part of a longer one: of a path, say, or of a word; a suffix `_0` is fine.
+
+    A name may begin or end with a sign, where no word begins or ends: PyTorch's begin with a slash.
+    """
+    return re.compile(rf"(?<![^\W_])(?<![./]){re.escape(name)}(?![^\W_]|[./]\w)")
+
+
+def _all_nodes(model: Model) -> list[ir.Node]:
+    return list(ir.traversal.RecursiveGraphIterator(model.ir.graph))
 
 
 def _refusal(flavour: Flavour, found: Sequence[Complaint], log: Sequence[str]) -> CompileError:
@@ -141,12 +157,7 @@ def _refusal(flavour: Flavour, found: Sequence[Complaint], log: Sequence[str]) -
 
 
 def _complaint(error: Any, model: Model) -> Complaint:
-    nodes = list(model.ir.graph)
-    index = int(error.node())
-    name = str(error.node_name()) if hasattr(error, "node_name") else ""
-    node = next((node for node in nodes if node.name == name and name), None)
-    if node is None and 0 <= index < len(nodes):
-        node = nodes[index]
+    node = _node_of(error, model)
     text = str(error.desc())
     if node is None:
         # The importer of inputs puts the tensor's name where the file should be.
@@ -158,6 +169,24 @@ def _complaint(error: Any, model: Model) -> Complaint:
         )
     reason, hint = _meaning(text, node)
     return Complaint(node=node.name or "", op_type=node.op_type, reason=reason, hint=hint, text=text)
+
+
+def _node_of(error: Any, model: Model) -> ir.Node | None:
+    """Return the node of a parser's error: by its name, and before TensorRT 10 by its position.
+
+    Positions count within each graph, and nothing says which graph: where there are several, none is named
+    rather than the wrong one.
+    """
+    outer, nodes = list(model.ir.graph), _all_nodes(model)
+    name = str(error.node_name()) if hasattr(error, "node_name") else ""
+    op_type = str(error.node_operator()) if hasattr(error, "node_operator") else ""
+    named = next((node for node in nodes if node.name == name and name), None)
+    if named is not None:
+        return named
+    index = int(error.node())
+    if not 0 <= index < len(outer) or len(nodes) > len(outer):
+        return None
+    return outer[index] if op_type in ("", outer[index].op_type) else None
 
 
 def _meaning(text: str, node: ir.Node | None) -> tuple[str, str]:

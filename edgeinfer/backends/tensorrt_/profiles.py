@@ -6,15 +6,63 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeinfer.artifact.signature import Dim, Signature, TensorSpec
+from edgeinfer.backends.tensorrt_.flavours import Flavour
 from edgeinfer.backends.tensorrt_.options import TensorRTOptions, Triple
 from edgeinfer.errors import OptionsError
 
-__all__ = ["plan_profiles"]
+__all__ = ["add_profiles", "plan_profiles"]
 
 # Least, usual, greatest size of a dimension about which nothing was said: a batch, a sequence, an image side.
 _BATCH: Triple = (1, 1, 8)
 _SEQUENCE: Triple = (1, 128, 512)
 _SIDE: Triple = (32, 224, 512)
+
+
+def add_profiles(
+    flavour: Flavour,
+    builder: Any,
+    network: Any,
+    config: Any,
+    signature: Signature,
+    options: TensorRTOptions,
+) -> tuple[dict[str, Triple], ...]:
+    """Give a build its profiles, and return them.
+
+    Raises:
+        OptionsError: As `plan_profiles`; or TensorRT refuses one.
+    """
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    shape_inputs = frozenset(tensor.name for tensor in tensors if tensor.is_shape_tensor)
+    profiles = plan_profiles(signature, options, shape_inputs=shape_inputs)
+    for ranges in profiles:
+        profile = builder.create_optimization_profile()
+        try:
+            for tensor in tensors:
+                if tensor.name in ranges:
+                    give = profile.set_shape_input if tensor.name in shape_inputs else profile.set_shape
+                    give(tensor.name, *ranges[tensor.name])
+        except ValueError as error:  # the bindings', where TensorRT returns False
+            raise _refused(flavour, ranges, str(error)) from error
+        if config.add_optimization_profile(profile) < 0:
+            raise _refused(flavour, ranges, "it is not valid")
+    if not profiles and _has_open_shapes(network):
+        # TensorRT 8 wants a profile where shapes depend on data, even if no input is dynamic.
+        config.add_optimization_profile(builder.create_optimization_profile())
+    return profiles
+
+
+def _refused(flavour: Flavour, ranges: Mapping[str, Triple], why: str) -> OptionsError:
+    return OptionsError(
+        f"{flavour} refuses a profile: {why}.",
+        where="option profiles",
+        found=", ".join(f"{name} {triple}" for name, triple in ranges.items()),
+        hint="Give other ranges with dims or profiles.",
+    )
+
+
+def _has_open_shapes(network: Any) -> bool:
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    return any(-1 in layer.get_output(index).shape for layer in layers for index in range(layer.num_outputs))
 
 
 def plan_profiles(
@@ -32,7 +80,12 @@ def plan_profiles(
     """
     if options.profiles:
         return tuple(_checked(signature, profile, shape_inputs) for profile in options.profiles)
-    known = {_name(spec, axis, dim) for spec in signature.inputs for axis, dim in enumerate(spec.shape or ())}
+    known = {
+        _name(spec, axis, dim)
+        for spec in signature.inputs
+        for axis, dim in enumerate(spec.shape or ())
+        if not isinstance(dim, int)
+    }
     unknown = sorted(set(options.dims) - known)
     if unknown:
         raise OptionsError(
@@ -40,6 +93,7 @@ def plan_profiles(
             where="option dims",
             expected=", ".join(sorted(known)) or "none: all shapes are static",
             found=unknown,
+            hint="Name one that it has, or leave the option out.",
         )
     if shape_inputs:
         raise OptionsError(
@@ -61,7 +115,7 @@ def plan_profiles(
 
 
 def _name(spec: TensorSpec, axis: int, dim: Dim) -> str:
-    return dim if isinstance(dim, str) else f"{spec.name}.{axis}" if dim is None else ""
+    return dim if isinstance(dim, str) else f"{spec.name}.{axis}"
 
 
 def _range(spec: TensorSpec, dims: Mapping[str, Triple]) -> Triple:
@@ -77,18 +131,18 @@ def _range(spec: TensorSpec, dims: Mapping[str, Triple]) -> Triple:
 
 
 def _checked(
-    signature: Signature, profile: Mapping[str, Triple], shape_inputs: frozenset[str]
+    signature: Signature, given: Mapping[str, Triple], shape_inputs: frozenset[str]
 ) -> dict[str, Triple]:
     specs = {spec.name: spec for spec in signature.inputs}
     needed = {spec.name for spec in signature.inputs if not spec.is_static} | shape_inputs
-    if set(profile) - set(specs) or needed - set(profile):
+    if set(given) - set(specs) or needed - set(given):
         raise OptionsError(
             "A profile does not cover the inputs.",
             where="option profiles",
             expected=f"shapes of {', '.join(sorted(needed))}",
-            found=", ".join(profile) or "nothing",
+            found=", ".join(given) or "nothing",
         )
-    for name, triple in profile.items():
+    for name, triple in given.items():
         if name not in shape_inputs and not _fits(specs[name].shape, triple):
             raise OptionsError(
                 "A profile does not fit an input.",
@@ -96,7 +150,7 @@ def _checked(
                 expected=f"least ≤ usual ≤ greatest of {specs[name].describe()}",
                 found=triple,
             )
-    return dict(profile)
+    return dict(given)
 
 
 def _fits(shape: tuple[Dim, ...] | None, triple: Triple) -> bool:

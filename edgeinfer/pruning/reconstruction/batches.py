@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.feeds.generate import Feed, FeedIterable
+from edgeinfer.feeds.feeds import Feed, FeedIterable
 
 __all__ = ["Batches", "few", "is_held_out", "one_sample", "split_feeds"]
 

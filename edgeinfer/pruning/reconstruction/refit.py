@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.calibration.moments import MomentObserver
-from edgeinfer.feeds.generate import FeedIterable
+from edgeinfer.feeds.feeds import FeedIterable
 from edgeinfer.graph.data_sizes import data_dependent_sizes
 from edgeinfer.graph.im2col import Layout
 from edgeinfer.graph.initializers import constant, set_constant

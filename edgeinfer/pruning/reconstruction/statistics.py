@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from edgeinfer.calibration.moments import MomentObserver
-from edgeinfer.feeds.generate import FeedIterable
+from edgeinfer.feeds.feeds import FeedIterable
 from edgeinfer.graph.layers import layout_of
 from edgeinfer.graph.weights import Linear
 from edgeinfer.pruning.reconstruction.frontier import run, tap

@@ -29,6 +29,7 @@ from edgeinfer.graph.channels.labels import is_weight
 from edgeinfer.graph.initializers import constant, set_constant
 from edgeinfer.graph.layers import find_layers
 from edgeinfer.model.model import Model
+from edgeinfer.npz import write_npz
 from edgeinfer.pruning.structure.prepare import prepare
 
 __all__ = ["TrainingFiles", "export_training", "import_weights"]
@@ -59,8 +60,8 @@ def export_training(model: Model, folder: str | os.PathLike[str]) -> TrainingFil
         weights=folder / "weights.npz", masks=folder / "masks.npz", groups=folder / "groups.json"
     )
     arrays = {name: constant(v) for name, v in model.ir.graph.initializers.items() if is_weight(v)}
-    np.savez(files.weights, allow_pickle=False, **arrays)
-    np.savez(files.masks, allow_pickle=False, **_masks(model))
+    write_npz(files.weights, arrays)
+    write_npz(files.masks, _masks(model))
     work = model.copy_ir()
     prepare(work)
     files.groups.write_text(json.dumps(_group_map(analyze(work.graph)), indent=1), encoding="utf-8")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
-from onnxscript.optimizer import fold_constants
 
+from edgeinfer.graph.fold_constants import ConstantFolder
 from edgeinfer.graph.infer_shapes import infer_shapes
 from edgeinfer.pruning.structure.fix_sizes import fix_sizes
 
 __all__ = ["prepare"]
 
-_MAX_FOLDED_BYTES = 1 << 20
+_MAX_FOLDED = 1 << 20
 _SMALL = 64
 _MAX_ROUNDS = 40
 
@@ -32,23 +32,19 @@ def prepare(model: ir.Model) -> None:
 
 
 def _fold_and_infer(model: ir.Model) -> None:
-    fold_constants(
-        model,
-        input_size_limit=_MAX_FOLDED_BYTES,
-        output_size_limit=_MAX_FOLDED_BYTES,
-        should_fold=_should_fold,
-    )
+    ConstantFolder(_may_grow, _may_fold)(model)
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common_passes.RemoveUnusedNodesPass()(model)
     infer_shapes(model, data_prop=True)
 
 
-def _should_fold(node: ir.Node) -> bool | None:
-    """Fold shapes that are made of constants; keep casts of stored weights; leave the rest to the folder."""
-    if node.op_type == "ConstantOfShape":
-        return True
-    if node.op_type in ("Cast", "DequantizeLinear", "QuantizeLinear"):
-        value = node.inputs[0]
-        size = 0 if value is None or value.const_value is None else value.const_value.size
-        return None if size <= _SMALL else False
-    return None
+def _may_grow(node: ir.Node) -> bool:
+    """Fold shapes that are made of constants, and what is of moderate size."""
+    sizes = [0 if v is None or v.const_value is None else v.const_value.size for v in node.inputs]
+    return node.op_type == "ConstantOfShape" or max(sizes) <= _MAX_FOLDED
+
+
+def _may_fold(node: ir.Node) -> bool:
+    """Keep Casts of stored weights."""
+    value = node.inputs[0] if node.op_type == "Cast" else None
+    return value is None or value.const_value is None or value.const_value.size <= _SMALL

@@ -17,7 +17,10 @@ import onnx_ir as ir
 
 from edgeinfer.graph.channels.propagate import RULES
 from edgeinfer.graph.channels.scales import rescale
+from edgeinfer.graph.initializers import constant
+from edgeinfer.graph.rescaled import note_rescaled
 from edgeinfer.graph.weights import Linear, find_linear
+from edgeinfer.numerics.fixed_order import round_bits
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["EqualizeWeights"]
@@ -42,6 +45,9 @@ class EqualizeWeights(GraphTransform):
     needed. Apply it after FuseBatchNorm and before quantization.
     """
 
+    names_layers = True
+    reports_on = frozenset(("Conv", "Gemm", "MatMul"))
+
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Scale the channels between layers."""
         outputs = set(model.graph.outputs)
@@ -60,13 +66,14 @@ class EqualizeWeights(GraphTransform):
             links.append(found)
             for layer in (found.first, *found.seconds):
                 ranges[layer.weight] = _ranges(layer)
-        factors = _solve(links, ranges)
+        factors = [round_bits(factor) for factor in _solve(links, ranges)]
         for link, factor in zip(links, factors, strict=True):
             largest = float(np.abs(np.log(factor)).max(initial=0.0))
             if largest < _NEGLIGIBLE:
                 report.skip(link.first.node, "its channels are equalized already")
                 continue
             _scale(link, factor)
+            note_rescaled(model, _scaled_tensors(link, factor))
             names = ", ".join(second.node.name or "" for second in link.seconds)
             report.apply(link.first.node, f"equalized with {names}, scales up to {np.exp(largest):.3g}")
 
@@ -183,6 +190,18 @@ def _input_ranges(layer: Linear, ranges: np.ndarray) -> np.ndarray:
 def _per_input(layer: Linear, factor: np.ndarray, rows: int) -> np.ndarray:
     """Return factors of the input channels as `(output channels, inputs of a group)`."""
     return np.repeat(factor.reshape(layer.groups, -1), rows // layer.groups, axis=0)
+
+
+def _scaled_tensors(link: _Link, factor: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what each tensor between the layers is divided by."""
+    by_channel = factor.reshape(-1, *[1] * (constant(link.first.weight).ndim - 2))
+    found: dict[str, np.ndarray] = {}
+    pending = [link.first.output]
+    while pending:
+        value = pending.pop()
+        found[value.name or ""] = by_channel
+        pending += [node.outputs[0] for node, _ in value.uses() if _is_homogeneous(node)]
+    return found
 
 
 def _scale(link: _Link, factor: np.ndarray) -> None:

@@ -17,20 +17,28 @@ ONNX Runtime's MatMulInteger is twenty times slower.
 
 from __future__ import annotations
 
-from typing import final
+from typing import TypeAlias, final
 
 import attrs
 import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.devices.profile import Target
+from edgeinfer.graph.stored_weights import (
+    Refusal,
+    StoredWeight,
+    drop_source,
+    find_weight,
+    group_by_source,
+    read_from,
+    store_beside,
+    why_not_shared,
+)
 from edgeinfer.graph.weights import (
-    Linear,
     add_initializer,
     as_target,
     constant,
     drop_unused,
-    find_linear,
     graph_of,
     set_type,
 )
@@ -45,12 +53,24 @@ _REFUSED_BY_BACKEND = {
     "openvino": "OpenVINO runs MatMulInteger no faster than float (0.9x); QuantizeWeights gains 1.8x there",
     "tensorrt": "TensorRT has no DynamicQuantizeLinear; use QuantizeStatic or QuantizeWeights",
 }
+_NO_KERNEL = {
+    "Conv": "ConvInteger is four times slower than a float convolution in ONNX Runtime",
+    "ConvTranspose": "there is no transposed convolution of integers",
+    "Einsum": "there is no Einsum of integers; write it as a MatMul",
+    "GRU": "no runtime here has a quantized GRU",
+    "RNN": "no runtime here has a quantized RNN",
+}
+
+# The quantized activations of each graph, so that layers that read one share its quantization.
+_Quantized: TypeAlias = "dict[tuple[ir.Graph, ir.Value], tuple[ir.Value, ...]]"
 
 
 @final
 @attrs.frozen
 class QuantizeDynamic(GraphTransform):
     """Quantize MatMul, Gemm and LSTM to int8 with ranges of activations taken on each run.
+
+    Those in subgraphs are quantized, too. A weight that several layers read is stored once.
 
     Args:
         target: What will run it. LSTM is quantized for `onnxruntime` only, which has an operator for it.
@@ -61,6 +81,7 @@ class QuantizeDynamic(GraphTransform):
     min_elements: int = attrs.field(default=4096, kw_only=True, validator=attrs.validators.ge(0))
 
     min_opset = 11  # DynamicQuantizeLinear
+    names_layers = True
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Replace the layers."""
@@ -68,14 +89,14 @@ class QuantizeDynamic(GraphTransform):
         # Without a target: as if it ran here.
         small = adds_pairs_in_int16(self.target if self.target is not None else Target.parse(DEFAULT))
         refused = _REFUSED_BY_BACKEND.get(backend or "")
-        quantized: dict[ir.Value, tuple[ir.Value, ...]] = {}
-        for node in list(model.graph):
-            if node.op_type not in ("Conv", "Gemm", "LSTM", "MatMul") or node.domain not in ("", "ai.onnx"):
+        found: list[StoredWeight] = []
+        for node in list(model.graph.all_nodes()):
+            if node.domain or node.op_type not in ("Gemm", "LSTM", "MatMul", *_NO_KERNEL):
                 continue
             if refused:
                 report.skip(node, refused)
-            elif node.op_type == "Conv":
-                report.skip(node, "ConvInteger is four times slower than a float convolution in ONNX Runtime")
+            elif node.op_type in _NO_KERNEL:
+                report.skip(node, _NO_KERNEL[node.op_type])
             elif node.op_type == "LSTM":
                 reason = self._lstm_reason(node, backend)
                 if reason:
@@ -84,37 +105,51 @@ class QuantizeDynamic(GraphTransform):
                     _quantize_lstm(node, model, small=small)
                     report.apply(node, "DynamicQuantizeLSTM with int8 weights")
             else:
-                layer = find_linear(node)
-                reason = layer if isinstance(layer, str) else self._reason(layer)
-                if reason or isinstance(layer, str):
+                weight = find_weight(node)
+                reason = weight if isinstance(weight, str) else self._reason(weight)
+                if isinstance(weight, str) or reason:
                     report.skip(node, reason or "")
                 else:
-                    _quantize_linear(layer, quantized, small=small)
-                    report.apply(node, "MatMulInteger with int8 weights and dynamic uint8 activations")
+                    found.append(weight)
+        quantized: _Quantized = {}
+        for group in group_by_source(found):
+            reason = why_not_shared(group)
+            for weight in group if reason else ():
+                report.skip(weight.node, reason or "")
+            if not reason:
+                _quantize(group, quantized, small=small)
+                for weight in group:
+                    report.apply(weight.node, "MatMulInteger with int8 weights and dynamic uint8 activations")
         if report.applied:
             drop_unused(model)
 
-    def _reason(self, layer: Linear) -> str | None:
-        if layer.dequantize is not None:
-            return "it is quantized already"
-        array = constant(layer.weight)
-        if array.dtype != np.float32:
+    def _reason(self, weight: StoredWeight) -> Refusal | None:
+        array = weight.array()
+        if weight.dtype != np.float32:
             return f"its weight is {array.dtype}; DynamicQuantizeLinear takes float32"
+        get = weight.node.attributes
+        if weight.index != 1 or array.ndim != 2:
+            return f"its weight has {array.ndim} dimensions, or stands on the left: it is no plain layer"
+        plain = get.get_float("alpha", 1.0) == get.get_float("beta", 1.0) == 1.0
+        if not plain or get.get_int("transA", 0) != 0:
+            return "alpha, beta or transA make it no plain layer; apply FuseBatchNorm first"
         return self._weight_reason(array)
 
-    def _weight_reason(self, array: np.ndarray) -> str | None:
-        if array.size < self.min_elements:
+    def _weight_reason(self, array: np.ndarray) -> Refusal | None:
+        if array.size < max(self.min_elements, 1):
             return f"its weight has {array.size} elements, under min_elements={self.min_elements}"
         if not np.isfinite(array).all():
             return "its weight is not finite"
         return None
 
-    def _lstm_reason(self, node: ir.Node, backend: str | None) -> str | None:
+    def _lstm_reason(self, node: ir.Node, backend: str | None) -> Refusal | None:
         if backend != "onnxruntime":
             return "only ONNX Runtime has a quantized LSTM; say target='onnxruntime'"
         for value in node.inputs[1:3]:
             if value is None or value.const_value is None or not value.is_initializer():
                 return "its weights are computed by the graph; apply Simplify first"
+            if value.is_graph_input():
+                return f"its weight {value.name!r} can be overridden as an input; apply Simplify first"
             array = constant(value)
             if array.dtype != np.float32:
                 return f"its weights are {array.dtype}"
@@ -126,18 +161,25 @@ class QuantizeDynamic(GraphTransform):
         return None
 
 
-def _quantize_linear(
-    layer: Linear, quantized: dict[ir.Value, tuple[ir.Value, ...]], *, small: bool
-) -> None:
-    node = layer.node
-    graph = graph_of(node)
-    array = constant(layer.weight)
-    array = array if layer.channel_axis == 1 else array.T  # (K, N)
+def _quantize(group: list[StoredWeight], quantized: _Quantized, *, small: bool) -> None:
+    """Replace the layers that read one weight."""
+    first = group[0]
+    array = first.array() if first.channel_axis == 1 else first.array().T  # (K, N)
     integers, scale = _per_column(array, small=small)
-    name = layer.weight.name or "weight"
-    weight = add_initializer(graph, f"{name}_int8", integers)
-    scales = add_initializer(graph, f"{name}_scale", scale)
-    zero = add_initializer(graph, f"{name}_zero_point", np.zeros((), np.int8))
+    weight = store_beside(first, "_int8", integers)
+    scales = store_beside(first, "_scale", scale)
+    zero = store_beside(first, "_zero_point", np.zeros((), np.int8))
+    for layer in group:
+        _quantize_layer(layer, (weight, scales, zero), quantized)
+    drop_source(first)
+
+
+def _quantize_layer(
+    layer: StoredWeight, constants: tuple[ir.Value, ir.Value, ir.Value], quantized: _Quantized
+) -> None:
+    node, (weight, scales, zero) = layer.node, constants
+    graph, source = graph_of(node), node.inputs[0]
+    assert source is not None
     made: list[ir.Node] = []
 
     def add(op_type: str, inputs: list[ir.Value], count: int = 1, **attributes: int) -> tuple[ir.Value, ...]:
@@ -149,18 +191,19 @@ def _quantize_linear(
         made.append(new)
         return tuple(new.outputs)
 
-    if layer.input not in quantized:
-        # Layers that read one activation share its quantization.
-        quantized[layer.input] = add("DynamicQuantizeLinear", [layer.input], 3)
-    activation, activation_scale, activation_zero = quantized[layer.input]
+    if (graph, source) not in quantized:
+        quantized[graph, source] = add("DynamicQuantizeLinear", [source], 3)
+    activation, activation_scale, activation_zero = quantized[graph, source]
     (accumulated,) = add("MatMulInteger", [activation, weight, activation_zero, zero])
     (as_float,) = add("Cast", [accumulated], to=int(ir.DataType.FLOAT))
     (factor,) = add("Mul", [activation_scale, scales])
     (result,) = add("Mul", [as_float, factor])
-    if layer.bias is not None:
-        (result,) = add("Add", [result, layer.bias])
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None:
+        (result,) = add("Add", [result, bias])
     output = node.outputs[0]
     set_type(result, output.dtype, output.shape)
+    read_from(layer, weight)  # so that a Cast of the float weight goes, too
     ir.convenience.replace_nodes_and_values(graph, node, [node], made, [output], [result])
 
 

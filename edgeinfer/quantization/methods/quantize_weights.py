@@ -13,8 +13,9 @@ OpenVINO 2026.4, speed against the same runtime's float32):
 | float8e4m3fn | 0.25 | 32 dB | **0.2x** | 1.0x |
 | Conv 64 x 64 x 3 x 3, int8 | 0.25 | 43 dB | **0.8x** | 1.0x |
 
-So Gemm is written with transB=0; ONNX Runtime, which dequantizes the weights of convolutions on each run,
-keeps them float; and float8 is refused there.
+So Gemm is written with transB=0; ONNX Runtime, which dequantizes the weights of convolutions and of Einsum
+on each run, keeps them float; and float8 is refused there. The weights of LSTM, GRU and RNN stay float: a
+runtime rearranges them when it loads the model, and could not if they came out of a DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -25,36 +26,52 @@ import attrs
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 
 from edgeinfer.devices.profile import Target
+from edgeinfer.graph.stored_weights import (
+    WEIGHT_OPS,
+    Refusal,
+    StoredWeight,
+    drop_source,
+    find_weight,
+    group_by_source,
+    read_from,
+    store_beside,
+    why_not_shared,
+)
 from edgeinfer.graph.weights import (
-    Linear,
     add_initializer,
     as_target,
-    constant,
     drop_unused,
-    find_linear,
     graph_of,
     set_constant,
     set_type,
 )
+from edgeinfer.numerics.weight_codes import by_block, by_channel, pack_nibbles
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["QuantizeWeights"]
 
 _DEFAULT_BLOCK = 32
 _FLOAT8_MAX = 448.0  # the greatest finite float8e4m3fn
-# Clip ratios that are tried for the 16 levels of int4; at 8 bits clipping does not pay.
-_CLIP_RATIOS = np.linspace(1.0, 0.7, 13)
-_WEIGHT_OPS = ("Conv", "Gather", "Gemm", "MatMul")
+_RECURRENT = ("GRU", "LSTM", "RNN")
+# A runtime dequantizes their weights on each run, unless it has a kernel that reads integers.
+_NO_INTEGER_KERNEL = ("Conv", "ConvTranspose", "Einsum")
+
+
+def _power_of_two(_: object, __: object, size: int | None) -> None:
+    if size is not None and (type(size) is not int or size < 16 or size & (size - 1)):
+        raise ValueError(f"block_size is a power of two from 16 on, not {size}")
 
 
 @final
 @attrs.frozen
 class QuantizeWeights(GraphTransform):
-    """Store the weights of MatMul, Gemm, Conv and embeddings in 8 or 4 bits; activations stay float.
+    """Store the weights of layers and embeddings in 8 or 4 bits; activations stay float.
 
-    Four bits are for MatMul and Gemm, in blocks along the inputs; the other weights get eight.
+    Layers are MatMul, Gemm, Conv, ConvTranspose and Einsum, in subgraphs, too. Four bits are for MatMul and
+    Gemm, in blocks along the inputs; the other weights get eight.
 
     Args:
         bits: 8 or 4.
@@ -66,18 +83,17 @@ class QuantizeWeights(GraphTransform):
     """
 
     bits: int = attrs.field(default=8, validator=attrs.validators.in_((4, 8)))
-    block_size: int | None = attrs.field(default=None, kw_only=True)
+    block_size: int | None = attrs.field(default=None, kw_only=True, validator=_power_of_two)
     dtype: str = attrs.field(
         default="int", kw_only=True, validator=attrs.validators.in_(("int", "float8e4m3fn"))
     )
     target: Target | None = attrs.field(default=None, kw_only=True, converter=as_target)
     min_elements: int = attrs.field(default=4096, kw_only=True, validator=attrs.validators.ge(0))
 
+    names_layers = True
+
     def __attrs_post_init__(self) -> None:
-        size = self.block_size
-        if size is not None and (size < 16 or size & (size - 1)):
-            raise ValueError(f"block_size is a power of two from 16 on, not {size}")
-        if self.dtype == "float8e4m3fn" and (self.bits != 8 or size is not None):
+        if self.dtype == "float8e4m3fn" and (self.bits != 8 or self.block_size is not None):
             raise ValueError("float8e4m3fn has 8 bits and one scale a channel")
 
     @property
@@ -97,98 +113,119 @@ class QuantizeWeights(GraphTransform):
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Replace the float weights."""
-        before = sum(_bytes(value) for value in model.graph.initializers.values())
-        for node in list(model.graph):
-            if node.op_type in _WEIGHT_OPS and node.domain in ("", "ai.onnx"):
-                done = self._gather(node) if node.op_type == "Gather" else self._linear(node, model)
-                if done.startswith("+"):
-                    report.apply(node, done[1:])
-                else:
-                    report.skip(node, done)
+        before, opset = _bytes_of_weights(model), model.opset_imports.get("", 0)
+        found: list[StoredWeight] = []
+        for node in list(model.graph.all_nodes()):
+            if node.domain:
+                continue
+            if node.op_type == "Gather":
+                refused = self._gather(node, opset, report)
+            elif node.op_type in WEIGHT_OPS:
+                weight = find_weight(node)
+                refused = weight if isinstance(weight, str) else self._refusal(node, weight.array(), opset)
+                if not refused and not isinstance(weight, str):
+                    found.append(weight)
+            else:
+                refused = "runtimes rearrange its weights on loading" if node.op_type in _RECURRENT else None
+            if refused:
+                report.skip(node, refused)
+        for group in group_by_source(found):
+            reason = why_not_shared(group)
+            for weight in group if reason else ():
+                report.skip(weight.node, reason or "")
+            if not reason:
+                self._quantize(group, model, report)
         if not report.applied:
             return
         drop_unused(model)
+        common_passes.NameFixPass()(model)  # a name in a branch may not be that of a value around it
         # The IR versions that brought the types: 9 float8, 10 int4.
         model.ir_version = max(
             model.ir_version, 10 if self.min_opset == 21 else 9 if self.min_opset == 19 else 4
         )
-        after = sum(_bytes(value) for value in model.graph.initializers.values())
+        after = _bytes_of_weights(model)
         report.data.update(weight_bytes_before=before, weight_bytes_after=after)
         report.note(f"weights: {before / 1e6:.2f} MB before, {after / 1e6:.2f} MB after")
 
-    def _refusal(self, node: ir.Node, weight: np.ndarray) -> str | None:
-        if weight.size < self.min_elements:
+    def _refusal(self, node: ir.Node, weight: np.ndarray, opset: int) -> Refusal | None:
+        if weight.size < max(self.min_elements, 1):
             return f"its weight has {weight.size} elements, under min_elements={self.min_elements}"
         if self._on_onnxruntime and self.dtype == "float8e4m3fn":
             return "ONNX Runtime's CPU provider decodes float8 on each run: 0.2x the speed of float32"
-        if self._on_onnxruntime and node.op_type == "Conv":
-            return "ONNX Runtime dequantizes a convolution's weight on each run: slower than float"
+        if self._on_onnxruntime and node.op_type in _NO_INTEGER_KERNEL:
+            return f"ONNX Runtime dequantizes the weight of {node.op_type} on each run: slower than float"
         if not np.isfinite(weight).all():
             return "its weight is not finite"
-        if weight.dtype == np.float16 and graph_of(node).opset_imports.get("", 0) < 19:
+        if weight.dtype == np.float16 and opset < 19:
             return (
                 "its weight is float16, which DequantizeLinear gives from opset 19 on: ConvertOpset(19) first"
             )
         return None
 
-    def _linear(self, node: ir.Node, model: ir.Model) -> str:
-        """Quantize one layer; returns `+what` or the reason why not."""
-        layer = find_linear(node)
-        if isinstance(layer, str):
-            return layer
-        if layer.dequantize is not None:
-            return "its weight is quantized already"
-        refused = self._refusal(node, constant(layer.weight))
-        if refused:
-            return refused
-        layer = layer.owned()
-        if node.op_type == "Gemm" and layer.channel_axis == 0:
-            set_constant(layer.weight, constant(layer.weight).T)
-            node.attributes["transB"] = ir.AttrInt64("transB", 0)
-            layer = attrs.evolve(layer, channel_axis=1, input_axis=0)
-        block = self._block(layer)
-        if self.bits == 4 and block and self._packs:
-            return _pack(layer, block, model)
-        if self.bits == 4 and block:
-            return _dequantized(layer, 4, block)
-        if self.dtype == "float8e4m3fn":
-            return _float8(layer)
-        return _dequantized(layer, 8, block if self.bits == 8 else 0)
+    def _quantize(self, group: list[StoredWeight], model: ir.Model, report: ReportBuilder) -> None:
+        """Quantize one weight for all that read it."""
+        first = group[0]
+        array = first.array()
+        if all(w.node.op_type == "Gemm" and w.channel_axis == 0 for w in group):
+            array = np.ascontiguousarray(array.T)
+            group = [attrs.evolve(weight, channel_axis=1, input_axis=0) for weight in group]
+            first = group[0]
+            for weight in group:
+                weight.node.attributes["transB"] = ir.AttrInt64("transB", 0)
+        block = self._block(first, array)
+        if block and self._packs and all(weight.is_plain_product(array.shape) for weight in group):
+            what = _pack(group, array, block, model)
+        elif self.dtype == "float8e4m3fn":
+            stored, scale = _float8(array, axis=first.channel_axis)
+            _dequantize(group, stored, scale.reshape(-1), {"axis": first.channel_axis})
+            what = "weight stored as float8e4m3fn, one scale a channel"
+        elif block and first.input_axis is not None and not self._packs:
+            high = 2 ** (self.bits - 1) - 1
+            stored, scale = by_block(array, axis=first.input_axis, block=block, high=high)
+            stored = stored.astype(np.int8 if self.bits == 8 else ml_dtypes.int4)
+            _dequantize(group, stored, scale, {"axis": first.input_axis, "block_size": block})
+            what = f"weight stored as int{self.bits}, blocks of {block}"
+        else:
+            stored, scale = by_channel(array, axis=first.channel_axis, high=127)
+            _dequantize(group, stored.astype(np.int8), scale.reshape(-1), {"axis": first.channel_axis})
+            what = "weight stored as int8, one scale a channel"
+        drop_source(first)
+        shared = f", shared by {len(group)} nodes" if len(group) > 1 else ""
+        for weight in group:
+            report.apply(weight.node, what + shared)
 
-    def _block(self, layer: Linear) -> int:
+    def _block(self, weight: StoredWeight, array: np.ndarray) -> int:
         """Return the block size along the inputs, 0 for one scale a channel."""
         wanted = self.block_size or (_DEFAULT_BLOCK if self.bits == 4 else 0)
-        if layer.node.op_type == "Conv" or not wanted:
+        if weight.input_axis is None or not wanted:
             return 0
-        inputs = constant(layer.weight).shape[layer.input_axis]
-        return wanted if inputs % wanted == 0 else 0
+        return wanted if array.shape[weight.input_axis] % wanted == 0 else 0
 
-    def _gather(self, node: ir.Node) -> str:
-        table = node.inputs[0]
-        if table is None or table.const_value is None or not table.is_initializer():
+    def _gather(self, node: ir.Node, opset: int, report: ReportBuilder) -> Refusal | None:
+        """Store the table of an embedding in int8, or return why not."""
+        table, index, output = node.inputs[0], node.inputs[1], node.outputs[0]
+        if table is None or table.const_value is None or not table.is_initializer() or table.is_graph_input():
             return "it does not read a constant table"
-        array = constant(table)
+        array = table.const_value.numpy()
         if array.dtype not in (np.float32, np.float16) or array.ndim != 2:
             return f"its table is {array.ndim}-dimensional {array.dtype}: not a float embedding"
         if node.attributes.get_int("axis", 0) != 0:
             return "it does not gather rows"
-        if len(list(table.uses())) > 1:
+        if len(list(table.uses())) > 1 or table.is_graph_output():
             return f"its table {table.name!r} is shared with another node"
-        output = node.outputs[0]
         if output.is_graph_output():
             return "it makes an output of the graph"
-        index = node.inputs[1]
         if index is None or (output.shape is None and index.shape is None):
             return "the rank of its output is not known; apply Simplify first"
-        refused = self._refusal(node, array)
+        refused = self._refusal(node, array, opset)
         if refused or self.dtype == "float8e4m3fn":
             return refused or "embeddings are not stored in float8"
-        integers, scale = _symmetric(array, axis=1, high=127)
+        integers, scale = by_channel(array, axis=1, high=127)
         rank = len(output.shape) if output.shape is not None else len(index.shape or ()) + 1
-        name = table.name or node.name or "table"
-        dtype = table.const_value.dtype
+        name, dtype = table.name or node.name or "table", table.const_value.dtype
         set_constant(table, integers.astype(np.int8))
-        scales = add_initializer(graph_of(node), f"{name}_scale", scale.reshape(-1).astype(array.dtype))
+        assert isinstance(table.graph, ir.Graph)
+        scales = add_initializer(table.graph, f"{name}_scale", scale.reshape(-1).astype(array.dtype))
         # Rows are gathered as int8 and only those dequantized; the scales are of the columns, the last axis.
         restored = ir.node(
             "DequantizeLinear", [output, scales], {"axis": rank - 1}, name=f"{node.name}_dequantize"
@@ -199,112 +236,78 @@ class QuantizeWeights(GraphTransform):
         output.replace_all_uses_with(restored.outputs[0])
         restored.replace_input_with(0, output)
         set_type(output, ir.DataType.INT8, output.shape)
-        return f"+embedding of {array.shape[0]} x {array.shape[1]} stored as int8"
+        report.apply(node, f"embedding of {array.shape[0]} x {array.shape[1]} stored as int8")
+        return None
 
 
-def _dequantized(layer: Linear, bits: int, block: int) -> str:
-    array = constant(layer.weight)
-    high = 2 ** (bits - 1) - 1
-    if block:
-        integers, scale = _blocked(array, layer.input_axis, block, high)
-        attributes = {"axis": layer.input_axis, "block_size": block}
-    else:
-        integers, scale = _symmetric(array, axis=layer.channel_axis, high=high)
-        scale = scale.reshape(-1)
-        attributes = {"axis": layer.channel_axis}
-    stored = integers.astype(np.int8 if bits == 8 else ml_dtypes.int4)
-    _insert_dequantize(layer, stored, scale.astype(array.dtype), attributes)
-    grain = f"blocks of {block}" if block else "one scale a channel"
-    return f"+weight stored as int{bits}, {grain}"
-
-
-def _float8(layer: Linear) -> str:
-    array = constant(layer.weight)
-    axes = tuple(axis for axis in range(array.ndim) if axis != layer.channel_axis)
-    scale = _positive(np.abs(array).max(axis=axes, keepdims=True).astype(np.float32) / _FLOAT8_MAX)
-    stored = (array / scale).astype(ml_dtypes.float8_e4m3fn)
-    _insert_dequantize(layer, stored, scale.reshape(-1).astype(array.dtype), {"axis": layer.channel_axis})
-    return "+weight stored as float8e4m3fn, one scale a channel"
-
-
-def _pack(layer: Linear, block: int, model: ir.Model) -> str:
-    """Replace a MatMul or Gemm by ONNX Runtime's MatMulNBits (contrib operator, version 1)."""
-    node = layer.node
-    array = constant(layer.weight)
-    inputs, channels = array.shape
-    integers, scale = _blocked(array, 0, block, 7)
-    # (channels, blocks, block / 2) bytes, the earlier weight in the low half; the zero point is 8.
-    nibbles = (integers.T.astype(np.int16) + 8).astype(np.uint8).reshape(channels, inputs // block, block)
-    packed = nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
-    name = layer.weight.name or "weight"
-    weight = add_initializer(graph_of(node), f"{name}_int4", packed)
-    scales = add_initializer(
-        graph_of(node), f"{name}_scale", np.ascontiguousarray(scale.T).astype(array.dtype)
-    )
-    bias = [None, None, layer.bias] if layer.bias is not None else []
-    made = ir.node(
-        "MatMulNBits",
-        [layer.input, weight, scales, *bias],
-        # accuracy_level 4 lets it compute in int8, as the runtime does for the DequantizeLinear form, too.
-        {"K": inputs, "N": channels, "bits": 4, "block_size": block, "accuracy_level": 4},
-        domain="com.microsoft",
-        name=node.name,
-    )
-    output = node.outputs[0]
-    made.outputs[0].type, made.outputs[0].shape = output.type, output.shape
-    ir.convenience.replace_nodes_and_values(graph_of(node), node, [node], [made], [output], made.outputs)
-    model.opset_imports.setdefault("com.microsoft", 1)
-    return f"+MatMulNBits with int4 weights, blocks of {block}"
-
-
-def _insert_dequantize(
-    layer: Linear, stored: np.ndarray, scale: np.ndarray, attributes: dict[str, int]
-) -> None:
-    weight = layer.weight
-    dtype = ir.DataType.from_numpy(constant(weight).dtype)
-    name = weight.name or "weight"
-    set_constant(weight, stored)
-    scales = add_initializer(graph_of(layer.node), f"{name}_scale", scale)
-    node = ir.node("DequantizeLinear", [weight, scales], attributes, name=f"{name}_dequantize")
-    node.outputs[0].name = f"{name}_dequantized"
-    set_type(node.outputs[0], dtype, ir.Shape(stored.shape))
-    graph_of(layer.node).insert_before(layer.node, node)
-    layer.node.replace_input_with(1, node.outputs[0])
-
-
-def _symmetric(array: np.ndarray, *, axis: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return integers and scales (kept dimensions) of one scale for each index of `axis`."""
+def _float8(array: np.ndarray, *, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return float8e4m3fn numbers and scales (kept dimensions), one for each index of `axis`."""
     axes = tuple(other for other in range(array.ndim) if other != axis)
-    return _rounded(array.astype(np.float32), axes, high)
+    scale = np.abs(array).max(axis=axes, keepdims=True).astype(np.float32) / np.float32(_FLOAT8_MAX)
+    scale = np.where(scale > 0, scale, np.float32(1.0)).astype(np.float32)
+    return (array / scale).astype(ml_dtypes.float8_e4m3fn), scale
 
 
-def _blocked(array: np.ndarray, axis: int, block: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return integers `(K, N)` and scales `(K / block, N)`, or transposed, of blocks along `axis`."""
-    shape = list(array.shape)
-    shape[axis : axis + 1] = [shape[axis] // block, block]
-    integers, scale = _rounded(array.astype(np.float32).reshape(shape), (axis + 1,), high)
-    return integers.reshape(array.shape), scale.squeeze(axis + 1)
+def _dequantize(
+    group: list[StoredWeight], stored: np.ndarray, scale: np.ndarray, attributes: dict[str, int]
+) -> None:
+    """Let the nodes read the stored weight through a DequantizeLinear, one in each of their graphs.
+
+    The integers are in that graph, too: ONNX Runtime 1.32 refuses a model where they are in one around it.
+    """
+    source, dtype = group[0].source, group[0].dtype
+    name = source.name or "weight"
+    made: dict[ir.Graph, ir.Value] = {}
+    for member in group:
+        graph = graph_of(member.node)
+        if graph not in made:
+            suffix = f"_{len(made)}" if made else ""
+            if source.is_initializer() and source.graph is graph:
+                set_constant(source, stored)
+                weight = source
+            else:
+                weight = add_initializer(graph, f"{name}_stored{suffix}", stored)
+            parameters = [add_initializer(graph, f"{name}_scale{suffix}", scale.astype(dtype))]
+            if stored.dtype == np.int8:
+                # Where there is none, ONNX Runtime's exact kernels add one for all channels, and refuse it.
+                zeros = np.zeros(scale.shape, np.int8)
+                parameters.append(add_initializer(graph, f"{name}_zero_point{suffix}", zeros))
+            node = ir.node(
+                "DequantizeLinear", [weight, *parameters], attributes, name=f"{name}_dequantize{suffix}"
+            )
+            node.outputs[0].name = f"{name}_dequantized{suffix}"
+            set_type(node.outputs[0], ir.DataType.from_numpy(dtype), ir.Shape(stored.shape))
+            graph.insert_before(member.node, node)
+            made[graph] = node.outputs[0]
+        read_from(member, made[graph])
 
 
-def _rounded(array: np.ndarray, axes: tuple[int, ...], high: int) -> tuple[np.ndarray, np.ndarray]:
-    """Quantize with one symmetric scale over `axes`, chosen by least squares where levels are few."""
-    widest = np.abs(array).max(axis=axes, keepdims=True) / high
-    best = _positive(widest)
-    least: np.ndarray | None = None
-    for ratio in _CLIP_RATIOS if high < 127 else _CLIP_RATIOS[:1]:
-        scale = _positive(widest * np.float32(ratio))
-        error = ((np.clip(np.rint(array / scale), -high - 1, high) * scale - array) ** 2).sum(
-            axis=axes, keepdims=True
+def _pack(group: list[StoredWeight], array: np.ndarray, block: int, model: ir.Model) -> str:
+    """Replace MatMul or Gemm by ONNX Runtime's MatMulNBits (contrib operator, version 1)."""
+    inputs, channels = array.shape
+    integers, scale = by_block(array, axis=0, block=block, high=7)
+    weight = store_beside(group[0], "_int4", pack_nibbles(integers, block))
+    scales = store_beside(group[0], "_scale", np.ascontiguousarray(scale.T).astype(array.dtype))
+    for member in group:
+        node = member.node
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        made = ir.node(
+            "MatMulNBits",
+            [node.inputs[0], weight, scales, *([None, None, bias] if bias is not None else [])],
+            # accuracy_level 4 lets it compute in int8, as it does for the DequantizeLinear form, too.
+            {"K": inputs, "N": channels, "bits": 4, "block_size": block, "accuracy_level": 4},
+            domain="com.microsoft",
+            name=node.name,
         )
-        best = scale if least is None else np.where(error < least, scale, best)
-        least = error if least is None else np.minimum(error, least)
-    low = -high if high == 127 else -high - 1
-    return np.clip(np.rint(array / best), low, high), best
+        output = node.outputs[0]
+        made.outputs[0].type, made.outputs[0].shape = output.type, output.shape
+        read_from(member, weight)  # so that a Cast of the float weight goes, too
+        ir.convenience.replace_nodes_and_values(graph_of(node), node, [node], [made], [output], made.outputs)
+    model.opset_imports.setdefault("com.microsoft", 1)
+    return f"MatMulNBits with int4 weights, blocks of {block}"
 
 
-def _positive(scale: np.ndarray) -> np.ndarray:
-    return np.where(scale > 0, scale, np.float32(1.0)).astype(np.float32)
-
-
-def _bytes(value: ir.Value) -> int:
-    return value.const_value.nbytes if value.const_value is not None else 0
+def _bytes_of_weights(model: ir.Model) -> int:
+    graphs = [model.graph, *model.graph.subgraphs()]
+    values = [value for graph in graphs for value in graph.initializers.values()]
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None)

@@ -40,11 +40,19 @@ class Judge:
 
     costs: KernelCosts
     shapes: Mapping[str, tuple[int, ...]]
+    # Plans are compared many times, and what a region costs is the same in all of them.
+    _sizes: dict[ir.Value, int | None] = attrs.field(factory=dict, init=False, repr=False)
+    _regions: dict[Region, tuple[float, float]] = attrs.field(factory=dict, init=False, repr=False)
 
     def size(self, value: ir.Value | None) -> int | None:
         """Return the number of elements of a tensor at batch size 1 where the batch is symbolic, or None."""
         if value is None:
             return None
+        if value not in self._sizes:
+            self._sizes[value] = self._size(value)
+        return self._sizes[value]
+
+    def _size(self, value: ir.Value) -> int | None:
         if value.name is not None and value.name in self.shapes:
             return math.prod(self.shapes[value.name])
         if value.shape is None:
@@ -56,6 +64,18 @@ class Judge:
 
     def float_us(self, region: Region) -> float:
         """Return what a region costs in float."""
+        return self._both(region)[0]
+
+    def integer_us(self, region: Region) -> float:
+        """Return what a region costs in integers, without quantizers around it."""
+        return self._both(region)[1]
+
+    def _both(self, region: Region) -> tuple[float, float]:
+        if region not in self._regions:
+            self._regions[region] = self._float_us(region), self._integer_us(region)
+        return self._regions[region]
+
+    def _float_us(self, region: Region) -> float:
         macs = self._macs(region) or 0
         rate = self.costs.float_depthwise_macs if _is_depthwise(region) else self.costs.float_macs
         reading = region.weight.size * self.costs.float_weight_us
@@ -63,8 +83,7 @@ class Judge:
             reading *= 2  # one-dimensional convolutions have no weights packed for them
         return max(macs / rate, reading) + self.costs.float_call_us
 
-    def integer_us(self, region: Region) -> float:
-        """Return what a region costs in integers, without quantizers around it."""
+    def _integer_us(self, region: Region) -> float:
         macs, outputs = self._macs(region), self.size(region.output)
         if macs is None or outputs is None:
             return 0.0

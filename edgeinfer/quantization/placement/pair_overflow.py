@@ -1,7 +1,7 @@
 """Whether a target's integer kernels overflow: found by running one matrix product, not by the CPU's name.
 
-See `edgeinfer.numerics.pair_sums` for what overflows. The product has the greatest activations and weights, so
-that a kernel that adds in 16 bits gives half of what is right.
+See `edgeinfer.numerics.pair_sums` for what overflows. The product has the greatest activations and weights,
+so that a kernel that adds in 16 bits gives half of what is right.
 """
 
 from __future__ import annotations

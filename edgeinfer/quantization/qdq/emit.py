@@ -93,7 +93,7 @@ class Emitter:
 
     def initializer(self, name: str, array: np.ndarray) -> ir.Value:
         """Register an initializer."""
-        tensor = ir.tensor(array, name=name)
+        tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
         value = ir.Value(
             name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
         )

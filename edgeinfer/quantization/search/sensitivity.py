@@ -18,7 +18,7 @@ from edgeinfer.backends.dialect import QDQDialect
 from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import Table, track
-from edgeinfer.measure.inspect import inspect
+from edgeinfer.measure.inspection import inspect
 from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
 from edgeinfer.quantization.placement.dialects import dialect_of
@@ -76,6 +76,10 @@ class Sensitivity:
     metric_float: float | None = None
     metric: float | None = None
     samples: int
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the figures as JSON-compatible values."""
+        return attrs.asdict(self)
 
     def table(self) -> Table:
         """Return one row a layer."""

@@ -1,0 +1,216 @@
+"""Refitting: putting weights into an engine that is loaded, from the ONNX model that it was built of.
+
+An engine built with `strip_plan` holds no weights; its artifact keeps the ONNX model beside it. One built
+with `refit` takes the weights of another ONNX file of the same graph. TensorRT's own parser reads the file,
+as it did for the build, so that what it folded then (BatchNorm, constants) is folded again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeinfer.artifact.artifact import Payload
+from edgeinfer.atomic import scratch_folder
+from edgeinfer.backends.onnx_payload import OnnxSource, onnx_source
+from edgeinfer.backends.tensorrt_.flavours import Flavour
+from edgeinfer.backends.tensorrt_.log import LogCapture, logger_of
+from edgeinfer.backends.tensorrt_.options import TensorRTOptions
+from edgeinfer.backends.tensorrt_.record import BuildRecord
+from edgeinfer.errors import ArtifactError, ArtifactMismatchError, ExternalDataError, OptionsError
+
+__all__ = ["WEIGHTS", "check_refit", "external_files", "refit"]
+
+WEIGHTS = "model.onnx"
+
+
+def check_refit(record: BuildRecord, payload: Payload, options: TensorRTOptions, flavour: Flavour) -> None:
+    """Refuse what could not be refitted, before the engine is read.
+
+    Raises:
+        OptionsError: `refit_from` does not fit the engine, or names no file.
+        ArtifactError: The engine was stripped, and the artifact has no weights.
+        ArtifactMismatchError: The engine was stripped, and this TensorRT has no parser to refit it.
+    """
+    given = options.refit_from
+    if given is not None and not record.refittable:
+        raise OptionsError(
+            "The weights of this engine cannot be replaced.",
+            where="option refit_from",
+            expected="an engine that was built with refit=True",
+            found="one built with strip_plan, which takes its own weights" if record.stripped else "neither",
+            hint="Compile the model with options={'refit': True}.",
+        )
+    if given is not None and not Path(given).is_file():
+        raise OptionsError(
+            "There is no such file.", where="option refit_from", found=given, hint="Give its path."
+        )
+    if record.stripped and given is None and WEIGHTS not in payload.files:
+        raise ArtifactError(
+            "The engine was stripped of its weights, and the artifact does not hold them.",
+            where=WEIGHTS,
+            hint="Give the ONNX model: load(..., options={'refit_from': 'model.onnx'})."
+            if record.refittable
+            else "Compile the model again.",
+        )
+    if (record.stripped or given is not None) and not flavour.has("onnx_refit"):
+        raise ArtifactMismatchError(
+            f"{flavour} cannot refit weights from an ONNX model.",
+            expected="tensorrt 10 or newer, or tensorrt-rtx",
+            found=str(flavour),
+            hint="Install it here, or compile without strip_plan.",
+        )
+
+
+def refit(
+    trt: Any, engine: Any, record: BuildRecord, payload: Payload, options: TensorRTOptions
+) -> str | None:
+    """Put the weights of `refit_from`, or those that the artifact kept, into an engine, where it needs them.
+
+    Returns:
+        What to say in the execution report, or None where nothing was refitted.
+
+    Raises:
+        ArtifactError: The weights do not fit the engine.
+        ExternalDataError: The ONNX file names data outside of its folder.
+    """
+    if options.refit_from is not None:
+        source: bytes | str = os.path.realpath(options.refit_from)
+        beside = None
+    elif record.stripped:
+        source = _openable(onnx_source(_weights_of(payload)))
+        beside = set(payload.files)
+    else:
+        return None
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    _check_external(content, source, beside)
+    with LogCapture(trt) as log:
+        refitter = trt.Refitter(engine, logger_of(trt))
+        parser = trt.OnnxParserRefitter(refitter, logger_of(trt))
+        parsed = (
+            parser.refit_from_bytes(content) if isinstance(source, bytes) else parser.refit_from_file(source)
+        )
+        done = parsed and refitter.refit_cuda_engine()
+    if not done:
+        said = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
+        missing = [] if parsed else list(refitter.get_missing_weights())
+        raise ArtifactError(
+            "The weights do not fit the engine.",
+            where=options.refit_from or WEIGHTS,
+            expected="an ONNX model of the graph that the engine was built of",
+            found="; ".join([*said, *log.errors]) or f"no weights {', '.join(missing[:5])}",
+            hint="Compile that model instead.",
+        )
+    return f"the weights were refitted from {options.refit_from or WEIGHTS}"
+
+
+def _openable(source: OnnxSource) -> bytes | str:
+    """Return the model itself, or the path of a file with its data beside it."""
+    if not source.data:
+        return source.model
+    folder = scratch_folder()
+    (folder / WEIGHTS).write_bytes(source.model)
+    for name, view in source.data.items():
+        (folder / name).write_bytes(view)
+    return str(folder / WEIGHTS)
+
+
+def _weights_of(payload: Payload) -> Payload:
+    """Return the ONNX model in an artifact's payload, with its external data if it has any."""
+    names = [name for name in payload.files if name.startswith(WEIGHTS)]
+    return Payload(entry=WEIGHTS, files={name: payload.files[name] for name in names})
+
+
+def _check_external(content: bytes, source: bytes | str, beside: set[str] | None) -> None:
+    """Let the vendor's parser read no file but those beside the model: it follows any path in a model."""
+    folder = None if isinstance(source, bytes) else Path(source).parent
+    for location in external_files(content):
+        plain = location and location == os.path.basename(location) and location not in (".", "..")  # noqa: PTH119
+        known = plain and folder is not None and (beside is None or location in beside)
+        if not known or (folder is not None and (folder / location).is_symlink()):
+            raise ExternalDataError(
+                "The ONNX model keeps weights in a file that is not beside it.",
+                where=WEIGHTS if isinstance(source, bytes) else source,
+                found=location,
+                hint="Save the model with its data in one folder.",
+            )
+
+
+# The fields of onnx.proto that lead to tensors, by message: field number to the message in it. A device has
+# no onnx package, and the question is one alone: which external files does a model name?
+_MESSAGES: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+
+
+def external_files(content: bytes) -> list[str]:
+    """Return the external files that an ONNX model names, read without the onnx package.
+
+    Raises:
+        ExternalDataError: It is no ONNX model.
+    """
+    if b"location" not in content:  # the key of each such entry
+        return []
+    found: list[str] = []
+    waiting = [("model", memoryview(content))]
+    while waiting:
+        message, data = waiting.pop()
+        if message == "entry":  # a key and a value
+            entry = {number: bytes(value) for number, value in _fields(data)}
+            if entry.get(1) == b"location":
+                found.append(entry.get(2, b"").decode(errors="replace"))
+            continue
+        inner = _MESSAGES[message]
+        waiting += [(inner[number], value) for number, value in _fields(data) if number in inner]
+    return found
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield the number and content of each length-delimited field of a protobuf message."""
+    try:
+        yield from _read_fields(data)
+    except IndexError as error:
+        raise ExternalDataError(
+            "The file with the weights is not an ONNX model.", hint="Give the model that was compiled."
+        ) from error
+
+
+def _read_fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == 2:
+            size, at = _varint(data, at)
+            if size > len(data) - at:
+                raise IndexError
+            yield tag >> 3, data[at : at + size]
+            at += size
+        elif kind == 0:
+            _, at = _varint(data, at)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise IndexError
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise IndexError
