@@ -13,7 +13,6 @@ from edgeinfer.display import track
 from edgeinfer.graph.channels.groups import Dependencies, analyze
 from edgeinfer.graph.data_sizes import data_dependent_sizes
 from edgeinfer.graph.layers import find_layers
-from edgeinfer.graph.names import require_nodes
 from edgeinfer.graph.subgraphs import read_values
 from edgeinfer.pruning.budget.latency import timing_target
 from edgeinfer.pruning.budget.plan import plan
@@ -26,6 +25,7 @@ from edgeinfer.pruning.structure.prepare import prepare
 from edgeinfer.pruning.structure.surgery import remove_channels
 from edgeinfer.pruning.structure.unreached import unreached_layers
 from edgeinfer.transforms.contract import ReportBuilder
+from edgeinfer.transforms.options import require_nodes
 from edgeinfer.transforms.refusal import Refusal
 
 __all__ = ["Refit", "downstream", "prune_structured", "refit_all"]
@@ -80,7 +80,7 @@ def prune_structured(model: ir.Model, report: ReportBuilder, settings: Settings)
         report: What was done.
         settings: How.
     """
-    require_nodes(settings.keep_nodes, model.graph, where="option keep_nodes")
+    require_nodes(settings.keep_nodes, (node.name for node in model.graph.all_nodes()), "option keep_nodes")
     work = model.clone()
     prepare(work)
     reference = work.clone()

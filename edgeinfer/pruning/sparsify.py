@@ -22,7 +22,6 @@ from edgeinfer.display import track
 from edgeinfer.feeds.feeds import FeedIterable
 from edgeinfer.graph.initializers import constant
 from edgeinfer.graph.layers import find_layers
-from edgeinfer.graph.names import require_nodes
 from edgeinfer.graph.weights import Linear
 from edgeinfer.pruning import options
 from edgeinfer.pruning.engine import downstream
@@ -32,6 +31,7 @@ from edgeinfer.pruning.reconstruction.statistics import columns_of_each_feed
 from edgeinfer.pruning.structure.prepare import prepare
 from edgeinfer.pruning.structure.unreached import unreached_layers
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
+from edgeinfer.transforms.options import require_nodes
 from edgeinfer.transforms.refusal import Refusal
 from edgeinfer.values import as_frozenset
 
@@ -93,7 +93,8 @@ class Sparsify(GraphTransform):
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Give every layer that can have it the pattern, refit, and report."""
-        require_nodes(self.keep_nodes, model.graph, where=f"{type(self).__name__}, keep_nodes")
+        names = (node.name for node in model.graph.all_nodes())
+        require_nodes(self.keep_nodes, names, f"{type(self).__name__}, keep_nodes")
         work = model.clone()
         prepare(work)
         wanted = _wanted(work, report, self)
