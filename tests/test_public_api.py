@@ -234,7 +234,13 @@ def test_what_takes_shapes_takes_a_batch_too():
 
 # By the name that is imported, the dependency that brings it.
 CORE = {"attrs": "attrs", "entrypoints": "entrypoints", "google": "onnx", "numpy": "numpy", "onnx": "onnx"}
-CORE |= {"onnx_ir": "onnx-ir", "onnxscript": "onnxscript", "rich": "rich", "tomli": "tomli"}
+CORE |= {
+    "ml_dtypes": "ml_dtypes",
+    "onnx_ir": "onnx-ir",
+    "onnxscript": "onnxscript",
+    "rich": "rich",
+    "tomli": "tomli",
+}
 
 
 def test_what_is_imported_is_a_dependency():

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import attrs
 import ml_dtypes
@@ -542,12 +547,39 @@ def test_float8_that_openvino_has_no_kernel_for_is_refused():
 # Memory
 
 
-def test_kernels_of_past_shapes_are_bounded():
-    name = "CPU_RUNTIME_CACHE_CAPACITY"
-    with session(ADD) as loaded:
-        assert 16 <= loaded._runner._engine.current().model.get_property(name) <= 200
-    with session(ADD, properties={name: 7}) as loaded:
-        assert loaded._runner._engine.current().model.get_property(name) == 7
+GROWTH = """
+import json, sys
+import numpy as np, onnx.numpy_helper, onnx.parser, edgeinfer as ei
+text = '<ir_version: 8, opset_import: ["": 17]> m (float[N, 64] x) => (float[N, 64] y) '
+model = onnx.parser.parse_model(text + "{ a = MatMul(x, w) b = Relu(a) y = MatMul(b, w) }")
+w = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+model.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+
+def resident_mb() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 1e6
+
+with ei.load(ei.compile(model, "openvino", options=json.loads(sys.argv[1]))) as session:
+    session.infer(np.ones((1, 64), np.float32))
+    before = resident_mb()
+    for rows in range(2, 600):
+        session.infer(np.ones((rows, 64), np.float32))
+    print(resident_mb() - before)
+"""
+
+
+def growth_mb(options: dict[str, object], **environment: str) -> float:
+    command = [sys.executable, "-c", GROWTH, json.dumps(options)]
+    env = {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    return float(done.stdout.split()[-1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here")
+def test_memory_does_not_grow_with_every_new_shape():
+    vendors = {"properties": {"CPU_RUNTIME_CACHE_CAPACITY": 5000}}
+    unbounded = growth_mb(vendors, ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024")
+    assert growth_mb({}) < unbounded / 2
 
 
 def test_a_default_that_a_blob_has_built_in_is_not_ignored():

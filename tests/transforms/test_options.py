@@ -81,7 +81,7 @@ def test_an_unknown_option_is_refused_with_what_is_near(cls) -> None:
         (lambda: Simplify("yes"), "Simplify, widen_weights"),
         (lambda: ToFloat16(keep_ops=[3]), "ToFloat16"),
         (lambda: ToFloat16(keep_io=None), "ToFloat16, keep_io"),
-        (lambda: PruneNM(n="two"), "PruneNM"),
+        (lambda: PruneNM(n="two"), "PruneNM, n"),
     ],
 )
 def test_the_error_says_where(make, where) -> None:
