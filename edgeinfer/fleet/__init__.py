@@ -10,16 +10,47 @@ from typing import TYPE_CHECKING, Any
 from edgeinfer.lazy import attribute_of
 
 if TYPE_CHECKING:
+    from edgeinfer.fleet.device.agent import Agent
+    from edgeinfer.fleet.device.application import Application, connect
+    from edgeinfer.fleet.device.capture import Capture
+    from edgeinfer.fleet.device.histogram import Histogram
+    from edgeinfer.fleet.device.options import AgentOptions
+    from edgeinfer.fleet.device.phases import Phase
     from edgeinfer.fleet.device.release import DeviceFacts, Predicate, Release, Variant
+    from edgeinfer.fleet.device.reports import Report
+    from edgeinfer.fleet.device.status import AgentStatus
 
 _ATTRIBUTES = {
+    "Agent": "edgeinfer.fleet.device.agent",
+    "AgentOptions": "edgeinfer.fleet.device.options",
+    "AgentStatus": "edgeinfer.fleet.device.status",
+    "Application": "edgeinfer.fleet.device.application",
+    "Capture": "edgeinfer.fleet.device.capture",
+    "Histogram": "edgeinfer.fleet.device.histogram",
+    "Phase": "edgeinfer.fleet.device.phases",
+    "Report": "edgeinfer.fleet.device.reports",
+    "connect": "edgeinfer.fleet.device.application",
     "DeviceFacts": "edgeinfer.fleet.device.release",
     "Predicate": "edgeinfer.fleet.device.release",
     "Release": "edgeinfer.fleet.device.release",
     "Variant": "edgeinfer.fleet.device.release",
 }
 
-__all__ = ["DeviceFacts", "Predicate", "Release", "Variant"]
+__all__ = [
+    "Agent",
+    "AgentOptions",
+    "AgentStatus",
+    "Application",
+    "Capture",
+    "DeviceFacts",
+    "Histogram",
+    "Phase",
+    "Predicate",
+    "Release",
+    "Report",
+    "Variant",
+    "connect",
+]
 
 
 def __getattr__(name: str) -> Any:
