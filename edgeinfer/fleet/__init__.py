@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgeinfer.lazy import attribute_of
+from edgeinfer.lazy import attribute_of, module_of
 
 if TYPE_CHECKING:
+    from edgeinfer.fleet import errors
     from edgeinfer.fleet.device.agent import Agent
     from edgeinfer.fleet.device.application import Application, connect
     from edgeinfer.fleet.device.capture import Capture
@@ -19,21 +20,28 @@ if TYPE_CHECKING:
     from edgeinfer.fleet.device.release import DeviceFacts, Predicate, Release, Variant
     from edgeinfer.fleet.device.reports import Report
     from edgeinfer.fleet.device.status import AgentStatus
+    from edgeinfer.fleet.operator.fleet import Fleet
+    from edgeinfer.fleet.operator.fleet import open_fleet as open
+    from edgeinfer.fleet.operator.variants import Tolerance
 
+# Where each name is, and what it is called there.
 _ATTRIBUTES = {
-    "Agent": "edgeinfer.fleet.device.agent",
-    "AgentOptions": "edgeinfer.fleet.device.options",
-    "AgentStatus": "edgeinfer.fleet.device.status",
-    "Application": "edgeinfer.fleet.device.application",
-    "Capture": "edgeinfer.fleet.device.capture",
-    "Histogram": "edgeinfer.fleet.device.histogram",
-    "Phase": "edgeinfer.fleet.device.phases",
-    "Report": "edgeinfer.fleet.device.reports",
-    "connect": "edgeinfer.fleet.device.application",
-    "DeviceFacts": "edgeinfer.fleet.device.release",
-    "Predicate": "edgeinfer.fleet.device.release",
-    "Release": "edgeinfer.fleet.device.release",
-    "Variant": "edgeinfer.fleet.device.release",
+    "Agent": ("edgeinfer.fleet.device.agent", "Agent"),
+    "AgentOptions": ("edgeinfer.fleet.device.options", "AgentOptions"),
+    "AgentStatus": ("edgeinfer.fleet.device.status", "AgentStatus"),
+    "Application": ("edgeinfer.fleet.device.application", "Application"),
+    "Capture": ("edgeinfer.fleet.device.capture", "Capture"),
+    "DeviceFacts": ("edgeinfer.fleet.device.release", "DeviceFacts"),
+    "Fleet": ("edgeinfer.fleet.operator.fleet", "Fleet"),
+    "Histogram": ("edgeinfer.fleet.device.histogram", "Histogram"),
+    "Phase": ("edgeinfer.fleet.device.phases", "Phase"),
+    "Predicate": ("edgeinfer.fleet.device.release", "Predicate"),
+    "Release": ("edgeinfer.fleet.device.release", "Release"),
+    "Report": ("edgeinfer.fleet.device.reports", "Report"),
+    "Tolerance": ("edgeinfer.fleet.operator.variants", "Tolerance"),
+    "Variant": ("edgeinfer.fleet.device.release", "Variant"),
+    "connect": ("edgeinfer.fleet.device.application", "connect"),
+    "open": ("edgeinfer.fleet.operator.fleet", "open_fleet"),
 }
 
 __all__ = [
@@ -43,20 +51,27 @@ __all__ = [
     "Application",
     "Capture",
     "DeviceFacts",
+    "Fleet",
     "Histogram",
     "Phase",
     "Predicate",
     "Release",
     "Report",
+    "Tolerance",
     "Variant",
     "connect",
+    "errors",
+    "open",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ATTRIBUTES:
+    if name == "errors":
+        value: Any = module_of("edgeinfer.fleet.errors")
+    elif name in _ATTRIBUTES:
+        value = attribute_of(*_ATTRIBUTES[name])
+    else:
         raise AttributeError(f"module 'edgeinfer.fleet' has no attribute {name!r}")
-    value = attribute_of(_ATTRIBUTES[name], name)
     globals()[name] = value
     return value
 

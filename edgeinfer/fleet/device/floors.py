@@ -45,6 +45,10 @@ class Floors:
             self, versions=versions, time=max(self.time, other.time), online=other.online or self.online
         )
 
+    def rotated(self, online: tuple[str, ...], root: int) -> bool:
+        """Whether a later root has replaced an online key."""
+        return bool(self.online) and self.online != online and root > self.versions.get("root", 0)
+
     def checked(self, seen: Floors, *, where: str) -> Floors:
         """Return the floors after metadata was seen.
 
@@ -54,8 +58,7 @@ class Floors:
         Raises:
             RollbackError: Something is older than it was.
         """
-        rotated = bool(self.online) and self.online != seen.online
-        if rotated and seen.versions["root"] > self.versions.get("root", 0):
+        if self.rotated(seen.online, seen.versions["root"]):
             return seen
         for role, least in self.versions.items():
             if seen.versions.get(role, 0) < least:

@@ -32,7 +32,7 @@ from edgeinfer.atomic import write_file
 from edgeinfer.fleet.device.assignment import AssignmentKeys
 from edgeinfer.fleet.device.documents import sha256
 from edgeinfer.fleet.device.floors import Floors, read_floors, write_floors
-from edgeinfer.fleet.device.locations import Location, chunks, open_locations, read_bytes
+from edgeinfer.fleet.device.locations import Location, open_locations, read_bytes
 from edgeinfer.fleet.device.release import MAX_RELEASE_BYTES, Release
 from edgeinfer.fleet.errors import (
     BadSignatureError,
@@ -43,6 +43,7 @@ from edgeinfer.fleet.errors import (
     MissingFileError,
     RollbackError,
     StorageError,
+    TooLargeError,
     TrustError,
     UnknownReleaseError,
     WithdrawnReleaseError,
@@ -233,12 +234,13 @@ class TrustedRepository:
             fetcher=_Fetcher(location),
             bootstrap=self._root,
         )
-        # Private in python-tuf 7.0.1: it has no other way to tell it the time.
-        updater._trusted_set.reference_time = dt.datetime.fromtimestamp(
-            min(self.now(), _LAST_SECOND), dt.timezone.utc
-        )
-        updater.refresh()
+        # Private in python-tuf 7.0.1: the time may be told only when it is known whose time it is.
+        updater._load_root()
         trusted = updater._trusted_set
+        rotated = self._floors.rotated(_online_keys(trusted.root), trusted.root.version)
+        now = min(self._clock() if rotated else self.now(), _LAST_SECOND)
+        trusted.reference_time = dt.datetime.fromtimestamp(now, dt.timezone.utc)
+        updater.refresh()
         floors = Floors(
             versions={
                 "root": trusted.root.version,
@@ -300,24 +302,24 @@ class _Fetcher(FetcherInterface):
 
     def __init__(self, location: Location) -> None:
         self._location = location
+        self._missing: set[str] = set()  # the next root is asked for twice, and mostly there is none
 
-    def _fetch(self, url: str) -> Iterator[bytes]:
+    def download_bytes(self, url: str, max_length: int) -> bytes:
+        """Return a file of at most `max_length` bytes. Raises the errors that python-tuf knows."""
+        if url in self._missing:
+            raise tuf_errors.DownloadHTTPError(url, 404)
         try:
-            opened = self._location.open(url)
+            return read_bytes(self._location, url, max_bytes=max_length)
         except MissingFileError as error:
+            self._missing.add(url)
             raise tuf_errors.DownloadHTTPError(str(error), 404) from error
+        except TooLargeError as error:
+            raise tuf_errors.DownloadLengthMismatchError(str(error)) from error
         except DownloadError as error:
             raise tuf_errors.DownloadError(str(error)) from error
 
-        def blocks() -> Iterator[bytes]:
-            with opened:
-                try:
-                    # python-tuf stops at the size that it allows.
-                    yield from chunks(opened, max_bytes=1 << 62)
-                except DownloadError as error:
-                    raise tuf_errors.DownloadError(str(error)) from error
-
-        return blocks()
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        yield self.download_bytes(url, MAX_RELEASE_BYTES)
 
 
 @contextmanager
