@@ -29,7 +29,7 @@ from edgeinfer.fleet.device.options import AgentOptions
 from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.device.release import Blob, Predicate, Release, Variant
 from edgeinfer.fleet.device.staging import ShadowRequest, StagingRequest, StagingResult
-from edgeinfer.fleet.device.transport import MemoryTransport
+from edgeinfer.fleet.device.transport import FolderTransport, MemoryTransport
 from edgeinfer.fleet.device.verdicts import Verdict
 from edgeinfer.fleet.errors import UnknownReleaseError
 
@@ -55,11 +55,12 @@ def artifact_folder(factor: float = 1.0, backend: str = "onnxruntime") -> Path:
 
 
 class Shelf:
-    """A repository in a folder, with its releases in memory. It is its own `Trust`."""
+    """A repository in a folder that is taken for signed. It is its own `Trust`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.releases: dict[str, Release] = {}
+        found = [Release.from_bytes(path.read_bytes()) for path in folder.glob("releases/*.json")]
+        self.releases: dict[str, Release] = {release.digest: release for release in found}
         self.withdrawn: frozenset[tuple[str, str]] = frozenset()
         # Signed in Python, so that no test of a device needs the package cryptography; tests are no secret.
         self._secret = b"edgeinfer tests".ljust(32, b".")
@@ -101,7 +102,14 @@ class Shelf:
             created_at=NOW - 1000,
         )
         self.releases[release.digest] = release
+        (self.folder / "releases").mkdir(exist_ok=True)
+        (self.folder / "releases" / f"{release.digest}.json").write_bytes(release.to_bytes())
         return release
+
+    def desire(self, *wanted: Assignment, at: int = NOW) -> None:
+        """Put a document of assignments where a folder's transport finds it."""
+        (self.folder / "desired").mkdir(exist_ok=True)
+        (self.folder / "desired" / f"{DEVICE}.json").write_bytes(self.document(*wanted, at=at))
 
     def _blob(self, path: str, data: bytes) -> Blob:
         digest = hashlib.sha256(data).hexdigest()
@@ -171,7 +179,7 @@ def make_agent(folder: Path, shelf: Shelf, transport: MemoryTransport | None = N
         source=str(shelf.folder),
         device=DEVICE,
         trust=shelf,
-        transport=transport or MemoryTransport(),
+        transport=transport or FolderTransport(shelf.folder, DEVICE),
         options=options,
         **given,
     )

@@ -157,12 +157,16 @@ class Device:
             return update
         _LOG.warning("waiting in %s: %s: %s", update.phase.value, code, detail)
         after = attrs.evolve(update, code=code, detail=detail)
-        first = self.state.sequence + 1
-        self.save(attrs.evolve(self.state, update=after, sequence=first + len(after.changes) - 1))
-        for offset, change in enumerate(after.changes):
-            self._spool(first + offset, after, change, {})
+        self.report_again(after)
         self.waiting = code
         return after
+
+    def report_again(self, update: Update) -> None:
+        """Note an update as it is, and report it."""
+        first = self.state.sequence + 1
+        self.save(attrs.evolve(self.state, update=update, sequence=first + len(update.changes) - 1))
+        for offset, change in enumerate(update.changes):
+            self._spool(first + offset, update, change, {})
 
     def note(self, code: str, detail: str = "", metrics: Mapping[str, Metric] | None = None) -> None:
         """Report what is about the device and no update."""

@@ -86,9 +86,11 @@ class Spool:
     def _connect_once(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=5.0, check_same_thread=False)
         try:
-            # One file beside the journal is enough here: a report a minute needs no speed.
-            connection.execute("PRAGMA journal_mode=DELETE")
-            connection.execute("PRAGMA synchronous=FULL")
+            # The agent alone opens it, so that no shared memory is needed. A power loss may cost the last
+            # reports, never the database; the next start reports where the device stands.
+            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
             strict = sqlite3.sqlite_version_info >= (3, 37)
             connection.execute(_SCHEMA if strict else _PLAIN_SCHEMA)
             connection.commit()
@@ -99,5 +101,5 @@ class Spool:
 
     def _discard(self) -> None:
         self.lost += 1
-        for path in (self._path, self._path.with_name(f"{self._path.name}-journal")):
-            path.unlink(missing_ok=True)
+        for suffix in ("", "-wal", "-journal"):
+            self._path.with_name(f"{self._path.name}{suffix}").unlink(missing_ok=True)

@@ -53,6 +53,9 @@ def begin(device: Device, *, lost: bool) -> None:
     if after is not None and before is not None and after.phase is not before.phase:
         blame = after.releases if after.code == "staging_crash" else ()
         device.enter(after, after.phase, after.code, after.detail, blame=blame, state=state)
+    elif after is not None:
+        device.state = state
+        device.report_again(after)  # the last report may be what a power loss took
     else:
         device.save(state)
     if lost:

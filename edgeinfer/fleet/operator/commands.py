@@ -1,5 +1,8 @@
-"""What an operator does to a rollout. Each command is one transaction, checked against the rollout's state and
-version, with a line in the audit log."""
+"""What an operator does to a rollout.
+
+Each command is one transaction, checked against the rollout's state and version, with a line in the audit
+log.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ __all__ = [
 _STOPPED = (State.PAUSED, State.HELD, State.FAILED)
 
 
-def draft(database: Database, *, model: str, release: str, specification: Specification, scope: str = "") -> int:
+def draft(
+    database: Database, *, model: str, release: str, specification: Specification, scope: str = ""
+) -> int:
     """Add a rollout that has not begun, and return its number.
 
     Raises:
@@ -103,7 +108,9 @@ def start(database: Database, number: int, *, actor: str = "operator") -> Record
 
 def pause(database: Database, number: int, *, reason: str = "", actor: str = "operator") -> Record:
     """Give no new documents; what is on its way goes on."""
-    return _command(database, number, "pause", (State.RUNNING, State.AWAITING_APPROVAL), State.PAUSED, reason, actor)
+    return _command(
+        database, number, "pause", (State.RUNNING, State.AWAITING_APPROVAL), State.PAUSED, reason, actor
+    )
 
 
 def hold(database: Database, number: int, *, reason: str = "", actor: str = "operator") -> Record:
@@ -162,7 +169,9 @@ def resume(database: Database, number: int, *, reason: str = "", actor: str = "o
     return _changed(database, number, change, reason or "resumed", actor)
 
 
-def quarantine(database: Database, release: str, *, device_class: str = "*", reason: str, actor: str = "operator") -> None:
+def quarantine(
+    database: Database, release: str, *, device_class: str = "*", reason: str, actor: str = "operator"
+) -> None:
     """Withdraw a release: no document names it any more, and devices on their way to it are called back.
 
     Args:
@@ -207,7 +216,9 @@ def _changed(database: Database, number: int, change: Callable[[sa.Connection, R
     return database.retrying(functools.partial(work))
 
 
-def _save(connection: sa.Connection, before: Record, after: Record, now: int, actor: str, reason: str) -> Record:
+def _save(
+    connection: sa.Connection, before: Record, after: Record, now: int, actor: str, reason: str
+) -> Record:
     if not store.save(connection, before, after):
         raise FleetError("The rollout was changed by another at the same time.", where=f"rollout {before.id}")
     store.enter(connection, before, after, now=now, actor=actor, reason=reason)
@@ -233,7 +244,9 @@ def _allow(rollout: Record, command: str, *states: State) -> None:
 
 def _need_reason(reason: str, command: str) -> None:
     if not reason.strip():
-        raise FleetError(f"A reason is needed to {command}.", expected="reason='…'", hint="It stays in the audit log.")
+        raise FleetError(
+            f"A reason is needed to {command}.", expected="reason='…'", hint="It stays in the audit log."
+        )
 
 
 def _take_over(connection: sa.Connection, rollout: Record, wanted: set[str], now: int, actor: str) -> None:

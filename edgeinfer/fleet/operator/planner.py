@@ -130,6 +130,8 @@ def _stop(tallies: Tallies, rollout: Record) -> Move | None:
 
 def _progress(tallies: Tallies, rollout: Record, now: int) -> Move | None:
     """Return the move to the soak or to the next stage, or the pause at the deadline."""
+    if rollout.stage < 0:
+        return _move(rollout, State.AWAITING_APPROVAL, "stage 1 needs approval")
     stage = rollout.specification.stages[rollout.stage]
     late = stage.deadline is not None and now >= rollout.stage_started_at + stage.deadline
     if rollout.soak_started_at is None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol, final
 
 import sqlalchemy as sa
 
-from edgeinfer.atomic import write_file
-from edgeinfer.errors import FleetError
 from edgeinfer.fleet.device.assignment import Assignment, Signature, SignedAssignments
 from edgeinfer.fleet.operator.store.database import Database, next_value, raise_value, value_of
 from edgeinfer.fleet.operator.store.schema import devices, members, slots
 
-__all__ = ["FolderShelf", "Publisher", "Shelf", "document_of"]
+__all__ = ["Publisher", "Shelf", "document_of"]
 
 _BATCH = 500
 
@@ -33,45 +30,6 @@ class Shelf(Protocol):
     def set_anchor(self, number: int) -> None:
         """Keep a number outside the database, so that a restored database is noticed."""
         ...
-
-
-@final
-class FolderShelf:
-    """The folder `desired/` of a repository.
-
-    Args:
-        folder: The repository.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / "desired"
-        self._anchor = self._folder / ".published"
-
-    def put(self, device: str, document: bytes) -> None:
-        """See `Shelf`."""
-        if device.startswith(".") or "/" in device or "\0" in device:
-            raise FleetError("That name of a device cannot be a file's.", found=repr(device))
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_file(self._folder / f"{device}.json", document)
-
-    def anchor(self) -> int:
-        """See `Shelf`."""
-        try:
-            return int(self._anchor.read_text())
-        except FileNotFoundError:
-            return 0
-        except ValueError as error:
-            raise FleetError(
-                "The mark of what was published is damaged.",
-                where=str(self._anchor),
-                expected="a number",
-                hint="Remove it. If the database was restored from a backup since, raise the epoch by hand.",
-            ) from error
-
-    def set_anchor(self, number: int) -> None:
-        """See `Shelf`."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_file(self._anchor, str(number).encode())
 
 
 @final

@@ -136,7 +136,9 @@ class RolloutStatus:
         return self.table().to_html() + self.gate_table().to_html()
 
 
-def status_of(record: Record, tallies: Tallies, log: tuple[Mapping[str, Any], ...], now: int) -> RolloutStatus:
+def status_of(
+    record: Record, tallies: Tallies, log: tuple[Mapping[str, Any], ...], now: int
+) -> RolloutStatus:
     """Put together where a rollout stands."""
     opened = range(min(record.stage, record.last) + 1) if tallies.cells else range(0)
     return RolloutStatus(
