@@ -150,8 +150,21 @@ class TrustedRepository:
         # Distrust weighs more than a network that is down.
         raise next((error for error in failures if isinstance(error, TrustError)), failures[0])
 
-    def release(self, model: str, version: str, digest: str) -> Release:
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that have releases."""
+        names = sorted(self._fresh()._trusted_set.snapshot.meta)
+        prefix = role_of("")
+        return tuple(n[len(prefix) :].removesuffix(".json") for n in names if n.startswith(prefix))
+
+    def release(self, model: str, version: str, digest: str, *, withdrawn: bool = False) -> Release:
         """Return a release that the metadata names, and that was not withdrawn from every device.
+
+        Args:
+            model: The model's name.
+            version: The release's version.
+            digest: The digest of its `release.json`.
+            withdrawn: Return it also if it was withdrawn.
 
         Raises:
             UnknownReleaseError: The metadata does not name it.
@@ -172,7 +185,7 @@ class TrustedRepository:
                     expected=digest,
                     found=found or "nothing",
                 )
-            if (digest, "*") in self.withdrawn:
+            if not withdrawn and (digest, "*") in self.withdrawn:
                 raise WithdrawnReleaseError("The release was withdrawn.", where=f"{model} {version}")
             data = self._release_bytes(model, version, digest, min(info.length, MAX_RELEASE_BYTES))
         release = Release.from_bytes(data)
