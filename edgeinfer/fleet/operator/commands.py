@@ -6,7 +6,6 @@ log.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import attrs
@@ -196,8 +195,15 @@ def quarantine(
     database.retrying(work)
 
 
-def _command(database: Database, number: int, name: str, allowed: tuple[State, ...], state: State, reason: str,
-             actor: str) -> Record:  # fmt: skip
+def _command(
+    database: Database,
+    number: int,
+    name: str,
+    allowed: tuple[State, ...],
+    state: State,
+    reason: str,
+    actor: str,
+) -> Record:
     def change(connection: sa.Connection, rollout: Record, now: int) -> Record:  # noqa: ARG001
         _allow(rollout, name, *allowed)
         return attrs.evolve(rollout, state=state)
@@ -205,15 +211,20 @@ def _command(database: Database, number: int, name: str, allowed: tuple[State, .
     return _changed(database, number, change, reason or name, actor)
 
 
-def _changed(database: Database, number: int, change: Callable[[sa.Connection, Record, int], Record], reason: str,
-             actor: str) -> Record:  # fmt: skip
+def _changed(
+    database: Database,
+    number: int,
+    change: Callable[[sa.Connection, Record, int], Record],
+    reason: str,
+    actor: str,
+) -> Record:
     def work(connection: sa.Connection) -> Record:
         next_value(connection, "steps")
         now = database.now(connection)
         rollout = _get(connection, number)
         return _save(connection, rollout, change(connection, rollout, now), now, actor, reason)
 
-    return database.retrying(functools.partial(work))
+    return database.retrying(work)
 
 
 def _save(

@@ -30,8 +30,16 @@ class Devices:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, device: str, *, device_class: str = "", site: str = "", labels: Mapping[str, str] | None = None,
-            key: bytes | None = None, incarnation: int = 1) -> bytes:  # fmt: skip
+    def add(
+        self,
+        device: str,
+        *,
+        device_class: str = "",
+        site: str = "",
+        labels: Mapping[str, str] | None = None,
+        key: bytes | None = None,
+        incarnation: int = 1,
+    ) -> bytes:
         """Enrol a device, and return the key that its reports are signed with.
 
         Args:
@@ -47,7 +55,7 @@ class Devices:
         return add_devices(self._database, [row])[device]
 
     def remove(self, device: str) -> bool:
-        """Remove a device; False if there is none. In rollouts it counts as WITHDRAWN where it was undecided."""
+        """Remove a device; False if there is none. Where it was undecided it counts as WITHDRAWN."""
         return remove_device(self._database, device)
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:

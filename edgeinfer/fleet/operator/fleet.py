@@ -22,7 +22,8 @@ from edgeinfer.fleet.operator.ceremonies import create_repository, withdraw
 from edgeinfer.fleet.operator.collecting import collect
 from edgeinfer.fleet.operator.controller import Controller
 from edgeinfer.fleet.operator.devices import Devices
-from edgeinfer.fleet.operator.keys import PASSPHRASE_VARIABLE, KeyRing, Passphrase, ask_passphrase
+from edgeinfer.fleet.operator.keys import PASSPHRASE_VARIABLE, Passphrase, ask_passphrase
+from edgeinfer.fleet.operator.opening import open_repository
 from edgeinfer.fleet.operator.publisher import Publisher
 from edgeinfer.fleet.operator.publishing import Lines, publish, published_releases
 from edgeinfer.fleet.operator.repository import Repository
@@ -30,47 +31,15 @@ from edgeinfer.fleet.operator.rollout import Rollout
 from edgeinfer.fleet.operator.sites import MaintenanceWindow, Site
 from edgeinfer.fleet.operator.specification import AnyGate, Specification
 from edgeinfer.fleet.operator.stages import Stage
-from edgeinfer.fleet.operator.storage import open_storage
 from edgeinfer.fleet.operator.store.database import Database
 from edgeinfer.fleet.operator.store.ingest import Ingested, ingest
 from edgeinfer.fleet.operator.store.inventory import save_site
-from edgeinfer.fleet.operator.store.releases import find_release, list_rollouts, remember
+from edgeinfer.fleet.operator.store.releases import complete_digest, find_release, list_rollouts, remember
 from edgeinfer.fleet.operator.variants import Artifacts, Tolerance
 
 __all__ = ["Fleet", "open_fleet", "open_repository"]
 
 _LOG = logging.getLogger(__name__)
-
-
-def open_repository(
-    location: str | os.PathLike[str],
-    *,
-    keys: str | os.PathLike[str] | None = None,
-    passphrase: Passphrase = ask_passphrase,
-    clock: Callable[[], float] = time.time,
-) -> Repository:
-    """Return the repository of a fleet, for those who publish to it; it need not exist yet.
-
-    Args:
-        location: The fleet's folder, which holds `repository/` (what devices see) and `keys/` (what nobody
-            else may see); or the repository itself, as a folder or one of fsspec's URLs, with `keys`.
-        keys: The folder of the keys.
-        passphrase: Asked when a key must be decrypted.
-        clock: The time in seconds since 1970 UTC.
-
-    Raises:
-        RepositoryError: It is an HTTP URL, or a URL without `keys`.
-    """
-    if "://" in os.fspath(location):
-        if keys is None:
-            raise RepositoryError(
-                "Where are the keys?", where=os.fspath(location), hint="Give the folder of the keys: keys=…"
-            )
-        return Repository(open_storage(location), KeyRing(keys, passphrase), clock=clock)
-    folder = Path(location)
-    if keys is None or not (folder / "metadata").is_dir():
-        folder, keys = folder / "repository", keys or folder / "keys"
-    return Repository(open_storage(folder), KeyRing(keys, passphrase), clock=clock)
 
 
 def open_fleet(
@@ -91,8 +60,8 @@ def open_fleet(
         keys: Likewise.
         passphrase: Likewise.
         clock: Likewise.
-        database: Where rollouts and reports are kept: a path of an SQLite file, or a URL of SQLAlchemy such as
-            `postgresql+psycopg://host/fleet`. None: `fleet.db` in the fleet's folder.
+        database: Where rollouts and reports are kept: a path of an SQLite file, or a URL of SQLAlchemy such
+            as `postgresql+psycopg://host/fleet`. None: `fleet.db` in the fleet's folder.
     """
     repository = open_repository(location, keys=keys, passphrase=passphrase, clock=clock)
     if not repository.exists:
@@ -208,7 +177,7 @@ class Fleet:
         return site
 
     def quarantine(self, release: Release | str, *, device_class: str = "*", reason: str) -> None:
-        """Withdraw a release: in signed metadata, so that devices refuse it from a USB stick too, and in rollouts.
+        """Withdraw a release: in rollouts, and in signed metadata, so that a USB stick brings it no more.
 
         Args:
             release: The release, or its digest.
@@ -264,6 +233,14 @@ class Fleet:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def find_release(self, digest: str) -> str:
+        """Return the digest of the one release that begins so.
+
+        Raises:
+            UnknownReleaseError: There is none, or there are several.
+        """
+        return complete_digest(self.database, digest)
 
     def _known(self, release: Release | str) -> Mapping[str, Any]:
         """Return a release as the store has it."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from edgeinfer.fleet.operator import commands
+from edgeinfer.fleet.operator.forecast import Forecast, simulate
 from edgeinfer.fleet.operator.record import Record
 from edgeinfer.fleet.operator.status import RolloutStatus, status_of
 from edgeinfer.fleet.operator.store import rollouts as store
 from edgeinfer.fleet.operator.store.database import Database
-
-if TYPE_CHECKING:
-    from edgeinfer.fleet.operator.forecast import Forecast
 
 __all__ = ["Rollout"]
 
@@ -44,8 +42,6 @@ class Rollout:
 
     def simulate(self, **options: Any) -> Forecast:
         """Answer what this rollout would do, before it starts; see `forecast.simulate`."""
-        from edgeinfer.fleet.operator.forecast import simulate
-
         return simulate(self._database, self.record, **options)
 
     def start(self, *, actor: str = "operator") -> Rollout:

@@ -57,13 +57,14 @@ class World:
         heartbeat_s: How often it reports its figures.
         controller_s: How often the controller ticks.
         database: The store; None: SQLite in memory.
+        start: When it begins, in seconds since 1970.
     """
 
     def __init__(self, *, seed: int, faults: Faults = NO_FAULTS, model: str = "m", release: str = "",
                  poll_s: int = 300, heartbeat_s: int = 3600, controller_s: int = 300,
-                 database: Database | None = None) -> None:  # fmt: skip
+                 database: Database | None = None, start: int = START) -> None:  # fmt: skip
         self.random = random.Random(seed)  # noqa: S311 (a simulation)
-        self.now = START
+        self.now = start
         self.faults = faults
         self.model, self.release = model, release
         self.quality: dict[str, Mapping[str, Quality] | Quality] = {}

@@ -8,11 +8,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from edgeinfer.fleet.device.release import Release
+from edgeinfer.fleet.errors import UnknownReleaseError
 from edgeinfer.fleet.operator.store.database import Database
 from edgeinfer.fleet.operator.store.inventory import save_release
 from edgeinfer.fleet.operator.store.schema import releases, rollouts
 
-__all__ = ["find_release", "list_rollouts", "remember"]
+__all__ = ["complete_digest", "find_release", "list_rollouts", "remember"]
 
 
 def remember(database: Database, release: Release) -> None:
@@ -39,6 +40,22 @@ def find_release(database: Database, digest: str) -> Mapping[str, Any] | None:
     with database.reading() as connection:
         found = connection.execute(sa.select(releases).where(releases.c.digest == digest)).mappings().first()
     return None if found is None else dict(found)
+
+
+def complete_digest(database: Database, start: str) -> str:
+    """Return the digest of the one release that begins so.
+
+    Raises:
+        UnknownReleaseError: There is none, or there are several.
+    """
+    with database.reading() as connection:
+        statement = sa.select(releases.c.digest).where(releases.c.digest.startswith(start, autoescape=True))
+        found = [row.digest for row in connection.execute(statement.limit(2))]
+    if len(found) != 1:
+        raise UnknownReleaseError(
+            "Several releases begin so." if found else "The store knows no such release.", found=start
+        )
+    return str(found[0])
 
 
 def list_rollouts(database: Database) -> list[int]:
