@@ -141,7 +141,8 @@ class World:
         """Take reports in, let the controller look once."""
         if not self.partitioned:
             arrived, self._inbox = self._inbox, []
-            ingest(self.database, arrived)
+            if arrived:
+                ingest(self.database, arrived)
         self.controller.tick()
         self.on_tick()
 
