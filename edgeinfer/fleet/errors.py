@@ -8,7 +8,10 @@
     ├── AssignmentError           ReplayedAssignmentError, ForeignAssignmentError, ExpiredLeaseError
     ├── DownloadError             LocationError (transient), MissingFileError, TooLargeError,
     │                             DigestMismatchError, DeltaError, StorageError
-    └── RepositoryError           KeyFileError, PublishError, PublishConflictError
+    ├── RepositoryError           KeyFileError, PublishError, PublishConflictError
+    ├── AgentError                AgentBusyError, JournalError, GenerationError, InstallError
+    ├── TransportError
+    └── ApplicationError          NoModelError, InterfaceError
 
 An error with `transient` may be gone at the next attempt: the network, not the content, is to blame.
 """
@@ -20,6 +23,9 @@ from typing import ClassVar
 from edgeinfer.errors import FleetError
 
 __all__ = [
+    "AgentBusyError",
+    "AgentError",
+    "ApplicationError",
     "AssignmentError",
     "BadSignatureError",
     "DeltaError",
@@ -30,9 +36,14 @@ __all__ = [
     "ExpiredMetadataError",
     "FleetError",
     "ForeignAssignmentError",
+    "GenerationError",
+    "InstallError",
+    "InterfaceError",
+    "JournalError",
     "KeyFileError",
     "LocationError",
     "MissingFileError",
+    "NoModelError",
     "NoVariantError",
     "PublishConflictError",
     "PublishError",
@@ -43,6 +54,7 @@ __all__ = [
     "StorageError",
     "TiedVariantsError",
     "TooLargeError",
+    "TransportError",
     "TrustError",
     "UnknownReleaseError",
     "WithdrawnReleaseError",
@@ -151,3 +163,39 @@ class PublishError(RepositoryError):
 
 class PublishConflictError(PublishError):
     """Others published at the same time, again and again; nothing was changed."""
+
+
+class AgentError(FleetError):
+    """The agent of a device cannot do its work."""
+
+
+class AgentBusyError(AgentError):
+    """Another agent works in this folder."""
+
+
+class JournalError(AgentError):
+    """The journal is damaged."""
+
+
+class GenerationError(AgentError):
+    """A generation of models is missing or damaged."""
+
+
+class InstallError(AgentError):
+    """The files of a release do not make what the release says."""
+
+
+class TransportError(FleetError):
+    """An assignment cannot be fetched, or a report cannot be sent, now."""
+
+
+class ApplicationError(FleetError):
+    """An application cannot have what it asked for."""
+
+
+class NoModelError(ApplicationError):
+    """No such model is installed on this device."""
+
+
+class InterfaceError(ApplicationError):
+    """The installed model has an interface that the application does not accept."""
