@@ -96,9 +96,10 @@ class TrustedRepository:
         self._clock = clock
         self._updater: Updater | None = None
         self._location: Location | None = None
-        self._dir.mkdir(parents=True, exist_ok=True)
-        self._root = self._kept_root(root)
-        self._floors = read_floors(self._dir)
+        with our_errors(str(self._dir)):
+            self._dir.mkdir(parents=True, exist_ok=True)
+            self._root = self._kept_root(root)
+            self._floors = read_floors(self._dir)
 
     @property
     def floors(self) -> Floors:
@@ -198,13 +199,25 @@ class TrustedRepository:
             updater.get_targetinfo(release_path(model, "-"))  # loads the role
         signed = updater._trusted_set.get(role)  # python-tuf 7 lists no targets
         targets = signed.targets if isinstance(signed, Targets) else {}
-        return {path.split("/")[2]: info.hashes["sha256"] for path, info in targets.items()}
+        parts = {path: path.split("/") for path in targets}
+        return {
+            part[2]: targets[path].hashes.get("sha256", "")
+            for path, part in parts.items()
+            if len(part) == 4 and release_path(model, part[2]) == path
+        }
 
     @property
     def withdrawn(self) -> frozenset[tuple[str, str]]:
-        """Pairs of a release's digest and the device class that it was withdrawn from, `*` for all."""
+        """Pairs of a release's digest and the device class that it was withdrawn from, `*` for all.
+
+        Raises:
+            TrustError: The metadata says it in another way than this version reads.
+        """
         found = self._targets().unrecognized_fields.get(WITHDRAWN, [])
-        return frozenset((str(digest), str(device_class)) for digest, device_class in found)
+        try:
+            return frozenset((str(digest), str(device_class)) for digest, device_class in found)
+        except (TypeError, ValueError) as error:
+            raise TrustError("What is withdrawn cannot be read.", found=str(error)) from error
 
     @property
     def assignment_keys(self) -> AssignmentKeys:
@@ -236,14 +249,23 @@ class TrustedRepository:
             data = kept.read_bytes()
             if sha256(data) == digest:
                 return data
-        assert self._location is not None
         path = f"targets/models/{model}/{version}/{digest}.release.json"
-        data = read_bytes(self._location, path, max_bytes=size)
-        if sha256(data) != digest:
-            raise TrustError("A release is not what its digest says.", where=path, expected=digest)
-        kept.parent.mkdir(exist_ok=True)
-        write_file(kept, data)
-        return data
+        failures: list[FleetError] = []
+        for location in self._locations:  # the digest says enough; it may come from anywhere
+            try:
+                data = read_bytes(location, path, max_bytes=size)
+            except DownloadError as error:
+                failures.append(error)
+                continue
+            if sha256(data) == digest:
+                kept.parent.mkdir(exist_ok=True)
+                write_file(kept, data)
+                return data
+            failures.append(
+                TrustError("A release is not what its digest says.", where=f"{location.url}: {path}")
+            )
+        transient = [failure for failure in failures if isinstance(failure, LocationError)]
+        raise next(iter(transient or failures))
 
     def _kept_root(self, given: bytes | None) -> bytes:
         file = self._dir / _ROOT_FILE
