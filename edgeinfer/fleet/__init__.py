@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from edgeinfer.fleet.device.status import AgentStatus
     from edgeinfer.fleet.operator.fleet import Fleet
     from edgeinfer.fleet.operator.fleet import open_fleet as open
+    from edgeinfer.fleet.operator.gates import Constraint, FailureRate, Rejected
+    from edgeinfer.fleet.operator.regression import Regression
+    from edgeinfer.fleet.operator.rollout import Rollout
+    from edgeinfer.fleet.operator.sites import MaintenanceWindow, Site
+    from edgeinfer.fleet.operator.stages import Stage
     from edgeinfer.fleet.operator.variants import Tolerance
 
 # Where each name is, and what it is called there.
@@ -31,13 +36,21 @@ _ATTRIBUTES = {
     "AgentStatus": ("edgeinfer.fleet.device.status", "AgentStatus"),
     "Application": ("edgeinfer.fleet.device.application", "Application"),
     "Capture": ("edgeinfer.fleet.device.capture", "Capture"),
+    "Constraint": ("edgeinfer.fleet.operator.gates", "Constraint"),
     "DeviceFacts": ("edgeinfer.fleet.device.release", "DeviceFacts"),
+    "FailureRate": ("edgeinfer.fleet.operator.gates", "FailureRate"),
     "Fleet": ("edgeinfer.fleet.operator.fleet", "Fleet"),
     "Histogram": ("edgeinfer.fleet.device.histogram", "Histogram"),
+    "MaintenanceWindow": ("edgeinfer.fleet.operator.sites", "MaintenanceWindow"),
     "Phase": ("edgeinfer.fleet.device.phases", "Phase"),
     "Predicate": ("edgeinfer.fleet.device.release", "Predicate"),
+    "Regression": ("edgeinfer.fleet.operator.regression", "Regression"),
+    "Rejected": ("edgeinfer.fleet.operator.gates", "Rejected"),
     "Release": ("edgeinfer.fleet.device.release", "Release"),
     "Report": ("edgeinfer.fleet.device.reports", "Report"),
+    "Rollout": ("edgeinfer.fleet.operator.rollout", "Rollout"),
+    "Site": ("edgeinfer.fleet.operator.sites", "Site"),
+    "Stage": ("edgeinfer.fleet.operator.stages", "Stage"),
     "Tolerance": ("edgeinfer.fleet.operator.variants", "Tolerance"),
     "Variant": ("edgeinfer.fleet.device.release", "Variant"),
     "connect": ("edgeinfer.fleet.device.application", "connect"),
@@ -50,13 +63,21 @@ __all__ = [
     "AgentStatus",
     "Application",
     "Capture",
+    "Constraint",
     "DeviceFacts",
+    "FailureRate",
     "Fleet",
     "Histogram",
+    "MaintenanceWindow",
     "Phase",
     "Predicate",
+    "Regression",
+    "Rejected",
     "Release",
     "Report",
+    "Rollout",
+    "Site",
+    "Stage",
     "Tolerance",
     "Variant",
     "connect",

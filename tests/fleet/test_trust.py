@@ -446,3 +446,26 @@ def test_a_network_that_is_down_is_told_from_distrust(fleet, server):
     server.status.clear()
     with pytest.raises(TrustError):
         fleet.device(source=["http://127.0.0.1:9", server.url]).refresh()
+
+
+ABSENT = {"cryptography", "onnx", "onnx_ir", "onnxscript", "sympy", "rich", "cattrs", "sqlalchemy"}
+
+
+def test_a_device_needs_neither_cryptography_nor_what_makes_models(fleet):
+    release = fleet.publish("m", "1")
+    code = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {ABSENT!r}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+from edgeinfer.fleet.device import assignment, delta, download, golden
+from edgeinfer.fleet.device.trust import TrustedRepository
+device = TrustedRepository(
+    {str(fleet.folder / "bare")!r}, {str(fleet.public)!r}, root={fleet.root!r}, clock=lambda: {fleet.now}
+)
+print(device.release("m", "1", {release.digest!r}).version, device.assignment_keys.threshold)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["1", "1"], done.stderr

@@ -15,7 +15,7 @@ from edgeinfer.fleet.operator.draft import DAY_S, Draft, expires
 from edgeinfer.fleet.operator.keys import OFFLINE, ONLINE
 from edgeinfer.fleet.operator.repository import Repository
 
-__all__ = ["create_repository", "rotate", "withdraw"]
+__all__ = ["create_repository", "keys_of", "rotate", "withdraw"]
 
 _TUF_ROLES = ("root", "targets", "snapshot", "timestamp")
 
@@ -66,6 +66,18 @@ def create_repository(
     repository.found(Metadata(root), Metadata(targets))
 
 
+def keys_of(repository: Repository, role: str) -> tuple[str, ...]:
+    """Return the ids of the keys that a role has now.
+
+    Raises:
+        RepositoryError: There is no such role.
+    """
+    state = repository.state()
+    if role in _TUF_ROLES:
+        return tuple(state.root.signed.roles[role].keyids)
+    return tuple(state.targets.signed.unrecognized_fields[_field_of(role)]["keys"])
+
+
 def rotate(
     repository: Repository,
     role: str,
@@ -103,11 +115,7 @@ def rotate(
             if role == "targets":
                 draft.edit_targets()
             return
-        field = {"releases": RELEASE_KEYS, "assignments": ASSIGNMENT_KEYS}.get(role)
-        if field is None:
-            raise RepositoryError(
-                "There is no such role.", expected=", ".join((*OFFLINE, *ONLINE)), found=role
-            )
+        field = _field_of(role)
         targets = draft.edit_targets()
         old = AssignmentKeys.from_dict(targets.unrecognized_fields[field])
         keys = _exchanged(old.keys, added, removed)
@@ -148,6 +156,13 @@ def withdraw(
         targets.unrecognized_fields[WITHDRAWN] = [list(pair) for pair in sorted(pairs)]
 
     return repository.update(change)
+
+
+def _field_of(role: str) -> str:
+    field = {"releases": RELEASE_KEYS, "assignments": ASSIGNMENT_KEYS}.get(role)
+    if field is None:
+        raise RepositoryError("There is no such role.", expected=", ".join((*OFFLINE, *ONLINE)), found=role)
+    return field
 
 
 def _delegate_to(draft: Draft, targets: Targets, keys: Mapping[str, Key], threshold: int) -> None:
