@@ -177,8 +177,8 @@ class Agent:
             check_running(self.device)
             self._started = True
         self._watcher.look()
-        self._desire.look()
-        self._advance()
+        if not self._desire.look():
+            self._advance()
         self._outbox.work()
         return self.phase
 
