@@ -18,26 +18,38 @@ import onnx_ir as ir
 from edgeinfer.backends.dialect import QDQDialect
 from edgeinfer.graph.macs import node_macs
 
-__all__ = ["Kernel", "find_kernels"]
+__all__ = ["COMPUTE_KINDS", "Kernel", "find_kernels"]
 
 COMPUTE = frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Attention", "Einsum"])
 RECURRENT = frozenset(["LSTM", "GRU", "RNN"])
+COMPUTE_KINDS = frozenset(
+    ["conv", "pointwise", "depthwise", "grouped", "deconv", "gemm", "matmul", "recurrent"]
+)
 # Change shapes only, or nothing: no kernel at all.
 _FREE = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Shape", "Size"])
 _MOVE = frozenset(
-    ["Concat", "Slice", "Split", "Transpose", "Gather", "GatherND", "GatherElements", "Pad", "Expand", "Tile"]
-    + ["Resize", "Upsample", "DepthToSpace", "SpaceToDepth", "Where", "ScatterND", "Cast"]
+    [
+        *("Concat", "Slice", "Split", "Transpose", "Gather", "GatherND", "GatherElements", "Pad"),
+        *("Expand", "Tile", "Resize", "Upsample", "DepthToSpace", "SpaceToDepth", "Where"),
+        *("ScatterND", "Cast"),
+    ]
 )
 _POOL = frozenset(["MaxPool", "AveragePool", "LpPool"])
 _REDUCE = frozenset(
-    ["GlobalAveragePool", "GlobalMaxPool", "Softmax", "LogSoftmax", "LayerNormalization", "ArgMax", "TopK"]
-    + ["InstanceNormalization", "GroupNormalization", "RMSNormalization", "CumSum"]
+    [
+        *("GlobalAveragePool", "GlobalMaxPool", "Softmax", "LogSoftmax", "LayerNormalization"),
+        *("ArgMax", "TopK", "InstanceNormalization", "GroupNormalization", "RMSNormalization"),
+        *("CumSum",),
+    ]
 )
 _ELEMENTWISE = frozenset(
-    ["Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu"]
-    + ["Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Abs", "Neg", "Reciprocal"]
-    + ["Softplus", "Mish", "Gelu", "Swish", "BatchNormalization", "Floor", "Ceil", "Round", "Not", "Equal"]
-    + ["Greater", "Less", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Sin", "Cos"]
+    [
+        *("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Relu", "Clip", "LeakyRelu", "PRelu"),
+        *("Elu", "Selu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Erf", "Exp", "Log", "Sqrt"),
+        *("Abs", "Neg", "Reciprocal", "Softplus", "Mish", "Gelu", "Swish", "BatchNormalization"),
+        *("Floor", "Ceil", "Round", "Not", "Equal", "Greater", "Less", "GreaterOrEqual"),
+        *("LessOrEqual", "And", "Or", "Sin", "Cos"),
+    ]
 )
 # Per element, about as many elementary operations as these count; all others are 1.
 _COSTLY = {"Sigmoid": 8, "Tanh": 8, "Erf": 8, "Exp": 8, "Gelu": 12, "Mish": 16, "Softmax": 10, "HardSwish": 3}
@@ -181,7 +193,7 @@ class _Finder:
         integer = bool(data) and all(id(v) in self._integers for v in data) and self._stays_integer(node)
         if node.op_type in _ELEMENTWISE and not integer and self._join(node, data, weights):
             return
-        kind = _kind(node)
+        kind = _kind(node, weighted=bool(weights))
         self._start(
             node,
             kind,
@@ -214,10 +226,8 @@ class _Finder:
         if not found:
             return False
         place, draft = max(found, key=lambda pair: pair[0])
-        fuses = draft.open and (
-            draft.kind == "elementwise" or not draft.integer or node.op_type in self._dialect.epilogue
-        )
-        if not fuses or node.op_type not in self._dialect.epilogue | _ALWAYS:
+        taken = self._dialect.epilogue if draft.integer else self._dialect.epilogue | _ALWAYS
+        if not draft.open or node.op_type not in taken:
             return False
         mine = [v for v in data if self._made.get(id(self._source(v)), (-1, None))[1] is draft]
         if not all(self._ends_here(v, draft, node) for v in mine):
@@ -304,11 +314,12 @@ class _Finder:
         )
 
 
+_MOVES_WEIGHTS = ("Transpose", "Reshape", "Identity")
 # Taken in by every kernel of products, whatever the runtime.
 _ALWAYS = frozenset({"Relu", "Clip", "Add"})
 
 
-def _kind(node: ir.Node) -> str:
+def _kind(node: ir.Node, *, weighted: bool) -> str:
     op = node.op_type
     if op in RECURRENT:
         return "recurrent"
@@ -321,7 +332,7 @@ def _kind(node: ir.Node) -> str:
             return "depthwise" if weight[1] == 1 else "grouped"
         return "pointwise" if math.prod(weight[2:]) == 1 else "conv"
     if op in ("Gemm", "MatMul", "Einsum", "Attention"):
-        return "gemm" if op == "Gemm" or _is_weight(node.inputs[1]) else "matmul"
+        return "gemm" if op == "Gemm" or (op == "MatMul" and weighted) else "matmul"
     kinds = {"elementwise": _ELEMENTWISE, "move": _MOVE, "pool": _POOL, "reduce": _REDUCE}
     if op.startswith("Reduce"):
         return "reduce"
@@ -385,21 +396,10 @@ def _quantized_behind(node: ir.Node, epilogue: frozenset[str]) -> bool:
 def _behind_dequantizer(value: ir.Value) -> bool:
     """Whether a constant is stored in integers, also behind what only moves it."""
     producer = value.producer()
-    while producer is not None and producer.op_type in ("Transpose", "Reshape", "Identity"):
+    while producer is not None and producer.op_type in _MOVES_WEIGHTS:
         inner = producer.inputs[0]
         producer = inner.producer() if inner is not None else None
     return producer is not None and producer.op_type == "DequantizeLinear"
-
-
-def _is_weight(value: ir.Value | None) -> bool:
-    if value is None:
-        return False
-    if value.is_initializer():
-        return True
-    producer = value.producer()
-    if producer is None:
-        return False
-    return producer.op_type == "Constant" or all(_is_weight(v) for v in producer.inputs if v is not None)
 
 
 def _weight_nbytes(value: ir.Value) -> int:

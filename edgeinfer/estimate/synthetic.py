@@ -1,7 +1,7 @@
 """Nets to calibrate an estimate on: blocks as real nets have them, of random sizes.
 
 Each net is made from its number alone, so that a calibration can be repeated. Kernel sizes, channels and
-resolutions are drawn so that the nets span what fits an edge device: 0.05 to 500 million multiply-accumulates.
+resolutions are drawn so that the nets span what fits an edge device: 0.05 to 500 million MACs.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _pyramid(b: NetBuilder, rng: Rng, levels: list[ir.Value], act: str) -> list[
     for level in found:
         for _ in range(rng.integers(1, 3)):
             level = b.act(b.conv(b.conv(level, width, _pick(rng, 3, 5), groups=width), width, 1), act)
-        n, c, h, w = b.shape(level)
+        n, _, h, w = b.shape(level)
         outs = _log(rng, 8, 100)
         flat = b.reshape(b.conv(level, outs, 1), n, outs, h * w)
         flat = b.transpose(flat, 0, 2, 1)
@@ -207,7 +207,7 @@ def joined(rng: Rng) -> Model:
         c = 2 * wide
         if rng.random() < 0.3 and _smallest(b, x) >= 8:
             x = b.pool(x, 3, 2)
-    n, _, h, w = b.shape(x)
+    n = b.shape(x)[0]
     outs = _log(rng, 10, 1000)
     x = b.act(b.conv(x, outs, 1), "relu")
     x = b.op("GlobalAveragePool", x, shape=(n, outs, 1, 1))
