@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
 import attrs
 import numpy as np
 
-from edgeinfer.backends.registry import get_backend
+from edgeinfer.artifact.artifact import Artifact
 from edgeinfer.devices.profile import Target
-from edgeinfer.errors import EdgeInferError
 from edgeinfer.estimate.kernel import Kernel
+from edgeinfer.estimate.synthetic import synthetic_net
 from edgeinfer.estimate.workload import Workload, workload
 from edgeinfer.feeds.generate import generate_feeds
 from edgeinfer.feeds.shapes import Shapes
@@ -33,7 +32,8 @@ PRECISIONS = ("float32", "int8")
 # Runs in a row before it is another session's turn. The fastest of them counts, because other work on the
 # machine can only make a run slower.
 _BURST = 3
-_LEAST_TURNS, _MOST_TURNS = 7, 200
+_LEAST_TURNS, _MOST_TURNS = 9, 200
+_PROBE = 0  # the number of a net of 0.2 ms
 
 
 @final
@@ -46,7 +46,8 @@ class Sample:
         target: The backend and device, as a target's text.
         precision: What most of it is computed in: `float32` or `int8`.
         threads: Threads within an operator.
-        latency_ms: The median over the turns.
+        ratio: How many times the probe's latency its own is, the median over the turns.
+        probe_ms: The probe's median latency meanwhile.
         work: What it asks for.
         added_bytes: What loading and running it added to the memory of a fresh process; None where that was
             not measured.
@@ -56,9 +57,15 @@ class Sample:
     target: str
     precision: str
     threads: int
-    latency_ms: float
+    ratio: float
+    probe_ms: float
     work: Workload
     added_bytes: int | None = None
+
+    @property
+    def latency_ms(self) -> float:
+        """Its latency, as busy as the machine was."""
+        return self.ratio * self.probe_ms
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-compatible values."""
@@ -85,7 +92,7 @@ def forms(
         precisions: `float32` and `int8`.
         shapes: Sizes of symbolic dimensions, or entire shapes.
     """
-    simple = FuseBatchNorm().apply(Simplify().apply(model).model).model
+    simple = FuseBatchNorm().apply(Simplify(widen_weights=True).apply(model).model).model
     feed = generate_feeds(simple.signature, shapes=shapes)
     found = {}
     for target in targets:
@@ -106,75 +113,96 @@ def measure(
     *,
     shapes: Shapes | None = None,
     threads: int = 1,
-    seconds: float = 0.6,
+    seconds: float = 1.0,
     with_memory: bool = False,
 ) -> list[Sample]:
-    """Measure the forms of one net in turns.
+    """Measure the forms of one net in turns with each other and with a probe, a small net.
 
-    On one thread of a CPU the clock is the processor time of the process, which other work on the machine
-    hardly touches.
+    On one thread of a CPU the clock is the processor time of the process. Other work on the machine makes
+    that longer, too, through shared caches and execution units, but the probe's as much: so what counts is
+    the ratio to the probe in the same turn.
 
     Args:
         net: Its name.
         models: As `forms` returns them.
         shapes: As for `forms`.
         threads: Threads within an operator.
-        seconds: How long to measure, in all.
+        seconds: How long to measure, in all, in the clock's time.
         with_memory: Also measure the memory, each form in a process of its own.
 
     Raises:
         EdgeInferError: A form cannot be compiled or run.
     """
-    found = []
+    artifacts = {key: _compiled(model, key[0], threads) for key, model in models.items()}
+    probes = {name: _compiled(synthetic_net(_PROBE), name, threads) for name, _ in models}
+    feed = generate_feeds(next(iter(models.values())).signature, shapes=shapes)[0]
     with contextlib.ExitStack() as stack:
-        sessions: dict[tuple[str, str], Session] = {}
-        artifacts = {}
-        for (name, precision), model in models.items():
-            target = Target.parse(name)
-            options = timing_options(target.backend, threads=threads)
-            artifact = compile_model(model, target.backend, device=target.device or None, options=options)
-            artifacts[name, precision] = artifact
-            sessions[name, precision] = stack.enter_context(load(artifact))
-        feed = generate_feeds(next(iter(models.values())).signature, shapes=shapes)[0]
-        clock = timing_clock(sessions.values(), timing_options(target.backend, threads=threads))
-        latencies = _in_turns(sessions, feed, seconds, clock)
-        for key, session in sessions.items():
-            dialect = get_backend(session.backend).capabilities().dialect
-            added = None
-            if with_memory:
-                added = memory(artifacts[key], feed, runs=3).added_bytes
-            found.append(
-                Sample(
-                    net=net,
-                    target=key[0],
-                    precision=key[1],
-                    threads=threads,
-                    latency_ms=1e3 * latencies[key],
-                    work=workload(models[key], shapes=shapes, dialect=dialect),
-                    added_bytes=added,
-                )
+        timed = {
+            key: _Pair(
+                session=stack.enter_context(load(artifact)),
+                feed=feed,
+                probe=stack.enter_context(load(probes[key[0]])),
+                probe_feed=generate_feeds(probes[key[0]].signature)[0],
             )
-    return found
+            for key, artifact in artifacts.items()
+        }
+        options = timing_options(Target.parse(next(iter(probes))).backend, threads=threads)
+        clock = timing_clock([pair.session for pair in timed.values()], options)
+        _in_turns(list(timed.values()), seconds, clock)
+    return [
+        Sample(
+            net=net,
+            target=name,
+            precision=precision,
+            threads=threads,
+            ratio=float(np.median(np.divide(pair.times, pair.probe_times))),
+            probe_ms=1e3 * float(np.median(pair.probe_times)),
+            work=workload(models[name, precision], shapes=shapes, target=name),
+            added_bytes=memory(artifacts[name, precision], feed, runs=3).added_bytes if with_memory else None,
+        )
+        for (name, precision), pair in timed.items()
+    ]
 
 
-def _in_turns(
-    sessions: Mapping[Any, Session], feed: Mapping[str, np.ndarray], seconds: float, clock: Callable[[], float]
-) -> dict[Any, float]:
-    """Return the median over the turns of each session, in seconds."""
-    times: dict[Any, list[float]] = {key: [] for key in sessions}
-    for session in sessions.values():
-        for _ in range(3):
-            session.infer(feed)
-    end = time.perf_counter() + seconds
-    order = list(sessions.items())
+@attrs.define(kw_only=True, eq=False)
+class _Pair:
+    """A net, the probe of its runtime, and the times of both, in seconds, turn by turn."""
+
+    session: Session
+    feed: Mapping[str, np.ndarray]
+    probe: Session
+    probe_feed: Mapping[str, np.ndarray]
+    times: list[float] = attrs.field(factory=list)
+    probe_times: list[float] = attrs.field(factory=list)
+
+    def turn(self, clock: Callable[[], float]) -> None:
+        self.probe_times.append(_fastest(self.probe, self.probe_feed, clock))
+        self.times.append(_fastest(self.session, self.feed, clock))
+
+
+def _in_turns(pairs: Sequence[_Pair], seconds: float, clock: Callable[[], float]) -> None:
+    for pair in pairs:
+        pair.turn(clock)
+        pair.times.clear()
+        pair.probe_times.clear()
+    end = clock() + seconds
     for turn in range(_MOST_TURNS):
-        if turn >= _LEAST_TURNS and time.perf_counter() > end:
+        if turn >= _LEAST_TURNS and clock() > end:
             break
-        for key, session in order if turn % 2 == 0 else reversed(order):
-            taken = []
-            for _ in range(_BURST):
-                started = clock()
-                session.infer(feed)
-                taken.append(clock() - started)
-            times[key].append(min(taken))
-    return {key: float(np.median(own)) for key, own in times.items()}
+        for pair in pairs if turn % 2 == 0 else reversed(pairs):
+            pair.turn(clock)
+
+
+def _fastest(session: Session, feed: Mapping[str, np.ndarray], clock: Callable[[], float]) -> float:
+    taken = []
+    for _ in range(_BURST):
+        started = clock()
+        session.infer(feed)
+        taken.append(clock() - started)
+    return min(taken)
+
+
+def _compiled(model: Model, name: str, threads: int) -> Artifact:
+    target = Target.parse(name)
+    options = timing_options(target.backend, threads=threads)
+    return compile_model(model, target.backend, device=target.device or None, options=options)

@@ -8,6 +8,8 @@ from typing import final
 import attrs
 
 from edgeinfer.backends.dialect import QDQDialect
+from edgeinfer.backends.registry import get_backend
+from edgeinfer.devices.profile import Target
 from edgeinfer.estimate.kernel import COMPUTE_KINDS, Kernel
 from edgeinfer.estimate.kernels import find_kernels
 from edgeinfer.feeds.shapes import Shapes, resolve_shapes
@@ -125,14 +127,14 @@ def _narrowed(kernel: Kernel, channels: float) -> Kernel:
 
 
 def workload(
-    model: ModelSource, *, shapes: Shapes | None = None, dialect: QDQDialect | None = None
+    model: ModelSource, *, shapes: Shapes | None = None, target: Target | str | None = None
 ) -> Workload:
     """Count what a model asks of a device.
 
     Args:
         model: A path, bytes, `onnx.ModelProto`, `onnx_ir.Model` or Model.
         shapes: Sizes of symbolic dimensions, or whole shapes; 1 where not given.
-        dialect: What the runtime fuses; None for the plainest.
+        target: Where it will run: what the runtime fuses depends on it. None for the plainest.
 
     Raises:
         ModelError: The model cannot be read.
@@ -140,7 +142,7 @@ def workload(
     """
     loaded = Model.load(model)
     static, notes = with_static_shapes(loaded, resolve_shapes(loaded.signature, shapes))
-    kernels = find_kernels(static.graph, dialect)
+    kernels = find_kernels(static.graph, _dialect(target))
     unknown = sum(kernel.macs is None for kernel in kernels)
     if unknown:
         notes.append(f"{unknown} kernels of unknown shape are not counted")
@@ -156,6 +158,12 @@ def workload(
         recurrent=any(kernel.kind == "recurrent" for kernel in kernels),
         notes=notes,
     )
+
+
+def _dialect(target: Target | str | None) -> QDQDialect | None:
+    if target is None:
+        return None
+    return get_backend(Target.parse(target).backend).capabilities().dialect
 
 
 def _most(kernels: Iterable[Kernel]) -> str:
