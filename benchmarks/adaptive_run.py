@@ -2,9 +2,9 @@
 
     python benchmarks/adaptive_run.py MODELS [--seconds 12] [--deadline-ms MS] [--steady]
 
-Variants of MobileNetV2: float32, int8, and int8 with 60 % of the products. For a third of the time the machine
-is left alone, for a third as many processes as it has cores compute beside it, for a third it is left alone
-again. First each variant runs alone under that, then the adaptive session.
+Variants of MobileNetV2: float32, int8, and int8 with 60 % of the products. For a third of the time the
+machine is left alone, for a third as many processes as it has cores compute beside it, for a third it is left
+alone again. First each variant runs alone under that, then the adaptive session.
 """
 
 from __future__ import annotations

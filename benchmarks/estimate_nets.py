@@ -15,7 +15,7 @@ from edgeinfer.errors import EdgeInferError
 from edgeinfer.estimate.samples import PRECISIONS, Sample, forms, measure
 from edgeinfer.estimate.synthetic import synthetic_net
 from edgeinfer.model.model import Model
-from edgeinfer.transforms import FuseBatchNorm, PruneChannels, PruneHeads, Simplify
+from edgeinfer.transforms import FixShapes, FuseBatchNorm, PruneChannels, PruneHeads, Simplify
 
 # Models of the shared data and the sizes of their symbolic dimensions.
 REAL = {
@@ -80,7 +80,9 @@ class Nets:
 
     def _prune(self, name: str, keep: float) -> Model:
         model = Model.load(self._models / f"{name}.onnx")
-        model = FuseBatchNorm().apply(Simplify(widen_weights=True).apply(model).model).model
+        steps = (FixShapes(REAL[name]), Simplify(widen_weights=True), FuseBatchNorm())
+        for step in steps:
+            model = step.apply(model).model
         prune = PruneHeads(keep=keep) if name.startswith("minilm") else PruneChannels(keep_macs=keep)
         return prune.apply(model).model
 

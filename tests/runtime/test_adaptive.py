@@ -111,7 +111,8 @@ def test_what_cannot_be_chosen_among_is_refused(idle, deadline):
 
 
 def artifact(op: str = "Relu", name: str = "x") -> ei.Artifact:
-    text = f'<ir_version: 8, opset_import: ["": 17]> g (float[N, 3] {name}) => (float[N, 3] y) {{ y = {op} ({name}) }}'
+    graph = f"g (float[N, 3] {name}) => (float[N, 3] y) {{ y = {op} ({name}) }}"
+    text = f'<ir_version: 8, opset_import: ["": 17]> {graph}'
     return ei.compile(onnx.parser.parse_model(text), "onnxruntime")
 
 
