@@ -93,7 +93,8 @@ class Selection:
     Attributes:
         model: The model's name.
         budget: The limits.
-        fits: One for each device: first those with an estimate for every limit, by the worst limit/estimate.
+        fits: One for each device: those that keep every limit, then those of which not everything is known,
+            then those that break one; each by the worst limit/estimate.
     """
 
     model: str
@@ -199,7 +200,7 @@ def select(
         if verdict.broken:
             precisions = profile.precisions if profile is not None else frozenset({"float32", "int8"})
             tried = remedies(work, source, precisions)
-            remedy = next((r for r in tried if _keeps(r.estimate, limits, memory)), None)
+            remedy = next((r for r in tried if not judge(r.estimate, limits, memory).broken), None)
         fits.append(
             Fit(
                 target=found.target,
@@ -210,14 +211,9 @@ def select(
                 note=_note(profile),
             )
         )
-    fits.sort(key=lambda fit: (bool(fit.verdict.unknown) or not fit.verdict.checks, -fit.verdict.ratio))
+    fits.sort(key=lambda fit: (fit.verdict.rank, -fit.verdict.ratio))
     name = next(iter(works.values())).name
     return Selection(model=name, budget=limits, fits=fits)
-
-
-def _keeps(found: Estimate, limits: Budget, memory_bytes: float | None) -> bool:
-    verdict = judge(found, limits, memory_bytes)
-    return not verdict.broken and not verdict.unknown
 
 
 def _source(candidate: Candidate) -> Source:

@@ -98,6 +98,13 @@ class Verdict:
         return tuple(check for check in self.checks if check.ratio < 1)
 
     @property
+    def rank(self) -> int:
+        """0: every limit is kept. 1: some are not estimated. 2: one is broken. 3: nothing is known."""
+        if not self.checks:
+            return 3
+        return 2 if self.broken else 1 if self.unknown else 0
+
+    @property
     def word(self) -> str:
         """`fits`, `may fit` (its band reaches beyond a limit), `may not fit`, `does not fit`, `unknown`."""
         if not self.checks:

@@ -41,7 +41,8 @@ class Realtime:
 
     A new thread inherits the policy of its creator (pthread_attr_setinheritsched), so what a runtime creates
     while it loads is real-time, too. Some runtimes keep these threads for later models: they get the normal
-    policy when the last real-time session of the process is released. See sched(7).
+    policy when the last real-time session of the process is released. What a thread that calls the session
+    starts, threads and processes, stays normal (SCHED_RESET_ON_FORK). See sched(7).
     """
 
     def __init__(self) -> None:
@@ -57,7 +58,8 @@ class Realtime:
         thread = threading.get_native_id()
         if thread not in self._before:
             self._before[thread] = (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority)
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
+            # Processes that this thread starts must not inherit it: a busy one would stop the machine.
+            os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
 
     @contextlib.contextmanager
     def while_loading(self) -> Iterator[None]:
@@ -84,5 +86,5 @@ class Realtime:
                 return
             for thread in threads_of_process() - _older:
                 with contextlib.suppress(OSError):
-                    if os.sched_getscheduler(thread) == os.SCHED_FIFO:
+                    if os.sched_getscheduler(thread) & ~os.SCHED_RESET_ON_FORK == os.SCHED_FIFO:
                         os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import attrs
-import numpy as np
 import pytest
 
 from edgeinfer.budget import Budget
 from edgeinfer.errors import OptionsError
-from edgeinfer.estimate.net_builder import NetBuilder
 from edgeinfer.estimate.scaled import Baseline, Scaled
 from edgeinfer.estimate.workload import workload
-from edgeinfer.model.model import Model
 from edgeinfer.transforms import PruneChannels
-
-
-def convolutions(channels: int = 64) -> Model:
-    b = NetBuilder(np.random.default_rng(0))
-    x = b.act(b.conv(b.input(1, 3, 32, 32), channels, 3), "relu")
-    x = b.act(b.conv(x, channels, 3), "relu")
-    return b.finish(b.conv(x, 8, 1))
-
+from tests.estimate.nets import convolutions
 
 MEASURED = {"latency_p50_ms": 4.0, "latency_p99_ms": 6.0, "peak_bytes": 200e6, "power_w": 5.0}
 
