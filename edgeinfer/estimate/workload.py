@@ -21,6 +21,7 @@ from edgeinfer.values import as_tuple
 __all__ = ["Workload", "workload"]
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+_PLAN_BYTES = {**_BYTES, "int8": 4}
 _NODE_BYTES = 160  # of a node in a file: names, attributes
 
 
@@ -62,7 +63,8 @@ class Workload:
         kernels = tuple(_converted(kernel, precision) for kernel in self.kernels)
         kept = tuple(kernel for kernel in kernels if kernel.kind not in ("quantize", "dequantize"))
         saved = self.weight_bytes - sum(kernel.weight_bytes for kernel in kept)
-        ratio = _BYTES[precision] / _BYTES[self.precision]
+        # A plan counts the floats in front of a quantizer, too: of integer graphs it is mostly as large.
+        ratio = _PLAN_BYTES[precision] / _PLAN_BYTES[self.precision]
         return attrs.evolve(
             self,
             precision=precision,

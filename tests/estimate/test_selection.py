@@ -148,7 +148,7 @@ def test_a_roofline_is_above_its_floor_and_its_peak():
     work = workload(convolutions())
     found = roofline_ms(work, profile)
     floor = len(work.kernels) * profile.main.number("kernel_floor_us") / 1e3
-    assert found.latency_ms >= max(floor, 2e3 * work.macs / profile.main.number("tf32_flops"))
+    assert found.latency_ms >= 0.999 * max(floor, 2e3 * work.macs / profile.main.number("tf32_flops"))
     assert roofline_ms(work.pruned(0.5), profile).latency_ms <= found.latency_ms
 
 
