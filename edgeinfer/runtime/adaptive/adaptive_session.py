@@ -99,6 +99,11 @@ class AdaptiveSession:
         return self._variants[self._controller.level].name
 
     @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed.is_set()
+
+    @property
     def deadline_misses(self) -> int:
         """How many requests took longer than the deadline."""
         return self._controller.misses
