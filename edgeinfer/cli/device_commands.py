@@ -78,7 +78,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument(
         "--nets", type=whole_number(20), default=160, metavar="N", help="how many of them (default: 160)"
     )
-    add_shapes(parser, batch=False)
+    add_shapes(parser)
     add_json(parser)
     parser.set_defaults(run=estimate)
 
@@ -98,7 +98,7 @@ def add_commands(commands: Commands) -> None:
         metavar="FILE",
         help="a calibrated machine to choose among",
     )
-    add_shapes(parser, batch=False)
+    add_shapes(parser)
     add_json(parser)
     parser.set_defaults(run=select)
 
@@ -144,6 +144,7 @@ def estimate(arguments: argparse.Namespace) -> None:
         calibration=calibration,
         precision=arguments.precision,
         shapes=shape_values(arguments),
+        batch=arguments.batch,
     )
     print_report(found, arguments)
 
@@ -157,6 +158,10 @@ def select(arguments: argparse.Namespace) -> None:
     named = arguments.candidate or []
     candidates = [*calibrations, *named] if calibrations or named else None
     found = select_devices(
-        arguments.model, budget_of(arguments), candidates=candidates, shapes=shape_values(arguments)
+        arguments.model,
+        budget_of(arguments),
+        candidates=candidates,
+        shapes=shape_values(arguments),
+        batch=arguments.batch,
     )
     print_report(found, arguments)

@@ -40,6 +40,7 @@ def estimate(
     calibration: Calibration | None = None,
     precision: str | None = None,
     shapes: Shapes | None = None,
+    batch: int | None = None,
 ) -> Estimate:
     """Estimate latency, peak memory, power and energy of a model on a target.
 
@@ -50,7 +51,8 @@ def estimate(
             scaled from it. The best evidence.
         calibration: What `calibrate` measured on the target; the next best.
         precision: As if the model were in this precision: `float32`, `float16`, `int8`. None: as it is.
-        shapes: Sizes of symbolic dimensions (`{"N": 8}`) or entire shapes; a batch of 1 where not given.
+        shapes: Sizes of symbolic dimensions (`{"N": 8}`) or entire shapes (`{"input": (8, 3, 224, 224)}`).
+        batch: The size of the batch where the model leaves it open; None: 1.
 
     Returns:
         The figures, each with its basis and its band. With neither baseline nor calibration they are from the
@@ -63,7 +65,7 @@ def estimate(
     """
     profile = target if isinstance(target, DeviceProfile) else None
     parsed = Target.parse(profile.name if profile is not None else target)  # type: ignore[arg-type]
-    work = workload(model, shapes=shapes, target=parsed)
+    work = workload(model, shapes=shapes, batch=batch, target=parsed)
     if precision is not None and precision != work.precision:
         work = work.assume(precision)
     measured = (baselines,) if isinstance(baselines, Baseline) else tuple(baselines)

@@ -164,6 +164,7 @@ def select(
     *,
     candidates: Iterable[Candidate] | None = None,
     shapes: Shapes | None = None,
+    batch: int | None = None,
 ) -> Selection:
     """Rank devices by how well a model keeps a budget on them.
 
@@ -176,7 +177,8 @@ def select(
         candidates: What to choose among: names of profiles, units (`intel-core-ultra-1:npu`) and power modes
             (`jetson-orin-nano@MAXN_SUPER`), profiles, and for targets that were measured their `Calibration`
             or, better, `Scaled`. None: every unit in the catalog whose peak is known, without legacy devices.
-        shapes: Sizes of symbolic dimensions, or entire shapes; a batch of 1 where not given.
+        shapes: As for `estimate`.
+        batch: As for `estimate`.
 
     Raises:
         TargetError: A candidate is no device profile.

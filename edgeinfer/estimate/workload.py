@@ -129,13 +129,18 @@ def _narrowed(kernel: Kernel, channels: float) -> Kernel:
 
 
 def workload(
-    model: ModelSource, *, shapes: Shapes | None = None, target: Target | str | None = None
+    model: ModelSource,
+    *,
+    shapes: Shapes | None = None,
+    batch: int | None = None,
+    target: Target | str | None = None,
 ) -> Workload:
     """Count what a model asks of a device.
 
     Args:
         model: A path, bytes, `onnx.ModelProto`, `onnx_ir.Model` or Model.
-        shapes: Sizes of symbolic dimensions, or whole shapes; 1 where not given.
+        shapes: Sizes of symbolic dimensions, or entire shapes.
+        batch: The size of the batch where the model leaves it open; None: 1.
         target: Where it will run: what the runtime fuses depends on it. None for the plainest.
 
     Raises:
@@ -143,7 +148,7 @@ def workload(
         InputError: A shape does not fit.
     """
     loaded = Model.load(model)
-    static, notes = with_static_shapes(loaded, resolve_shapes(loaded.signature, shapes))
+    static, notes = with_static_shapes(loaded, resolve_shapes(loaded.signature, shapes, batch=batch))
     kernels = find_kernels(static.graph, _dialect(target))
     unknown = sum(kernel.macs is None for kernel in kernels)
     if unknown:

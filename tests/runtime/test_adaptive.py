@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from pathlib import Path
@@ -133,6 +134,8 @@ def test_it_answers_with_the_best_variant_and_tells_of_switches(variants):
         assert [switch.after for switch in told] == [2]
         assert "4 of 4 missed" in str(session)
         assert session.latencies_ms.shape == (4,)
+        values = json.loads(json.dumps(session.to_dict()))
+        assert (values["current"], values["misses"]) == ("pruned", 4)
     with pytest.raises(SessionClosedError):
         session.infer(X)
 

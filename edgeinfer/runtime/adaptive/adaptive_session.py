@@ -9,6 +9,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, final
 
+import attrs
 import numpy as np
 
 from edgeinfer.artifact.signature import Signature
@@ -224,6 +225,22 @@ class AdaptiveSession:
     def _unload(self) -> None:
         for variant in self._variants:
             variant.unload()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the present state as JSON-compatible values."""
+        control = self._controller
+        return {
+            "current": self.current,
+            "deadline_ms": control.deadline_ms,
+            "requests": control.requests,
+            "misses": control.misses,
+            "slow_down": self.slow_down,
+            "variants": [
+                {"name": v.name, "loaded": v.loaded, "idle_ms": idle}
+                for v, idle in zip(self._variants, self._idle_ms, strict=True)
+            ],
+            "switches": [attrs.asdict(switch) for switch in self.switches],
+        }
 
     def table(self) -> Table:
         """Return one row a variant."""
