@@ -189,7 +189,8 @@ def select(
     if not sources:
         raise OptionsError("There is no device to choose among.", where="candidates", expected="at least one")
     works = {
-        backend: workload(model, shapes=shapes, target=backend) for backend in {_backend(s) for s in sources}
+        backend: workload(model, shapes=shapes, batch=batch, target=backend)
+        for backend in {_backend(s) for s in sources}
     }
     fits = []
     for source in sources:
