@@ -188,10 +188,8 @@ def select(
     sources = [_source(each) for each in candidates] if candidates is not None else _every_unit()
     if not sources:
         raise OptionsError("There is no device to choose among.", where="candidates", expected="at least one")
-    works = {
-        backend: workload(model, shapes=shapes, batch=batch, target=backend)
-        for backend in {_backend(s) for s in sources}
-    }
+    backends = dict.fromkeys(_backend(source) for source in sources)
+    works = {name: workload(model, shapes=shapes, batch=batch, target=name) for name in backends}
     fits = []
     for source in sources:
         work = works[_backend(source)]
