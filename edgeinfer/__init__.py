@@ -32,14 +32,17 @@ if TYPE_CHECKING:
     from edgeinfer.measure.inspection import inspect
     from edgeinfer.model.model import Model
     from edgeinfer.quantization.search.sensitivity import sensitivity
+    from edgeinfer.runtime.adaptive.adaptive_session import AdaptiveSession
     from edgeinfer.runtime.benchmark import benchmark
     from edgeinfer.runtime.open import infer, load
     from edgeinfer.runtime.session import Session
+    from edgeinfer.runtime.steady import Steady
     from edgeinfer.transforms.contract import Pipeline
 
 __version__ = "0.1.0"
 
 _ATTRIBUTES = {
+    "AdaptiveSession": "edgeinfer.runtime.adaptive.adaptive_session",
     "Artifact": "edgeinfer.artifact.artifact",
     "Budget": "edgeinfer.budget",
     "EdgeInferError": "edgeinfer.errors",
@@ -48,6 +51,7 @@ _ATTRIBUTES = {
     "Pipeline": "edgeinfer.transforms.contract",
     "Preprocessing": "edgeinfer.feeds.preprocessing",
     "Session": "edgeinfer.runtime.session",
+    "Steady": "edgeinfer.runtime.steady",
     "Target": "edgeinfer.devices.profile",
     "benchmark": "edgeinfer.runtime.benchmark",
     "compare": "edgeinfer.measure.comparison",
@@ -61,6 +65,7 @@ _ATTRIBUTES = {
 _MODULES = ("backends", "devices", "errors", "feeds", "fleet", "measure", "testing", "transforms")
 
 __all__ = [
+    "AdaptiveSession",
     "Artifact",
     "Budget",
     "EdgeInferError",
@@ -69,6 +74,7 @@ __all__ = [
     "Pipeline",
     "Preprocessing",
     "Session",
+    "Steady",
     "Target",
     "__version__",
     "backends",
