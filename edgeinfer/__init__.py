@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from edgeinfer.runtime.open import infer, load
     from edgeinfer.runtime.session import Session
     from edgeinfer.transforms.contract import Pipeline
+    from edgeinfer.tuning.recipe import Recipe
+    from edgeinfer.tuning.result import TuningResult
+    from edgeinfer.tuning.tune import tune
 
 __version__ = "0.1.0"
 
@@ -47,8 +50,10 @@ _ATTRIBUTES = {
     "Model": "edgeinfer.model.model",
     "Pipeline": "edgeinfer.transforms.contract",
     "Preprocessing": "edgeinfer.feeds.preprocessing",
+    "Recipe": "edgeinfer.tuning.recipe",
     "Session": "edgeinfer.runtime.session",
     "Target": "edgeinfer.devices.profile",
+    "TuningResult": "edgeinfer.tuning.result",
     "benchmark": "edgeinfer.runtime.benchmark",
     "compare": "edgeinfer.measure.comparison",
     "compile": "edgeinfer.api",
@@ -57,6 +62,7 @@ _ATTRIBUTES = {
     "load": "edgeinfer.runtime.open",
     "optimize": "edgeinfer.api",
     "sensitivity": "edgeinfer.quantization.search.sensitivity",
+    "tune": "edgeinfer.tuning.tune",
 }
 _MODULES = ("backends", "devices", "errors", "feeds", "measure", "testing", "transforms")
 
@@ -68,8 +74,10 @@ __all__ = [
     "Model",
     "Pipeline",
     "Preprocessing",
+    "Recipe",
     "Session",
     "Target",
+    "TuningResult",
     "__version__",
     "backends",
     "benchmark",
@@ -86,6 +94,7 @@ __all__ = [
     "sensitivity",
     "testing",
     "transforms",
+    "tune",
 ]
 
 

@@ -106,6 +106,7 @@ _WITHOUT = Capabilities(
     reference_options=_EXACT,
     threads_option="threads",
     float16_devices=("CUDA", "DML", "NVTENSORRTRTX", "TENSORRT"),
+    tuning_options=({"allow_spinning": False},),
 )
 _LEVELS = {
     "disable": "ORT_DISABLE_ALL",
