@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, final
 
 import attrs
@@ -25,7 +26,7 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @final
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class Candidate:
     """What is done to a model, and how it is run.
 
@@ -47,7 +48,7 @@ class Candidate:
     keep_float: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     options: Mapping[str, Any] = attrs.field(factory=dict, converter=_plain)
 
-    @property
+    @cached_property
     def model_key(self) -> str:
         """A short name of the model that it makes, whatever the options: 16 hexadecimal digits."""
         decisions = self.to_dict()
@@ -56,15 +57,17 @@ class Candidate:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what is not at its default, as JSON-compatible values."""
-        defaults = Candidate()
-        found = attrs.asdict(self)
-        found["keep_float"] = list(self.keep_float)
-        return {
-            name: value
-            for name, value in found.items()
-            if value != getattr(defaults, name) and value not in ((), [], {})
+        """Return its decisions as JSON-compatible values."""
+        found: dict[str, Any] = {
+            "prune": self.prune,
+            "keep": self.keep if self.prune else None,
+            "precision": self.precision,
+            "method": self.method,
+            "effort": self.effort,
+            "keep_float": list(self.keep_float),
+            "options": dict(self.options),
         }
+        return {name: value for name, value in found.items() if value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Candidate:

@@ -25,6 +25,7 @@ __all__ = ["Estimate", "Estimator"]
 _FIXED_PART = 0.25
 _BAND = 0.3
 _LEAST_BAND = 0.08
+_LEAST_ERRORS = 4  # to trust their quantile
 # Of the float time, before one was measured.
 _PRIOR = {"float16": 0.6, "dynamic": 0.7, "weights8": 1.0}
 
@@ -46,6 +47,9 @@ class Estimator:
     Args:
         state: With measured baselines.
         baselines: The candidates of `Space.baselines`, by index.
+
+    Attributes:
+        band: How far off an estimate may be, as a part of it: nine of ten were not further off.
     """
 
     def __init__(self, state: State, baselines: tuple[Candidate, ...]) -> None:
@@ -58,9 +62,8 @@ class Estimator:
                 self._times[candidate.precision, repr(candidate.options)] = found
         self._float = state.latency_ms(FLOAT)
         self._default = baselines[FLOAT].options
-        self._corrections: dict[str, list[float]] = {}
-        self._errors: list[float] = []
-        self._learn(state)
+        self.band = _BAND
+        self._factors = self._learn(state)
 
     def best_options(self, precision: str, options: tuple[object, ...]) -> int:
         """Return the place of the set of options that the nearest baseline was fastest with."""
@@ -75,27 +78,24 @@ class Estimator:
         raw = self._raw(candidate)
         if raw is None:
             return None
-        known = self._corrections.get(_kind(candidate), [])
-        correction = math.exp(float(np.median(known))) if known else 1.0
-        return Estimate(latency_ms=raw * correction, band=self.band)
+        return Estimate(latency_ms=raw * self._factors.get(_kind(candidate), 1.0), band=self.band)
 
-    @property
-    def band(self) -> float:
-        """How far off the estimate may be, as a part of it."""
-        if len(self._errors) < 4:
-            return _BAND
-        return max(_LEAST_BAND, min(_BAND, float(np.quantile(np.abs(self._errors), 0.9))))
-
-    def _learn(self, state: State) -> None:
+    def _learn(self, state: State) -> dict[str, float]:
+        """Return by what the estimates of each kind are to be multiplied; sets the band."""
+        corrections: dict[str, list[float]] = {}
+        errors: list[float] = []
         for made in state.made.values():
             measured = state.latency_ms(made.trial)
             raw = self._raw(made.candidate)
             if measured is None or raw is None or made.trial in (FLOAT, INT8):
                 continue
             error = math.log(measured / raw)
-            known = self._corrections.setdefault(_kind(made.candidate), [])
-            self._errors.append(error - (float(np.median(known)) if known else 0.0))
+            known = corrections.setdefault(_kind(made.candidate), [])
+            errors.append(error - (float(np.median(known)) if known else 0.0))
             known.append(error)
+        if len(errors) >= _LEAST_ERRORS:
+            self.band = max(_LEAST_BAND, min(_BAND, float(np.quantile(np.abs(errors), 0.9))))
+        return {kind: math.exp(float(np.median(known))) for kind, known in corrections.items()}
 
     def _raw(self, candidate: Candidate) -> float | None:
         if self._float is None:

@@ -15,7 +15,9 @@ killed goes on as if nothing had happened. The order:
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -43,6 +45,7 @@ __all__ = [
     "dropped",
     "entrants",
     "next_action",
+    "ranking",
     "space_of",
     "survivors",
 ]
@@ -55,6 +58,8 @@ _FIRST_RUNG, _SURVIVORS = 8, 4
 _RUNS = {"baseline": 40, "probe": 20, "halving": 50}
 _HOPELESS_DB = 3.0  # noise half as strong as the signal
 _DRAWN_FROM = 10
+# What half the time is worth, in dB, where no latency is asked for: nobody knows, so each in turn.
+_WORTH_DB = (4.0, 8.0, 16.0, 32.0)
 
 
 def space_of(state: State, problem: Problem) -> Space:
@@ -142,7 +147,8 @@ def _propose(state: State, problem: Problem) -> tuple[int, Candidate] | None:
             # Beyond the limit only what the estimate may be wrong about.
             score -= 100 * max(0.0, estimate.latency_ms / limit - 1)
         else:
-            score -= 20 * math.log2(estimate.latency_ms / reference)  # so many dB is half the time worth
+            weight = _WORTH_DB[len(state.made) % len(_WORTH_DB)]
+            score -= weight * math.log2(estimate.latency_ms / reference)
         scored.append((-score, index))
     if not scored:
         return None
@@ -172,7 +178,7 @@ def _halving(state: State, problem: Problem) -> Action | None:
     if not able:
         return None
     count = _FIRST_RUNG if not rungs else max(_SURVIVORS, len(able) // 2)
-    ranked = sorted(able, key=lambda index: _rank(state, problem, index))[:count]
+    ranked = ranking(state, problem, able)[:count]
     trials = [(FLOAT, problem.space.baselines()[FLOAT])]
     trials += [(index, by_trial[index].candidate) for index in sorted(ranked)]
     return Time("halving", tuple(trials), _RUNS["halving"] * 2 ** len(rungs))
@@ -197,8 +203,25 @@ def _halved(state: State) -> bool:
     return any(rung.name == "halving" for rung in state.rungs)
 
 
+def ranking(state: State, problem: Problem, indices: Iterable[int]) -> list[int]:
+    """Return candidates that were timed, the most promising first.
+
+    With a limit on latency those that keep it come first, by closeness. Without one, each rate of exchange
+    between time and closeness has its own order, and they take turns.
+    """
+    able = list(indices)
+    if math.isfinite(_latency_limit(problem.budget)):
+        return sorted(able, key=lambda index: _rank(state, problem, index))
+    close = {index: min(made.rank_db or 0.0, 60.0) for index, made in entrants(state, problem).items()}
+    times = {index: math.log2(state.latency_ms(index) or math.inf) for index in able}
+    orders = [
+        sorted(able, key=lambda index: (weight * times[index] - close[index], index)) for weight in _WORTH_DB
+    ]
+    return list(dict.fromkeys(itertools.chain.from_iterable(zip(*orders, strict=True))))
+
+
 def _rank(state: State, problem: Problem, index: int) -> tuple[float, ...]:
-    """What sorts candidates: those within the latency limits by closeness, then the others by how near."""
+    """What sorts candidates: those within the limits by closeness, then the others by how near."""
     budget = problem.budget
     made = entrants(state, problem)[index]
     over = 1.0
@@ -210,12 +233,7 @@ def _rank(state: State, problem: Problem, index: int) -> tuple[float, ...]:
         over = max(over, disk / budget.disk_bytes)
     if budget.min_sqnr_db is not None and (made.sqnr_db or -math.inf) < budget.min_sqnr_db:
         over += 1.0
-    latency = state.latency_ms(index) or math.inf
-    if math.isinf(_latency_limit(budget)):
-        reference = state.latency_ms(FLOAT) or 1.0
-        value = min(made.rank_db or 0.0, 60.0) - 20 * math.log2(latency / reference)
-        return (over, -value, index)
-    return (over, -(made.rank_db or 0.0), latency, index)
+    return (over, -(made.rank_db or 0.0), state.latency_ms(index) or math.inf, index)
 
 
 def survivors(state: State) -> tuple[int, ...]:
@@ -229,7 +247,7 @@ def _last(state: State, problem: Problem) -> Action | None:
     """Return what is to be found out of the survivors yet: the metric, best first, then the memory."""
     candidates = {index: made.candidate for index, made in entrants(state, problem).items()}
     left = [index for index in survivors(state) if index != FLOAT]
-    order = [FLOAT, *sorted(left, key=lambda index: _rank(state, problem, index))]
+    order = [FLOAT, *ranking(state, problem, left)]
     if problem.evaluates:
         for index in order:
             if index not in state.metrics:

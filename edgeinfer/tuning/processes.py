@@ -57,11 +57,13 @@ class Child:
         log: The file that takes what it prints.
         max_bytes: Memory of its process group above which it is killed; None: not watched.
         environment: What is added to the environment.
+        module: What it runs.
     """
 
     log: Path
     max_bytes: int | None = None
     environment: Mapping[str, str] = attrs.field(factory=dict)
+    module: str = _CHILD
     _process: subprocess.Popen[bytes] = attrs.field(init=False)
     _buffer: bytes = attrs.field(init=False, default=b"")
 
@@ -69,7 +71,7 @@ class Child:
         path = os.pathsep.join(each for each in sys.path if each)
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 (this interpreter, and a module of ours)
-                [sys.executable, "-m", _CHILD],
+                [sys.executable, "-m", self.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

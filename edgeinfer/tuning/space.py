@@ -7,6 +7,7 @@ model, both with the default options; after them come the same two with every ot
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any, final
@@ -48,13 +49,12 @@ class Space:
     options: tuple[Mapping[str, Any], ...] = attrs.field(default=({},), converter=as_tuple)
     sensitive: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
+    def __hash__(self) -> int:
+        return hash(repr(self))  # options are mappings
+
     def candidates(self, seed: int, size: int = SIZE) -> tuple[Candidate, ...]:
         """Return the baselines and, behind them, candidates in an order drawn from the seed."""
-        first = self.baselines()
-        known = {_identity(candidate) for candidate in first}
-        rest = [each for each in self._all() if _identity(each) not in known]
-        order = np.random.default_rng(seed).permutation(len(rest))
-        return (*first, *(rest[index] for index in order))[: max(size, len(first))]
+        return _drawn(self, seed, size)
 
     def baselines(self) -> tuple[Candidate, ...]:
         """Return the float and the int8 model, first with the default options, then with the others."""
@@ -63,7 +63,8 @@ class Space:
             models.append(Candidate(precision="int8", method="mse", effort="corrected"))
         return tuple(attrs.evolve(model, options=options) for options in self.options for model in models)
 
-    def _all(self) -> list[Candidate]:
+    def every(self) -> list[Candidate]:
+        """Return all candidates, in the order of their decisions."""
         pruned = [("", 1.0)]
         pruned += [("channels", keep) for keep in _KEEP_MACS if "channels" in self.prunes]
         pruned += [("heads", keep) for keep in _KEEP_HEADS if "heads" in self.prunes]
@@ -92,6 +93,15 @@ class Space:
     def _float_layers(self) -> list[tuple[str, ...]]:
         counts = {round(part * len(self.sensitive)) for part in _FLOAT_PARTS}
         return [self.sensitive[:count] for count in sorted(counts)]
+
+
+@functools.lru_cache(maxsize=8)
+def _drawn(space: Space, seed: int, size: int) -> tuple[Candidate, ...]:
+    first = space.baselines()
+    known = {_identity(candidate) for candidate in first}
+    rest = [each for each in space.every() if _identity(each) not in known]
+    order = np.random.default_rng(seed).permutation(len(rest))[: max(0, size - len(first))]
+    return (*first, *(rest[index] for index in order))
 
 
 def _identity(candidate: Candidate) -> tuple[str, str]:
