@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from edgeinfer.runtime.session import Session
     from edgeinfer.runtime.steady import Steady
     from edgeinfer.transforms.contract import Pipeline
+    from edgeinfer.tuning.recipe import Recipe
+    from edgeinfer.tuning.result import TuningResult
+    from edgeinfer.tuning.tune import tune
 
 __version__ = "0.1.0"
 
@@ -50,9 +53,11 @@ _ATTRIBUTES = {
     "Model": "edgeinfer.model.model",
     "Pipeline": "edgeinfer.transforms.contract",
     "Preprocessing": "edgeinfer.feeds.preprocessing",
+    "Recipe": "edgeinfer.tuning.recipe",
     "Session": "edgeinfer.runtime.session",
     "Steady": "edgeinfer.runtime.steady",
     "Target": "edgeinfer.devices.profile",
+    "TuningResult": "edgeinfer.tuning.result",
     "benchmark": "edgeinfer.runtime.benchmark",
     "compare": "edgeinfer.measure.comparison",
     "compile": "edgeinfer.api",
@@ -61,6 +66,7 @@ _ATTRIBUTES = {
     "load": "edgeinfer.runtime.open",
     "optimize": "edgeinfer.api",
     "sensitivity": "edgeinfer.quantization.search.sensitivity",
+    "tune": "edgeinfer.tuning.tune",
 }
 _MODULES = ("backends", "devices", "errors", "feeds", "fleet", "measure", "testing", "transforms")
 
@@ -73,9 +79,11 @@ __all__ = [
     "Model",
     "Pipeline",
     "Preprocessing",
+    "Recipe",
     "Session",
     "Steady",
     "Target",
+    "TuningResult",
     "__version__",
     "backends",
     "benchmark",
@@ -93,6 +101,7 @@ __all__ = [
     "sensitivity",
     "testing",
     "transforms",
+    "tune",
 ]
 
 

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "edgeinfer"
 # A module belongs to the longest of these names that it begins with.
 ORDER = (
     ("errors", "values"),
-    ("display", "atomic", "npz", "cpu_quota", "lazy", "forking"),
+    ("display", "charts", "atomic", "npz", "cpu_quota", "lazy", "forking"),
     ("budget",),
     ("numerics",),
     ("artifact",),
@@ -53,6 +53,7 @@ ORDER = (
     ("estimate",),
     ("recipe",),
     ("api",),
+    ("tuning",),
     ("fleet.operator",),
     ("testing", "demo"),
     ("cli", "__main__"),

@@ -79,6 +79,8 @@ class Capabilities:
         spin_option: The name of the option, a bool, for whether idle threads wait by spinning, if there is
             one.
         float16_devices: What the names of devices begin with that compute in float16 faster than in float32.
+        tuning_options: Sets of options, besides threads, that are faster than the default on some models and
+            machines: what a tuner measures. They must not change what is computed.
     """
 
     available: bool
@@ -93,6 +95,7 @@ class Capabilities:
     threads_option: str | None = None
     spin_option: str | None = None
     float16_devices: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
+    tuning_options: tuple[Mapping[str, object], ...] = attrs.field(default=(), converter=as_tuple)
 
     def threads(self, count: int) -> dict[str, object] | None:
         """Return the options for so many threads within an operator; None where there is no such option."""

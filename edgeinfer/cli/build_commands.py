@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeinfer.cli.console import (
     Commands,
@@ -19,7 +19,10 @@ from edgeinfer.cli.console import (
 from edgeinfer.cli.inputs import add_feeds, feeds_of
 from edgeinfer.errors import OptionsError
 
-__all__ = ["add_commands", "parse_transform"]
+if TYPE_CHECKING:
+    from edgeinfer.model.model import Model
+
+__all__ = ["add_commands", "parse_transform", "print_result"]
 
 
 def add_commands(commands: Commands) -> None:
@@ -53,7 +56,11 @@ def optimize(arguments: argparse.Namespace) -> None:
     model = ei.Model.load(arguments.model)
     calibration = feeds_of(arguments, model.signature)
     transforms = [parse_transform(text) for text in arguments.transform] if arguments.transform else None
-    result = ei.optimize(model, transforms, target=arguments.target, calibration=calibration)
+    print_result(ei.optimize(model, transforms, target=arguments.target, calibration=calibration), arguments)
+
+
+def print_result(result: Model, arguments: argparse.Namespace) -> None:
+    """Write an optimized model to `--output`, and print what was done to it."""
     path = result.save(arguments.output)
     if arguments.json:
         history = [

@@ -107,6 +107,7 @@ _WITHOUT = Capabilities(
     threads_option="threads",
     spin_option="allow_spinning",
     float16_devices=("CUDA", "DML", "NVTENSORRTRTX", "TENSORRT"),
+    tuning_options=({"allow_spinning": False},),
 )
 _LEVELS = {
     "disable": "ORT_DISABLE_ALL",
