@@ -11,6 +11,7 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
+from edgeinfer.backends.registry import reference_backend
 from edgeinfer.backends.reports import LayerTime
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import Table
@@ -151,7 +152,7 @@ def measure_layers(
         CompileError: It refuses the model.
     """
     loaded = Model.load(model)
-    parsed = Target.parse(target or "onnxruntime")
+    parsed = Target.parse(target or reference_backend().name)
     feeds = dict(feed) if feed is not None else generate_feeds(loaded.signature, shapes=shapes)[0]
     options = timing_options(parsed.backend, threads=threads)
     artifact = compile_model(loaded, parsed.backend, device=parsed.device or None, options=options)

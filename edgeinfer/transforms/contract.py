@@ -40,6 +40,7 @@ from edgeinfer.transforms.report_table import COLUMNS, Row, places, report_rows,
 from edgeinfer.values import as_tuple
 
 __all__ = [
+    "GIVEN_KEY",
     "Applied",
     "GraphTransform",
     "OnnxIrPass",
@@ -51,6 +52,10 @@ __all__ = [
     "TransformResult",
     "as_transform",
 ]
+
+
+# `ir.Model.meta`, in memory only: the graph that the first of several transforms was given.
+GIVEN_KEY = "edgeinfer.given"
 
 
 class Applied(NamedTuple):
@@ -257,7 +262,10 @@ class GraphTransform(ir.passes.FunctionalPass, metaclass=OurErrors):
             return {}
         fields = attrs.fields(cast("type[attrs.AttrsInstance]", type(self)))
         return {
-            f.name: _jsonable(getattr(self, f.name)) for f in fields if getattr(self, f.name) != f.default
+            f.name: _jsonable(getattr(self, f.name))
+            for f in fields
+            # What does not count for equality is data, or a way to show things: no configuration.
+            if f.eq and getattr(self, f.name) != f.default
         }
 
     @final
