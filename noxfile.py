@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import nox
 
 PROJECT = nox.project.load_toml("pyproject.toml")
+# Making models needs them, and a device chooses its runtime.
+NOT_ON_DEVICES = {"cattrs", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "rich"}
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
 nox.options.sessions = ["lint", "types", "tests"]
@@ -43,6 +48,20 @@ def types(session: nox.Session) -> None:
     """Check types."""
     session.install("-e", ".", "mypy", "types-protobuf")
     session.run("mypy")
+
+
+@nox.session(python=False)
+def device_requirements(session: nox.Session) -> None:
+    """Write the dependencies of a device anew, from those of the project; see docs/install.md."""
+    path = Path("requirements-device.txt")
+    comments = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    kept = [
+        dependency
+        for dependency in PROJECT["project"]["dependencies"]
+        if re.split(r"[<>=!~; ]", dependency)[0] not in NOT_ON_DEVICES
+    ]
+    path.write_text("\n".join([*comments, *kept]) + "\n", encoding="utf-8")
+    session.log(f"wrote {len(kept)} requirements")
 
 
 @nox.session

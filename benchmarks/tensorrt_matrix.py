@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names of models, separated by commas")
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
     given = parser.parse_args()
-    flavours = find_flavours()
+    flavours = [flavour for flavour in find_flavours() if flavour.has("builder")]
     if not flavours:
         sys.exit("No TensorRT is installed: pip install tensorrt-rtx-cu13")
     only = given.only.split(",") if given.only else None

@@ -14,19 +14,24 @@ first used.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from edgeinfer.lazy import attribute_of, module_of
+
 if TYPE_CHECKING:
-    from edgeinfer import devices, errors, testing, transforms
+    from edgeinfer import devices, errors, feeds, measure, testing, transforms
     from edgeinfer.api import compile, optimize
     from edgeinfer.artifact.artifact import Artifact
     from edgeinfer.backends.registry import backends  # the package, which is callable (see its docstring)
+    from edgeinfer.budget import Budget
     from edgeinfer.devices.profile import Target
     from edgeinfer.errors import EdgeInferError
-    from edgeinfer.measure.compare import compare
-    from edgeinfer.measure.inspect import inspect
+    from edgeinfer.feeds.feeds import Feeds
+    from edgeinfer.feeds.preprocessing import Preprocessing
+    from edgeinfer.measure.comparison import compare
+    from edgeinfer.measure.inspection import inspect
     from edgeinfer.model.model import Model
+    from edgeinfer.quantization.search.sensitivity import sensitivity
     from edgeinfer.runtime.benchmark import benchmark
     from edgeinfer.runtime.open import infer, load
     from edgeinfer.runtime.session import Session
@@ -36,26 +41,33 @@ __version__ = "0.1.0"
 
 _ATTRIBUTES = {
     "Artifact": "edgeinfer.artifact.artifact",
+    "Budget": "edgeinfer.budget",
     "EdgeInferError": "edgeinfer.errors",
+    "Feeds": "edgeinfer.feeds.feeds",
     "Model": "edgeinfer.model.model",
     "Pipeline": "edgeinfer.transforms.contract",
+    "Preprocessing": "edgeinfer.feeds.preprocessing",
     "Session": "edgeinfer.runtime.session",
     "Target": "edgeinfer.devices.profile",
     "benchmark": "edgeinfer.runtime.benchmark",
-    "compare": "edgeinfer.measure.compare",
+    "compare": "edgeinfer.measure.comparison",
     "compile": "edgeinfer.api",
     "infer": "edgeinfer.runtime.open",
-    "inspect": "edgeinfer.measure.inspect",
+    "inspect": "edgeinfer.measure.inspection",
     "load": "edgeinfer.runtime.open",
     "optimize": "edgeinfer.api",
+    "sensitivity": "edgeinfer.quantization.search.sensitivity",
 }
-_MODULES = ("backends", "devices", "errors", "testing", "transforms")
+_MODULES = ("backends", "devices", "errors", "feeds", "measure", "testing", "transforms")
 
 __all__ = [
     "Artifact",
+    "Budget",
     "EdgeInferError",
+    "Feeds",
     "Model",
     "Pipeline",
+    "Preprocessing",
     "Session",
     "Target",
     "__version__",
@@ -65,10 +77,13 @@ __all__ = [
     "compile",
     "devices",
     "errors",
+    "feeds",
     "infer",
     "inspect",
     "load",
+    "measure",
     "optimize",
+    "sensitivity",
     "testing",
     "transforms",
 ]
@@ -76,9 +91,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        value: Any = importlib.import_module(f"edgeinfer.{name}")
+        value: Any = module_of(f"edgeinfer.{name}")
     elif name in _ATTRIBUTES:
-        value = getattr(importlib.import_module(_ATTRIBUTES[name]), name)
+        value = attribute_of(_ATTRIBUTES[name], name)
     else:
         raise AttributeError(f"module 'edgeinfer' has no attribute {name!r}")
     globals()[name] = value

@@ -56,7 +56,7 @@ def optimize(
     """
     loaded = Model.load(model)
     parsed = Target.parse(target) if target is not None else None
-    tolerances = {"evaluate": evaluate, "max_drop": max_drop, "min_sqnr_db": min_sqnr_db}
+    tolerances: dict[str, Any] = {"evaluate": evaluate, "max_drop": max_drop, "min_sqnr_db": min_sqnr_db}
     if transforms is None:
         steps: tuple[Any, ...] = recipe(parsed, calibration, **tolerances)
     elif isinstance(transforms, Iterable):

@@ -122,8 +122,10 @@ def write_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> Non
     """
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     if path.exists() and not path.is_file():
+        buffer = io.BytesIO()  # a pipe has no positions, which formats such as zip ask for
+        _fill(buffer, content)
         with path.open("wb") as file:
-            _fill(file, content)
+            file.write(buffer.getbuffer())
         return
     reap(path.parent, path.name)
     draft, descriptor = _locked_draft(path.parent, path.name, _create_file)

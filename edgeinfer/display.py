@@ -5,7 +5,6 @@ Reports build a `Table` of plain values. Nothing here knows what the table is ab
 
 from __future__ import annotations
 
-import html
 import logging
 import sys
 import time
@@ -58,12 +57,12 @@ class Table:
         styles = [_CELL] * len(self.columns)
         if not any(self.columns):
             styles[0] = _LABEL
-        head = "".join(f"<th style='{_HEAD}'>{html.escape(column)}</th>" for column in self.columns)
+        head = "".join(f"<th style='{_HEAD}'>{_escaped(column)}</th>" for column in self.columns)
         body = "".join(
             f"<tr>{''.join(_html_cell(*pair) for pair in zip(row, styles, strict=True))}</tr>"
             for row in self.rows
         )
-        caption = f"<div><strong>{html.escape(self.title)}</strong></div>" if self.title else ""
+        caption = f"<div><strong>{_escaped(self.title)}</strong></div>" if self.title else ""
         header = f"<thead><tr>{head}</tr></thead>" if any(self.columns) else ""
         table = (
             f"<table style='border-collapse:collapse'>{header}<tbody>{body}</tbody></table>"
@@ -160,7 +159,9 @@ def _html_cell(value: object, style: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return html.escape(text).replace("\n", "<br>")
+    from html import escape  # with its table of all named characters it is slow to import
+
+    return escape(text).replace("\n", "<br>")
 
 
 def in_notebook() -> bool:

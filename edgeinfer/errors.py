@@ -10,9 +10,12 @@ what to do. The same facts are attributes, so that a program can act on them.
     │                        BrokenBackendError, DeviceError, OptionsError, CompileError
     ├── ArtifactError        ArtifactFormatError, ArtifactIntegrityError, ArtifactMismatchError,
     │                        ArtifactSaveError, ArtifactTrustError
-    ├── SessionError         InputError, SessionClosedError, InferenceError, GoldenMismatchError
+    ├── SessionError         InputError (FeedsError, a CalibrationError, too), InferenceError,
+    │                        GoldenMismatchError, SessionClosedError (ForkedSessionError)
     ├── TargetError          BudgetError
-    └── FleetError
+    ├── RemoteError          RemoteConnectionError, RemoteTimeoutError, RemoteStorageError
+    ├── FleetError
+    └── MissingPackageError
 """
 
 from __future__ import annotations
@@ -36,15 +39,22 @@ __all__ = [
     "DuplicateBackendError",
     "EdgeInferError",
     "ExternalDataError",
+    "FeedsError",
     "FleetError",
+    "ForkedSessionError",
     "GoldenMismatchError",
     "InferenceError",
     "InputError",
     "InvalidModelError",
+    "MissingPackageError",
     "ModelError",
     "ModelLoadError",
     "OptionsError",
     "PreconditionError",
+    "RemoteConnectionError",
+    "RemoteError",
+    "RemoteStorageError",
+    "RemoteTimeoutError",
     "SessionClosedError",
     "SessionError",
     "TargetError",
@@ -213,8 +223,19 @@ class InputError(SessionError):
     """The inputs do not fit the model's signature."""
 
 
+class FeedsError(CalibrationError, InputError):
+    """Data given as feeds is of no known form, can be gone through only once, or does not fit the model.
+
+    It is both: the same reader serves calibration and everything that runs a session.
+    """
+
+
 class SessionClosedError(SessionError):
     """The session was used after `close()`."""
+
+
+class ForkedSessionError(SessionClosedError):
+    """The session was loaded before the process forked, and used in the child."""
 
 
 class InferenceError(SessionError):
@@ -233,5 +254,25 @@ class BudgetError(TargetError):
     """A budget that cannot be met or is not a budget."""
 
 
+class RemoteError(EdgeInferError):
+    """Another device could not do what it was asked, and its own errors do not say it better."""
+
+
+class RemoteConnectionError(RemoteError):
+    """A device cannot be reached, or the connection to it broke."""
+
+
+class RemoteTimeoutError(RemoteError):
+    """A device did not answer in time."""
+
+
+class RemoteStorageError(RemoteError):
+    """A device has no room for what was to be copied to it; nothing was left half-written."""
+
+
 class FleetError(EdgeInferError):
     """Something went wrong in fleet operations."""
+
+
+class MissingPackageError(EdgeInferError, ImportError):
+    """A function needs a package that is not installed, as on a device that only runs models."""

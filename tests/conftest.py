@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+
+# Before any test imports ONNX Runtime itself: the adapter does this for those who leave the import to it.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +16,14 @@ import numpy as np
 import pytest
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests that install packages, unless they are asked for."""
+    if "venv" not in config.getoption("markexpr"):
+        for item in items:
+            if item.get_closest_marker("venv"):
+                item.add_marker(pytest.mark.skip(reason="it installs packages; ask for it with -m venv"))
 
 
 @pytest.fixture(scope="session")

@@ -150,6 +150,7 @@ def test_the_verbs_say_what_they_take():
 def test_a_missing_runtime_says_what_to_install(monkeypatch):
     pytest.importorskip("openvino")
     from edgeinfer.backends.openvino_ import backend as openvino_
+    from edgeinfer.backends.openvino_ import process
 
     real = builtins.__import__
 
@@ -159,7 +160,7 @@ def test_a_missing_runtime_says_what_to_install(monkeypatch):
         return real(name, *rest, **named)  # type: ignore[arg-type]
 
     openvino_._capabilities.cache_clear()
-    openvino_._core.cache_clear()
+    process._process.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(BackendUnavailableError, match="not available here") as caught:
         ei.compile(ADD, "openvino")

@@ -6,17 +6,24 @@ import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import zipfile
+from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx.parser
 import pytest
+from PIL import Image
 
 import edgeinfer as ei
 from edgeinfer.cli import main
+from edgeinfer.cli.run_commands import write_arrays
+from edgeinfer.npz import write_npz
+from edgeinfer.transforms import contract
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[N, 2] x) => (float[N, 3] y) <float[2, 3] w = {1, 2, 3, 4, 5, 6}> {
@@ -57,6 +64,9 @@ def test_doctor(capsys):
     found = json.loads(run(capsys, "doctor", "--json"))
     assert found["backends"]["onnxruntime"]["available"]
     assert found["backends"]["onnxruntime"]["devices"][0]["name"] == "CPU"
+    assert found["local"]["cpu"]["model"] in text
+    assert found["local"]["memory_bytes"] > 0
+    assert all(item["topic"] in text for item in found["local"]["advice"])
     for backend in found["backends"].values():
         assert backend["available"] or (backend["reason"] and backend["install"].startswith("pip install"))
 
@@ -143,7 +153,70 @@ def test_bench_with_memory_and_feeds(capsys, edge, tmp_path):
         run(capsys, "bench", edge, "--runs", "5", "--memory", "--feeds", tmp_path / "x.npy", "--json")
     )
     assert found["memory"]["peak_bytes"] > found["memory"]["baseline_bytes"] > 0
-    assert found["notes"] == []
+    assert found["notes"] == ["3 feeds in turn"]  # the rows of one file, one at a time
+    assert found["inputs"] == [
+        {"name": "x", "dtype": "float32", "shape": [1, 2], "origins": ["from feeds", "declared"]}
+    ]
+    assert found["memory"]["inputs"] == found["inputs"]
+
+
+@pytest.mark.parametrize("size", [["--batch", "4"], ["--shape", "N=4"], ["--shape", "x=4x2"]])
+def test_the_batch_that_is_asked_for_is_timed_and_shown(capsys, edge, tmp_path, size):
+    np.save(tmp_path / "x.npy", np.zeros((10, 2), np.float32))
+    with_feeds = [*size, "--feeds", tmp_path / "x.npy"]
+    found = json.loads(run(capsys, "bench", edge, "--runs", "3", *with_feeds, "--json"))
+    assert found["inputs"][0]["shape"] == [4, 2]
+    assert "2 of 10 samples do not fill a batch of 4 and are left out" in found["notes"]
+    made_up = json.loads(run(capsys, "bench", edge, "--runs", "3", *size, "--json"))
+    assert made_up["inputs"][0]["shape"] == [4, 2]
+    assert "x float32 (4, 2)" in run(capsys, "bench", edge, "--runs", "3", *size)
+
+
+def test_bench_of_several_artifacts_takes_turns(capsys, edge, net, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((3, 2), np.float32))
+    lines = ("bench", edge, net, edge, "-b", "onnxruntime", "--runs", "5", "--feeds", tmp_path / "x.npy")
+    assert "cannot be chosen" in fails(capsys, *lines)  # of an artifact
+    other = ei.compile(net, "onnxruntime", options={"threads": 1}).save(tmp_path / "other.edge").path
+    lines = ("bench", edge, other, edge, "--runs", "5", "--feeds", tmp_path / "x.npy")
+    text = run(capsys, *lines)
+    assert "speed-up" in text
+    assert "5 turns" in text
+    assert "x float32 (1, 2), N = 1 from feeds" in text
+    found = json.loads(run(capsys, *lines, "--json"))
+    assert list(found) == [edge, str(other), f"{edge} (3)"]
+    assert all(report["n"] == 5 for report in found.values())
+    assert found[edge]["speedup"] == 1.0
+    assert "for one artifact" in fails(capsys, "bench", edge, other, "--memory")
+
+
+def test_images_with_their_preprocessing(capsys, tmp_path):
+    text = NET.replace("float[N, 2] x", "float[N, 1, 2, 2] x").replace("float[N, 3] y", "float[N, 1, 2, 3] y")
+    images = ei.Model.load(onnx.parser.parse_model(text)).save(tmp_path / "images.onnx")
+    for index in range(3):
+        pixels = np.full((5, 5), 10 * index, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    made = tmp_path / "made.json"
+    made.write_text(json.dumps({"size": [2, 2], "color": "L"}))
+    given = ("--images", tmp_path, "--preprocessing", made)
+    found = json.loads(run(capsys, "compare", images, images, *given, "--json"))
+    assert found["feeds"] == 3
+    run(capsys, "optimize", images, "-o", tmp_path / "o.onnx", "--transform", "ToFloat16", *given)
+    assert [entry.config for entry in ei.Model.load(tmp_path / "o.onnx").history] == [{"calibrated": True}]
+    assert json.loads(run(capsys, "bench", images, "-b", "onnxruntime", "--runs", "3", *given, "--json"))
+    assert "belong together" in fails(capsys, "compare", images, images, "--images", tmp_path)
+    assert "not both" in fails(capsys, "compare", images, images, "--feeds", tmp_path, *given)
+    for content in ("{", "[]", '{"size": "big"}'):
+        made.write_text(content)
+        fails(capsys, "compare", images, images, *given)
+
+
+def test_compare_says_where_models_ran(capsys, net, tmp_path):
+    out = tmp_path / "out.onnx"
+    run(capsys, "optimize", net, "-o", out, "--target", "openvino")
+    found = json.loads(run(capsys, "compare", net, out, "--json"))
+    assert (found["reference_on"], found["candidate_on"]) == ("onnxruntime:CPU", "openvino:CPU")
+    found = json.loads(run(capsys, "compare", net, out, "--target", "onnxruntime", "--json"))
+    assert found["candidate_on"] == "onnxruntime:CPU"
 
 
 def test_compare(capsys, net, edge, tmp_path):
@@ -181,7 +254,7 @@ def test_errors_are_one_clean_message(capsys, net, edge, tmp_path):
     assert "not a file of numpy arrays" in fails(capsys, "run", edge, "--input", f"x={tmp_path / 'text.npy'}")
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "no .npz or .npy" in fails(capsys, "compare", net, net, "--feeds", empty)
+    assert "no .npy and no .npz" in fails(capsys, "compare", net, net, "--feeds", empty)
 
 
 def test_files_of_inputs_are_never_unpickled(capsys, edge, tmp_path):
@@ -194,9 +267,31 @@ def test_files_of_inputs_are_never_unpickled(capsys, edge, tmp_path):
     assert "not a file of numpy arrays" in fails(capsys, "run", edge, "--input", tmp_path / "evil.npz")
 
 
+@pytest.mark.parametrize("name", sorted(set(ei.transforms.__all__) - set(contract.__all__)))
+def test_every_transform_can_be_named(capsys, net, tmp_path, name):
+    """It is made, or refuses that it was given no arguments; never is it unknown."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32))
+    out = tmp_path / "out.onnx"
+    given = ("--calibration", tmp_path / "x.npy", "--target", "onnxruntime")
+    code = main([str(a) for a in ("optimize", net, "-o", out, "--transform", name, *given)])
+    said = capsys.readouterr().err
+    assert "There is no transform" not in said
+    refused = name == "RetargetQDQ"  # without the target that it is for
+    assert (code, "refuses its arguments" in said) == ((2, True) if refused else (0, False)), said
+
+
 @pytest.mark.parametrize(
     "line",
-    [[], ["nonsense"], ["inspect"], ["inspect", "m", "--shape", "N"], ["compile", "m", "--option", "x"]],
+    [
+        *([], ["nonsense"], ["inspect"], ["inspect", "m", "--shape", "N"], ["compile", "m", "--option", "x"]),
+        *(["bench", "m", "--seconds", text] for text in ("nan", "inf", "0", "-1", "soon")),
+        *(["bench", "m", "--runs", text] for text in ("0", "-1", "1.5", "nan", "many")),
+        *(["bench", "m", "--warmup", text] for text in ("-1", "nan")),
+        *(["bench", "m", "--batch", text] for text in ("0", "nan")),
+        *(["compare", "a", "b", "--threshold-db", text] for text in ("nan", "inf", "low")),
+        *(["inspect", "m", "--nodes", text] for text in ("-1", "nan")),
+        *(["inspect", "m", "--shape", text] for text in ("N=nan", "N=-1", "N=1.5", "=3")),
+    ],
 )
 def test_a_wrong_command_line_is_exit_2(capsys, line):
     with pytest.raises(SystemExit) as caught:
@@ -224,6 +319,130 @@ def test_as_a_module_and_into_a_closed_pipe(net):
         assert (done.returncode, done.stderr) == (1, "")
 
 
+def process(*arguments: object, stdout: object = subprocess.PIPE, **more: object):
+    command = [sys.executable, "-m", "edgeinfer", *map(str, arguments)]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, **more)  # type: ignore[call-overload]
+
+
+def command_lines(net: object, edge: str, folder: object) -> dict[str, list[object]]:
+    """One of each command, and of what argparse prints by itself."""
+    return {
+        "doctor": ["doctor"],
+        "inspect": ["inspect", net, "--nodes", "1"],
+        "inspect an artifact": ["inspect", edge],
+        "optimize": ["optimize", net, "-o", f"{folder}/o.onnx", "--transform", "Simplify"],
+        "compile": ["compile", net, "-b", "onnxruntime", "-o", f"{folder}/o.edge"],
+        "run": ["run", edge],
+        "bench": ["bench", edge, "--runs", "2"],
+        "compare": ["compare", net, net],
+        "demo": ["demo"],
+        "help": ["--help"],
+        "help of a command": ["run", "--help"],
+        "version": ["--version"],
+    }
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="a full disk is Linux's /dev/full")
+def test_stdout_on_a_full_disk_is_a_message(net, edge, tmp_path, monkeypatch):
+    """In this process for each command, which all end in the same place; see below for real processes."""
+    lines = command_lines(net, edge, tmp_path)
+    assert {line[0] for line in lines.values()} >= set(commands())
+    for arguments in lines.values():
+        errors = io.StringIO()
+        with FULL.open("w") as full, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", full)
+            patch.setattr(sys, "stderr", errors)
+            assert main([str(argument) for argument in arguments]) == 2
+        assert (
+            errors.getvalue() == "error: The output cannot be written to stdout: No space left on device.\n"
+        )
+
+
+def commands() -> list[str]:
+    from edgeinfer.cli import _parser
+
+    (action,) = (action for action in _parser()._actions if hasattr(action, "choices") and action.choices)
+    return list(action.choices)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"), [(["doctor"], ""), (["--version"], "1"), (["doctor", "--json"], "1")]
+)
+def test_a_process_whose_stdout_is_full_or_closed(arguments, unbuffered):
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with FULL.open("w") as full:
+        done = process(*arguments, stdout=full, env=environment)
+        assert done.returncode == 2
+        assert done.stderr == "error: The output cannot be written to stdout: No space left on device.\n"
+        silent = subprocess.run(
+            [sys.executable, "-m", "edgeinfer", *arguments],
+            stdout=full,
+            stderr=full,
+            env=environment,
+            check=False,
+        )
+        assert silent.returncode == 2
+    closed = process(*arguments, env=environment, preexec_fn=lambda: os.close(1))
+    assert closed.returncode == 2
+    assert closed.stderr == "error: The output cannot be written to stdout: Bad file descriptor.\n"
+
+
+def test_names_that_a_terminal_cannot_show(tmp_path):
+    proto = onnx.parser.parse_model(NET)
+    proto.graph.output[0].name = proto.graph.node[1].output[0] = "ü"
+    net = ei.Model.load(proto).save(tmp_path / "net.onnx")
+    done = process("inspect", net, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"\xfc" in done.stdout
+
+
+# What `run --output` writes
+
+
+def test_outputs_are_written_in_one_step(capsys, edge, tmp_path, monkeypatch):
+    out = tmp_path / "out.npz"
+    run(capsys, "run", edge, "--output", out)
+    before = out.read_bytes()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("numpy.lib.format.write_array", fail)
+    assert "No space left on device" in fails(capsys, "run", edge, "--output", out)
+    assert out.read_bytes() == before
+    assert "No space" in fails(capsys, "run", edge, "--output", tmp_path / "new.npz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.edge", "net.onnx", "out.npz"]
+
+
+def test_outputs_to_what_is_no_file(capsys, edge, tmp_path):
+    assert "No space left" in fails(capsys, "run", edge, "--output", "/dev/full")
+    assert "is a directory" in fails(capsys, "run", edge, "--output", tmp_path).lower()
+    assert "null byte" in fails(capsys, "run", edge, "--output", f"{tmp_path}/a\0b")
+    run(capsys, "run", edge, "--output", os.devnull)
+    assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
+
+
+def test_outputs_of_any_name_and_dtype(capsys, tmp_path):
+    text = """<ir_version: 10, opset_import: ["": 21]>
+    net (string[2] x, float[2] f) => (string[2] file, float[2] allow_pickle) {
+        file = Identity(x) allow_pickle = Neg(f)
+    }"""
+    net = ei.Model.load(onnx.parser.parse_model(text)).save(tmp_path / "net.onnx")
+    np.savez(tmp_path / "in.npz", x=np.array(["a", "ü"]), f=np.array([1, 2], np.float32))
+    out = tmp_path / "out.npz"
+    run(capsys, "run", net, "-b", "onnxruntime", "--input", tmp_path / "in.npz", "--output", out)
+    with np.load(out, allow_pickle=False) as archive:
+        assert archive["file"].tolist() == ["a", "ü"]
+        assert archive["allow_pickle"].tolist() == [-1, -2]
+    write_arrays(out, {"arr_0": np.array([1, 2], ml_dtypes.bfloat16), "a/b": np.zeros((0, 3))})
+    with np.load(out, allow_pickle=False) as archive:
+        assert archive["arr_0"].view(ml_dtypes.bfloat16).tolist() == [1, 2]
+        assert archive["a/b"].shape == (0, 3)
+
+
 def test_interrupting_is_exit_130(capsys, edge):
     timer = threading.Timer(1, signal.raise_signal, [signal.SIGINT])
     timer.start()
@@ -232,3 +451,61 @@ def test_interrupting_is_exit_130(capsys, edge):
     finally:
         timer.cancel()
     assert capsys.readouterr().err.strip() == "interrupted"
+
+
+# Outputs of every dtype in files
+
+
+def written(capsys, tmp_path, text: str, *arguments):
+    path = ei.Model.load(onnx.parser.parse_model(text)).save(tmp_path / "m.onnx")
+    out = tmp_path / "out.npz"
+    run(capsys, "run", path, "-b", "onnxruntime", "--output", out, *arguments)
+    return out
+
+
+def test_string_outputs_are_written_and_read(capsys, tmp_path):
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    s (float[2] x) => (string[1] y) <string[2] words = {"yes", "no"}>
+    { i = ArgMax<axis = 0>(x) y = Gather(words, i) }"""
+    np.save(tmp_path / "x.npy", np.array([1, 2], np.float32))
+    out = written(capsys, tmp_path, text, "--input", f"x={tmp_path / 'x.npy'}")
+    with np.load(out, allow_pickle=False) as archive:
+        assert archive["y"].tolist() == ["no"]
+    back = """<ir_version: 8, opset_import: ["" : 17]> s (string[N] y) => (string[N] z) { z = Identity(y) }"""
+    again = written(capsys, tmp_path, back, "--input", out)
+    with np.load(again, allow_pickle=False) as archive:
+        assert archive["z"].tolist() == ["no"]
+
+
+def test_an_output_may_have_any_name(capsys, tmp_path):
+    text = '<ir_version: 8, opset_import: ["" : 17]> f (float[2] x) => (float[2] file) { file = Add(x, x) }'
+    with np.load(written(capsys, tmp_path, text), allow_pickle=False) as archive:
+        assert archive.files == ["file"]
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float8e4m3fn", "float8e5m2", "int4"])
+def test_dtypes_that_numpy_does_not_have_come_back(capsys, tmp_path, kind):
+    head = '<ir_version: 10, opset_import: ["" : 21]>'
+    number = getattr(onnx.TensorProto, kind.upper())
+    np.save(tmp_path / "x.npy", np.array([1, -2, 3], np.float32))
+    forth = f"{head} f (float[3] x) => ({kind}[3] y) {{ y = Cast<to = {number}>(x) }}"
+    out = written(capsys, tmp_path, forth, "--input", f"x={tmp_path / 'x.npy'}")
+    back = f"{head} b ({kind}[3] y) => (float[3] z) {{ z = Cast<to = 1>(y) }}"
+    with np.load(written(capsys, tmp_path, back, "--input", out), allow_pickle=False) as archive:
+        assert archive["z"].tolist() == [1, -2, 3]
+
+
+def test_an_optional_input_may_come_from_a_file(capsys, tmp_path):
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    d (float[2] x, float[1] scale = {2}) => (float[2] y) { y = Mul(x, scale) }"""
+    np.savez(tmp_path / "in.npz", x=np.ones(2, np.float32), scale=np.array([5], np.float32))
+    for name, expected in (("in.npz", 5), ("x.npy", 2)):
+        np.save(tmp_path / "x.npy", np.ones(2, np.float32))
+        out = written(capsys, tmp_path, text, "--input", tmp_path / name)
+        with np.load(out, allow_pickle=False) as archive:
+            assert archive["y"].tolist() == [expected] * 2
+
+
+def test_a_string_that_numpy_cannot_keep_is_an_error():
+    with pytest.raises(ValueError, match="null character"):
+        write_npz(io.BytesIO(), {"y": np.array(["a\0"], object)})

@@ -11,6 +11,8 @@ import edgeinfer as ei
 from edgeinfer.backends import registry
 from edgeinfer.cli import main
 from edgeinfer.demo import load_digits, model_path, run_demo
+from edgeinfer.demo import run as demo_run
+from edgeinfer.transforms import QuantizeInt8
 
 
 def test_the_model_is_small_and_has_something_to_optimize():
@@ -48,12 +50,36 @@ def test_the_demo_keeps_accuracy_on_every_backend():
         assert row.accuracy == pytest.approx(443 / 449, abs=2 / 449 if row.variant == "int8" else 1e-9)
         assert row.sqnr_db > (30 if row.variant == "int8" else 80)
         assert 0 < row.p50_ms <= row.p99_ms
+        # Never is a row called int8 that ran in float, and the reverse.
+        assert row.variant == "int8" or not row.stayed_float
+        assert row.variant != "int8" or bool(row.stayed_float) == ("int8" not in row.ran), row
     assert dict(report.transforms)["FuseBatchNorm"] == 3
     assert len(report.after.nodes) == len(report.before.nodes) - 3
     assert set(by_backend) | set(report.unavailable) == set(ei.backends())
     assert {"onnxruntime:CPU"} <= {row.backend for row in report.rows if row.variant == "int8"}
     assert "held-out" in str(report)
     assert report._repr_html_().count("<table") == 3
+
+
+def test_a_model_that_stayed_float_is_not_called_int8(monkeypatch):
+    real = demo_run.optimize
+
+    def optimize(model, *, target=None, calibration=None):
+        if calibration is None:
+            return real(model)
+        kept = [node.name for node in ei.Model.load(model).ir.graph]
+        return real(model, [QuantizeInt8(calibration, target=target, keep_float=kept)])
+
+    monkeypatch.setattr(demo_run, "optimize", optimize)
+    report = run_demo(runs=5, progress=False)
+    rows = [row for row in report.rows if row.variant == "int8"]
+    assert rows
+    for row in rows:
+        assert "float" in row.stayed_float
+        assert "int8" not in row.ran
+        assert f"int8 on {row.backend} stayed float: {row.stayed_float}" in str(report)
+    assert "int8, but it stayed float" in str(report)
+    assert all(row["stayed_float"] for row in report.to_dict()["rows"] if row["variant"] == "int8")
 
 
 def test_the_demo_says_what_is_missing(monkeypatch):

@@ -16,13 +16,15 @@ PACKAGE = Path(__file__).parent.parent / "edgeinfer"
 # A module belongs to the longest of these names that it begins with.
 ORDER = (
     ("errors", "values"),
-    ("display", "atomic", "npz", "cpu_quota"),
+    ("display", "atomic", "npz", "cpu_quota", "lazy", "forking"),
+    ("budget",),
     ("numerics",),
     ("artifact",),
     ("feeds",),
     ("backends",),
     ("devices",),
     ("runtime",),
+    ("devices.remote",),
     # ---- the device line: nothing above imports onnx, onnx_ir, onnxscript, sympy or rich ----
     ("model", "terminal"),
     # The halves of the adapters that compile, and that say what ran.
@@ -46,6 +48,7 @@ ORDER = (
     ("pruning.reconstruction",),
     ("pruning.budget",),
     ("pruning",),
+    ("estimate",),
     ("recipe",),
     ("api",),
     ("testing", "demo"),
@@ -53,7 +56,7 @@ ORDER = (
 )
 DEVICE_LINE = ORDER.index(("model", "terminal"))
 GRAPH_PACKAGES = frozenset({"onnx", "onnx_ir", "onnxscript", "sympy", "rich"})
-LAZY = frozenset({"", "transforms", "backends", "quantization", "pruning"})
+LAZY = frozenset({"", "transforms", "backends", "devices", "measure", "quantization", "pruning"})
 
 
 def _modules() -> dict[str, Path]:

@@ -393,3 +393,21 @@ def test_errors_name_the_file(artifact, tmp_path):
     assert error.expected
     assert error.found == "No such file or directory"
     assert error.hint
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda path: None, "no such artifact"),
+        (lambda path: path.touch(), "is a directory"),
+        (lambda path: path.symlink_to(path), "cannot be opened: Too many levels"),
+        (lambda path: path.mkdir(), "no readable manifest"),
+    ],
+)
+def test_what_is_no_artifact_is_told_apart(make, what, tmp_path):
+    make(tmp_path / "a")
+    with pytest.raises(ArtifactFormatError, match=what) as caught:
+        Artifact.open(tmp_path / "a")
+    assert caught.value.expected
+    with pytest.raises(ArtifactFormatError, match="null byte"):
+        Artifact.open("a\0b")

@@ -281,6 +281,15 @@ class TestExternalData:
         with pytest.raises(ExternalDataError, match="symbolic link"):
             Model.load(folder / "m.onnx")
 
+    def test_a_folder_that_becomes_a_link_behind_the_check(self, folder, monkeypatch):
+        (folder / "real").mkdir()
+        (folder / "m.data").rename(folder / "real" / "m.data")
+        (folder / "sub").symlink_to("real")
+        self._relocate(folder, "sub/m.data")
+        monkeypatch.setattr(Path, "is_symlink", lambda _: False)
+        with pytest.raises(ExternalDataError, match="cannot be opened"):
+            Model.load(folder / "m.onnx")
+
     def test_symbolic_link_to_a_folder(self, folder):
         (folder.parent / "other").mkdir()
         (folder / "m.data").rename(folder.parent / "other" / "m.data")

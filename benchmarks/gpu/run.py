@@ -1,6 +1,7 @@
 """The TensorRT backend on a real GPU, in one command and under nine minutes.
 
     python benchmarks/gpu/run.py --models DIR --out DIR [--torch-python python3] [--ort-python python3]
+    python benchmarks/gpu/run.py --models DIR --out DIR --part host  # the copies on the host alone
 
 Checks of the running path; then for every model and precision: build, numerics against ONNX Runtime on the
 CPU, latency with CUDA graphs on and off and bound, beside ONNX Runtime CUDA (where installed) and PyTorch.
@@ -23,6 +24,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import host_copies
 import numpy as np
 import onnx
 
@@ -51,6 +53,8 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
 # Raw pixels; the others are normalized.
 SCALES = {"nanodet_m_320": 255.0, "cifar10_resnet8_mlperf": 255.0, "mnist_cntk": 255.0}
 PRECISIONS = ("float32", "float16", "int8")
+# A large input and a small output; both large.
+HOST_MODELS = ("mobilenet_v2_1.0_224", "espcn_x3")
 
 
 class Results:
@@ -316,6 +320,49 @@ def measure(
     results.step(lambda: timed(True, True), step="latency", mode="graph, bound", **names)
 
 
+def host_part(results: Results, folder: Path, names: list[str], options: Mapping[str, Any]) -> None:
+    """Plain `infer` beside the bound mode, at several batches; see `host_copies`."""
+    results.step(lambda: host_copies.check(options), step="check", check="host copies")
+    for name in names:
+        model = ei.Model.load(folder / f"{name}.onnx")
+        for precision in ("float16", "float32"):
+            made: dict[str, Any] = {}
+
+            def build(
+                made: Any = made, model: Any = model, name: str = name, precision: str = precision
+            ) -> dict[str, Any]:
+                cache = results.scratch / "cache"
+                made["artifact"] = host_copies.build(model, SHAPES[name], precision, options, cache)
+                return {"engine_mb": made["artifact"].disk_bytes / 1e6}
+
+            keys = {"model": name, "precision": precision}
+            results.step(build, step="host build", **keys)
+            for batch in host_copies.BATCHES if made else ():
+                run = lambda made=made, name=name, batch=batch: host_copies.measure(  # noqa: E731
+                    made["artifact"], SHAPES[name], batch, latency, 2.0
+                )
+                results.step(run, step="host", batch=batch, **keys)
+
+
+def host_table(rows: list[dict[str, Any]]) -> str:
+    from edgeinfer.display import Table
+
+    ways = ("bound", "again", "fresh", "device outputs")
+    ratios = ("again / bound", "fresh / bound", "again p99 / p50", "fresh p99 / p50")
+    cells = [
+        (
+            *(row["model"], row["precision"], row["batch"]),
+            *(f"{row[way]['p50_ms']:.3f}" for way in ways),
+            *(f"{row[ratio]:.2f}" for ratio in ratios),
+        )
+        for row in rows
+        if row["step"] == "host" and "error" not in row
+    ]
+    aim = f"{host_copies.AIM_RATIO} times bound, p99/p50 {host_copies.AIM_TAIL}"
+    title = f"p50 in ms, host to host; the aim is {aim}"
+    return str(Table(title=title, columns=("model", "precision", "batch", *ways, *ratios), rows=cells))
+
+
 def prepared(results: Results, folder: Path, names: list[str]) -> Path:
     """The models as the peers run them: constants folded and BatchNorm fused, as for TensorRT."""
     out = results.scratch / "prepared"
@@ -409,6 +456,9 @@ def main() -> None:
     parser.add_argument("--torch-python", default=sys.executable, help="the interpreter that has PyTorch")
     parser.add_argument("--ort-python", default=sys.executable, help="the one that has onnxruntime-gpu")
     parser.add_argument("--only", default="", help="names of models, separated by commas")
+    parser.add_argument(
+        "--part", choices=("all", "host"), default="all", help="host: the copies on the host alone"
+    )
     given = parser.parse_args()
     results = Results(given.out, given.minutes)
     names = [n for n in SHAPES if (given.models / f"{n}.onnx").is_file()]
@@ -418,6 +468,10 @@ def main() -> None:
     if not gpus:
         sys.exit(f"{reason}. This benchmark needs an NVIDIA GPU.")
     options = options_for_flavour()
+    if given.part == "host":
+        host_part(results, given.models, [n for n in names if n in HOST_MODELS], options)
+        finish(results, host_table(results.rows))
+        return
     results.step(lambda: conformance_checks(results, options), step="conformance process")
     check_running(results, options)
     # The peers before the long list: their share of the time is known.
@@ -435,8 +489,12 @@ def main() -> None:
         for precision in PRECISIONS:
             measure(results, name, model, precision, options, results.scratch / "cache")
             (given.out / "table.txt").write_text(table(results.rows))
-    text = table(results.rows)
-    (given.out / "table.txt").write_text(text)
+    host_part(results, given.models, [n for n in names if n in HOST_MODELS], options)
+    finish(results, table(results.rows) + "\n" + host_table(results.rows))
+
+
+def finish(results: Results, text: str) -> None:
+    (results.out / "table.txt").write_text(text)
     print(text)
     failed = [row for row in results.rows if "error" in row]
     print(f"{len(results.rows)} steps, {len(failed)} failed")

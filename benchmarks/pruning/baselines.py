@@ -16,7 +16,7 @@ import attrs
 import numpy as np
 
 from edgeinfer.graph.channels.groups import analyze
-from edgeinfer.graph.layers import find_layers, read_weight, write_weight
+from edgeinfer.graph.layers import find_layers
 from edgeinfer.model.model import Model
 from edgeinfer.pruning.budget.allocate import allocate
 from edgeinfer.pruning.budget.cost import CostModel
@@ -42,15 +42,15 @@ def calibrated_channels(model: Model, feeds: Sequence[Feed], keep: float) -> tup
         for group in found.groups
         if group.kind == "channel"
         and len(group.consumers) == 1
-        and sum(layers[name].group == 1 for name in group.producers) == 1
+        and sum(layers[name].groups == 1 for name in group.producers) == 1
     ]
     readers = {group.name: layers[group.consumers[0]] for group in groups}
-    inputs = list(dict.fromkeys(layer.x.name or "" for layer in readers.values()))
+    inputs = list(dict.fromkeys(layer.input.name or "" for layer in readers.values()))
     size: dict[str, np.ndarray] = {}
     with tap(work, inputs) as session:
         for values in run(session, feeds):
             for name, layer in readers.items():
-                x = np.moveaxis(np.abs(values[layer.x.name or ""]), 1 if layer.kind == "conv" else -1, 0)
+                x = np.moveaxis(np.abs(values[layer.input.name or ""]), 1 if layer.kind == "Conv" else -1, 0)
                 size[name] = size.get(name, 0.0) + x.reshape(len(x), -1).mean(1)
     orders, errors, chosen = {}, {}, []
     for group in groups:
@@ -58,7 +58,7 @@ def calibrated_channels(model: Model, feeds: Sequence[Feed], keep: float) -> tup
         columns = weight_columns(group, layer)
         if columns is None:
             continue
-        norms = np.abs(layer.matrix(read_weight(layer.weight))).sum((0, 1))
+        norms = np.abs(layer.matrices()).sum((0, 1))
         scores = (norms * np.repeat(size[group.name], layer.taps))[columns].sum(1)
         orders[group.name] = np.argsort(scores)
         errors[group.name] = (np.cumsum(np.sort(scores)) / scores.sum()).tolist()
@@ -82,12 +82,12 @@ def sparse_gpt(model: Model, feeds: Sequence[Feed], *, columns: int = 24_000) ->
     layers = [
         layer
         for layer in find_layers(work.graph)
-        if layer.group == 1 and layer.kind != "conv_transpose" and layer.layout.rows // layer.taps % 4 == 0
+        if layer.groups == 1 and layer.kind != "ConvTranspose" and layer.layout.rows // layer.taps % 4 == 0
     ]
     moments = input_moments(work, layers, feeds, columns_of_each_feed(feeds, columns))
     for layer in layers:
         order = group_order(layer, 4)
-        weight = layer.matrix(read_weight(layer.weight))[0][:, order]
+        weight = layer.matrices()[0][:, order]
         upper = upper_factor(moments[layer.name].hessian[0], order)
         for start in range(0, weight.shape[1], 4):
             scores = np.square(weight[:, start : start + 4] / np.diag(upper)[start : start + 4])
@@ -98,7 +98,7 @@ def sparse_gpt(model: Model, feeds: Sequence[Feed], *, columns: int = 24_000) ->
                 weight[:, j:] -= error[:, None] * upper[j, j:]
         result = np.empty_like(weight)
         result[:, order] = weight
-        write_weight(layer.weight, layer.unmatrix(result[None], read_weight(layer.weight).shape))
+        layer.write(result[None])
     return Model(work)
 
 

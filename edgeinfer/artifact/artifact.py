@@ -187,13 +187,7 @@ class Artifact:
             try:
                 reader = FolderReader(folder)
             except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-                raise ArtifactFormatError(
-                    "There is no such artifact." if not folder.exists() else "An artifact is a directory.",
-                    where=str(folder),
-                    expected="a directory with manifest.json",
-                    found=getattr(error, "strerror", None) or str(error),
-                    hint="Give the directory that Artifact.save wrote.",
-                ) from error
+                raise _not_opened(folder, error) from error
             with reader:
                 try:
                     return cls._read(reader, folder)
@@ -355,6 +349,23 @@ class Artifact:
 
     def _repr_html_(self) -> str:
         return self.table().to_html()
+
+
+def _not_opened(folder: Path, error: OSError | ValueError) -> ArtifactFormatError:
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, FileNotFoundError):
+        what = "There is no such artifact."
+    elif isinstance(error, NotADirectoryError):
+        what = "An artifact is a directory."
+    else:
+        what = f"The artifact cannot be opened: {reason}."
+    return ArtifactFormatError(
+        what,
+        where=str(folder),
+        expected=f"a directory with {MANIFEST_NAME}",
+        found=reason,
+        hint="Give the directory that Artifact.save wrote.",
+    )
 
 
 def _describe(content: Content) -> FileEntry:

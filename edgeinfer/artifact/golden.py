@@ -17,6 +17,7 @@ from edgeinfer.npz import write_npz
 
 __all__ = ["compare_golden", "pack_golden", "unpack_golden"]
 
+_HINT = "The device computes something else: do not activate this artifact here."
 # An archive of a few bytes may unpack to more than the memory.
 MAX_UNPACKED_BYTES = 1 << 30
 
@@ -79,22 +80,35 @@ def compare_golden(golden: Golden, outputs: Mapping[str, np.ndarray]) -> None:
     for name, expected in golden.outputs.items():
         found = outputs.get(name)
         if found is None:
-            raise GoldenMismatchError("An output is missing.", expected=name, found=", ".join(outputs))
+            raise GoldenMismatchError(
+                "An output is missing.",
+                where=f"output {name!r}",
+                expected=", ".join(golden.outputs),
+                found=", ".join(outputs) or "no output",
+                hint="The golden outputs are of another model; make them again.",
+            )
         if found.shape != expected.shape or found.dtype != expected.dtype:
             raise GoldenMismatchError(
                 "An output has another shape or dtype than the golden one.",
                 where=f"output {name!r}",
                 expected=f"{expected.dtype} {expected.shape}",
                 found=f"{found.dtype} {found.shape}",
+                hint=_HINT,
             )
         _compare(name, found, expected, golden)
 
 
 def _compare(name: str, found: np.ndarray, expected: np.ndarray, golden: Golden) -> None:
-    hint = "The device computes something else: do not activate this artifact here."
     if expected.dtype.kind not in "fiubc":  # strings, and dtypes that numpy does not have: by value
-        if not np.array_equal(found, expected):
-            raise GoldenMismatchError("An output differs.", where=f"output {name!r}", hint=hint)
+        different = int(np.sum(found != expected))
+        if different:
+            raise GoldenMismatchError(
+                "An output differs.",
+                where=f"output {name!r}",
+                expected="the golden values",
+                found=f"{different} of {expected.size} elements differ",
+                hint=_HINT,
+            )
         return
     left, right = found.astype(np.float64), expected.astype(np.float64)
     difference = np.abs(left - right)
@@ -109,7 +123,7 @@ def _compare(name: str, found: np.ndarray, expected: np.ndarray, golden: Golden)
         where=f"output {name!r} at {tuple(int(index) for index in worst)}",
         expected=f"{right[worst]:.6g} within rtol {golden.rtol:g} and atol {golden.atol:g}",
         found=f"{left[worst]:.6g}; {int(failing.sum())} of {failing.size} elements are outside",
-        hint=hint,
+        hint=_HINT,
         facts={"output": name, "worst": float(difference[worst])},
     )
 

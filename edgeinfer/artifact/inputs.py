@@ -27,12 +27,14 @@ class InputValidator:
     Args:
         signature: The inputs.
         device_arrays: The runner takes arrays in device memory: they are passed on as `DeviceArray`.
+        optional: Inputs with a default may be given, too.
     """
 
-    def __init__(self, signature: Signature, *, device_arrays: bool = False) -> None:
-        self._signature = signature
+    def __init__(self, signature: Signature, *, device_arrays: bool = False, optional: bool = False) -> None:
         self._device_arrays = device_arrays
         self._specs = {spec.name: spec for spec in signature.inputs}
+        self._optional = {spec.name: spec for spec in signature.optional} if optional else {}
+        self._built_in = {spec.name for spec in signature.optional} - self._optional.keys()
         self._count = len(self._specs)
         self._static = tuple(
             (spec.name, spec.dtype, spec.shape) for spec in signature.inputs if spec.is_static
@@ -42,6 +44,8 @@ class InputValidator:
 
     def check(self, inputs: Mapping[str, np.ndarray] | np.ndarray) -> Mapping[str, np.ndarray]:
         """Return feeds: every input by name, C-contiguous, of the right dtype and a fitting shape.
+
+        Optional inputs are among them where they were given.
 
         Raises:
             InputError: A name, dtype, rank or dimension is wrong.
@@ -63,18 +67,30 @@ class InputValidator:
     def _checked(self, inputs: object) -> dict[str, np.ndarray]:
         given = self._named(inputs)
         missing = [name for name in self._specs if name not in given]
-        unknown = [name for name in given if name not in self._specs]
+        unknown = [name for name in given if name not in self._specs and name not in self._optional]
         if missing or unknown:
-            parts = [f"missing {', '.join(missing)}"] if missing else []
-            parts += [f"unknown {', '.join(map(str, unknown))}"] if unknown else []
-            raise InputError(
-                "The inputs do not have the names of the model's inputs.",
-                expected=", ".join(f"{spec.name} {spec.describe()}" for spec in self._specs.values()),
-                found="; ".join(parts),
-                hint='Pass {"name": array} with exactly these names.',
-            )
+            raise self._wrong_names(missing, unknown)
+        optional = {name: spec for name, spec in self._optional.items() if name in given}
         symbols: dict[str, tuple[int, str]] = {}
-        return {name: self._array(spec, given[name], symbols) for name, spec in self._specs.items()}
+        return {
+            name: self._array(spec, given[name], symbols) for name, spec in (self._specs | optional).items()
+        }
+
+    def _wrong_names(self, missing: list[str], unknown: list[str]) -> InputError:
+        parts = [f"missing {', '.join(missing)}"] if missing else []
+        parts += [f"unknown {', '.join(map(str, unknown))}"] if unknown else []
+        names = [f"{spec.name} {spec.describe()}" for spec in self._specs.values()]
+        names += [f"{spec.name} {spec.describe()} (optional)" for spec in self._optional.values()]
+        hint = 'Pass {"name": array} with exactly these names.'
+        built_in = [name for name in unknown if name in self._built_in]
+        if built_in:
+            hint = f"This backend takes the model's default of {built_in[0]!r}, and no other value."
+        return InputError(
+            "The inputs do not have the names of the model's inputs.",
+            expected=", ".join(names),
+            found="; ".join(parts),
+            hint=hint,
+        )
 
     def _named(self, inputs: object) -> Mapping[str, object]:
         if isinstance(inputs, Mapping):
@@ -104,7 +120,7 @@ class InputValidator:
                 found=f"{type(value).__name__}: {error}",
             ) from error
         if spec.dtype == object:
-            if array.dtype.kind not in "OU":
+            if array.dtype.kind not in "OUT":
                 raise self._wrong_dtype(spec, array)
             array = array.astype(object)
             for item in array.flat:

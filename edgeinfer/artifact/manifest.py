@@ -13,14 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import attrs
-import cattrs
 import numpy as np
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
+from edgeinfer.artifact.decode import decode, encode
 from edgeinfer.artifact.history import HistoryEntry
 from edgeinfer.artifact.signature import Signature, TensorSpec
 from edgeinfer.errors import ArtifactFormatError, ArtifactIntegrityError
@@ -168,7 +167,7 @@ class Manifest:
     target: str | None = None
     cost: Cost = attrs.field(factory=Cost)
     notes: tuple[str, ...] = ()
-    source: _Source | None = attrs.field(default=None, eq=False, repr=False)
+    source: _Source | None = attrs.field(default=None, eq=False, repr=False, metadata={"json": False})
 
     def __attrs_post_init__(self) -> None:
         if self.entry not in self.files or self.entry == GOLDEN_NAME:
@@ -203,16 +202,16 @@ def decode_manifest(text: bytes, *, where: str) -> Manifest:
     try:
         if version == 1:
             fields = {**_nested(fields), "format_version": FORMAT_VERSION}
-        _refuse_unknown(_strings(fields.get("critical", []), None), where)
+        _refuse_unknown(_strings(fields.get("critical", [])), where)
         manifest = _structured(fields)
     except ArtifactFormatError:
         raise
-    except Exception as error:  # cattrs raises a family of its own
+    except Exception as error:  # JSON may hold anything anywhere
         raise ArtifactFormatError(
             "The manifest does not have the fields of its format.",
             where=where,
             expected=f"the fields of format {version}",
-            found="; ".join(cattrs.transform_error(error, format_exception=_reason)),
+            found=f"{type(error).__name__}: {error}",
             hint="Compile the model again.",
         ) from error
     return attrs.evolve(manifest, source=_Source(fields=fields, known=_fields_of(manifest)))
@@ -254,7 +253,7 @@ def _checked(text: bytes, where: str) -> tuple[dict[str, Any], int]:
 def _structured(fields: dict[str, Any]) -> Manifest:
     flat = {name: value for name, value in fields.items() if name not in _ANNOTATIONS}
     flat |= {name: value for name, value in fields["annotations"].items() if name in _ANNOTATIONS}
-    manifest = _CONVERTER.structure(flat, Manifest)
+    manifest = decode(Manifest, flat, _DECODE, skip_unknown=True)
     if (manifest.golden is None) == (GOLDEN_NAME in manifest.files):
         raise ValueError(f"`golden` and the file {GOLDEN_NAME} belong together, and one is missing")
     return manifest
@@ -273,13 +272,9 @@ def _refuse_unknown(critical: tuple[str, ...], where: str) -> None:
         )
 
 
-def _reason(error: BaseException, _: object) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
 def _fields_of(manifest: Manifest) -> dict[str, Any]:
     """Return the JSON's fields but the hash. What was read and not changed since is as it was read."""
-    fields = _nested(_CONVERTER.unstructure(manifest))
+    fields = _nested(encode(manifest, _ENCODE))
     source = manifest.source
     return fields if source is None else _with_unknown(fields, source.known, source.fields)
 
@@ -312,7 +307,7 @@ def _digest(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _spec(value: Any, _: object) -> TensorSpec:
+def _spec(value: Any) -> TensorSpec:
     shape = value.get("shape")
     for dim in shape if isinstance(shape, list) else ():
         if not (dim is None or isinstance(dim, str) or (type(dim) is int and dim >= 0)):
@@ -331,42 +326,29 @@ def _exactly(value: Any, kind: type) -> Any:
     return value
 
 
-def _strings(value: Any, _: object) -> tuple[str, ...]:
+def _strings(value: Any) -> tuple[str, ...]:
     return tuple(_exactly(item, str) for item in _exactly(value, list))
 
 
-def _object(value: Any, _: object) -> dict[str, object]:
-    return dict(_exactly(value, dict))
+def _spec_fields(spec: TensorSpec) -> dict[str, object]:
+    shape = None if spec.shape is None else list(spec.shape)
+    return {"name": spec.name, "dtype": str(spec.dtype), "shape": shape}
 
 
-def _make_converter() -> cattrs.Converter:
-    converter = cattrs.Converter()
-    for kind in (int, float, str):
-        converter.register_structure_hook(kind, _exactly)
-    converter.register_structure_hook_func(lambda cls: cls == tuple[str, ...], _strings)
-    converter.register_structure_hook_func(lambda cls: cls == Mapping[str, object], _object)
-    converter.register_unstructure_hook(
-        TensorSpec,
-        lambda spec: {
-            "name": spec.name,
-            "dtype": str(spec.dtype),
-            "shape": None if spec.shape is None else list(spec.shape),
-        },
-    )
-    converter.register_structure_hook(TensorSpec, _spec)
-    converter.register_unstructure_hook(Golden, lambda golden: {"rtol": golden.rtol, "atol": golden.atol})
-    converter.register_structure_hook(
-        Golden,
-        lambda value, _: Golden(rtol=_exactly(value["rtol"], float), atol=_exactly(value["atol"], float)),
-    )
-    converter.register_unstructure_hook(
-        Manifest, make_dict_unstructure_fn(Manifest, converter, source=override(omit=True))
-    )
-    converter.register_structure_hook(
-        Manifest, make_dict_structure_fn(Manifest, converter, source=override(omit=True))
-    )
-    return converter
+def _golden(value: Any) -> Golden:
+    return Golden(rtol=_exactly(value["rtol"], float), atol=_exactly(value["atol"], float))
 
 
-_CONVERTER = _make_converter()
+def _signature_fields(signature: Signature) -> dict[str, object]:
+    """Without optional inputs a signature is what it was before there were any, for older readers."""
+    names = ("inputs", "outputs", *(("optional",) if signature.optional else ()))
+    return {name: [_spec_fields(spec) for spec in getattr(signature, name)] for name in names}
+
+
+_ENCODE: dict[Any, Callable[[Any], Any]] = {
+    Signature: _signature_fields,
+    TensorSpec: _spec_fields,
+    Golden: lambda golden: {"rtol": golden.rtol, "atol": golden.atol},
+}
+_DECODE = {TensorSpec: _spec, Golden: _golden}
 _KNOWN = frozenset(field.name for field in attrs.fields(Manifest)) - {"source"}

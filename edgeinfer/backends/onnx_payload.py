@@ -13,8 +13,7 @@ from edgeinfer.atomic import scratch_folder
 from edgeinfer.backends.onnx_wire import (
     ExternalTensor,
     MalformedModelError,
-    external_tensors,
-    find_external_nodes,
+    look_through,
     move_external,
 )
 from edgeinfer.backends.protocol import ModelToCompile
@@ -73,8 +72,7 @@ def onnx_source(payload: Payload) -> OnnxSource:
     """
     model = payload.read()
     try:
-        tensors = external_tensors(model)
-        nodes = find_external_nodes(model)
+        tensors, nodes = look_through(model)
     except MalformedModelError as error:
         raise ArtifactFormatError(
             f"The model of the artifact is not readable: {error}.",

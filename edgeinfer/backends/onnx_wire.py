@@ -9,7 +9,7 @@ parser would understand in another way is refused. Field numbers are those of on
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import NamedTuple, TypeAlias
 
 import attrs
@@ -17,9 +17,9 @@ import attrs
 __all__ = [
     "ExternalTensor",
     "MalformedModelError",
-    "external_tensors",
-    "find_external_nodes",
+    "look_through",
     "move_external",
+    "without_initializers",
 ]
 
 # Which fields of a message hold which messages, on the way from a model to its tensors.
@@ -41,6 +41,7 @@ _SINGULAR = {
 }
 _MODEL_WIRE_TYPES = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _MODEL_GRAPH = 7
+_GRAPH_INITIALIZER = 5
 _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 3, 4, 5
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
 _TENSOR_NAME, _TENSOR_EXTERNAL = 8, 13
@@ -76,32 +77,37 @@ class ExternalTensor:
     length: int | None
 
 
-def external_tensors(model: bytes) -> list[ExternalTensor]:
-    """Return the external tensors, wherever in the model they are.
+def look_through(model: bytes) -> tuple[list[ExternalTensor], list[str]]:
+    """Return what makes a runtime open files, wherever in the model it is.
+
+    Returns:
+        The external tensors, and the names of the nodes that make an execution provider read a file of its
+        own: EPContext, not embedded.
 
     Raises:
         MalformedModelError: The bytes are no ONNX model.
     """
     _check_format(model)
-    found: list[ExternalTensor] = []
-    if b"location" not in model:  # the key under which a tensor names its file
-        return found
+    tensors: list[ExternalTensor] = []
+    nodes: list[str] = []
 
     def look(kind: str, data: memoryview) -> bytes | None:
         tensor = _external(data) if kind == "tensor" else None
         if tensor is not None:
-            found.append(tensor)
+            tensors.append(tensor)
+        if kind == "node" and _is_external_node(data):
+            nodes.append(b"".join(_values(data, _NODE_NAME)).decode(errors="replace") or "EPContext")
         return None
 
     _rewrite(memoryview(model), "model", look)
-    return found
+    return tensors, nodes
 
 
 def move_external(model: bytes, place: Callable[[ExternalTensor], tuple[str, int, int]]) -> bytes:
     """Return the model with its external tensors elsewhere.
 
     Args:
-        model: A model that `external_tensors` has accepted.
+        model: A model that `look_through` has accepted.
         place: Gives the new location, offset and length of a tensor.
     """
 
@@ -117,25 +123,10 @@ def move_external(model: bytes, place: Callable[[ExternalTensor], tuple[str, int
     return _rewrite(memoryview(model), "model", move) or model
 
 
-def find_external_nodes(model: bytes) -> list[str]:
-    """Return the nodes that make an execution provider read a file of its own: EPContext, not embedded.
-
-    Raises:
-        MalformedModelError: The bytes are no ONNX model.
-    """
-    found: list[str] = []
-    if b"EPContext" not in model:
-        return found
-
-    def look(kind: str, data: memoryview) -> bytes | None:
-        if kind == "node" and b"EPContext" in _values(data, _NODE_OP_TYPE):
-            attributes = [memoryview(value) for value in _values(data, _NODE_ATTRIBUTE)]
-            if any(map(_is_not_embedded, attributes)):
-                found.append(b"".join(_values(data, _NODE_NAME)).decode(errors="replace") or "EPContext")
-        return None
-
-    _rewrite(memoryview(model), "model", look)
-    return found
+def _is_external_node(node: memoryview) -> bool:
+    if b"EPContext" not in _values(node, _NODE_OP_TYPE):
+        return False
+    return any(_is_not_embedded(memoryview(value)) for value in _values(node, _NODE_ATTRIBUTE))
 
 
 def _is_not_embedded(attribute: memoryview) -> bool:
@@ -278,3 +269,34 @@ def _encode(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
+
+
+def without_initializers(model: bytes, names: Set[str]) -> bytes:
+    """Return the model without the default values of these inputs, so that they are required.
+
+    Args:
+        model: A serialized `ModelProto`, which was looked through.
+        names: Initializers of the main graph.
+
+    Raises:
+        MalformedModelError: It is none.
+    """
+    data = memoryview(model)
+    pieces: list[bytes | memoryview] = []
+    for field in _fields(data):
+        graph = data[field.value : field.end]
+        if field.number != _MODEL_GRAPH:
+            pieces.append(data[field.start : field.end])
+            continue
+        kept = b"".join(
+            graph[f.start : f.end] for f in _fields(graph) if not _is_initializer(graph, f, names)
+        )
+        pieces.append(_message(_MODEL_GRAPH, kept))
+    return b"".join(pieces)
+
+
+def _is_initializer(graph: memoryview, field: _Field, names: Set[str]) -> bool:
+    if field.number != _GRAPH_INITIALIZER or field.wire != _BYTES:
+        return False
+    found = _values(graph[field.value : field.end], _TENSOR_NAME)
+    return any(name.decode(errors="replace") in names for name in found)

@@ -121,17 +121,27 @@ class CompileOptions:
 @final
 @attrs.frozen(kw_only=True)
 class LoadOptions:
-    """What `Backend.load` is asked for. `options` add to those in `payload.options`."""
+    """What `Backend.load` is asked for.
+
+    Attributes:
+        device: The device name within the backend; empty for that of the payload.
+        options: The backend's own options, which add to those in `payload.options`.
+        signature: The inputs and outputs of the artifact; None when they are not known.
+    """
 
     device: str = ""
     options: object = None
+    signature: Signature | None = None
 
 
 @runtime_checkable
 class Runner(Protocol):
     """Runs feeds that were validated.
 
-    `thread_safe` may be False: the session then lets one thread in at a time.
+    `thread_safe` may be False: the session then lets one thread in at a time. A runner with a true
+    `takes_optional_inputs` finds inputs that have a default among the feeds when the caller gave them;
+    without it the session refuses them. One with a true `takes_device_arrays` is given arrays in device
+    memory.
     """
 
     thread_safe: bool
@@ -140,11 +150,13 @@ class Runner(Protocol):
         """Run once.
 
         Args:
-            feeds: Every input by name: C-contiguous, of the signature's dtype, of a fitting shape. Only
-                valid during the call; it must not be changed.
+            feeds: Every input by name: C-contiguous, of the signature's dtype, of a fitting shape; strings
+                are `str` objects. Only valid during the call: a runtime must neither write into it nor keep
+                it, which one does that passes an input on as an output.
 
         Returns:
-            The outputs in the signature's order. They belong to the caller: no later run may change them.
+            The outputs in the signature's order. They belong to the caller: no later run may change them, and
+            they share memory neither with the feeds nor with each other. Strings are object arrays of `str`.
         """
         ...
 
@@ -155,7 +167,11 @@ class Runner(Protocol):
 
 @runtime_checkable
 class Binding(Protocol):
-    """Buffers that are bound to a runner, so that a run allocates nothing."""
+    """Buffers that are bound to a runner, so that a run allocates nothing.
+
+    No two of them share memory. What a run cannot write into its buffer, such as an output of another shape,
+    is an error of that run and of the next one with the same data: never an old value.
+    """
 
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]
@@ -174,7 +190,11 @@ class Bindable(Protocol):
     """A Runner that has a bound mode; without it the session copies."""
 
     def bind(self, shapes: Mapping[str, tuple[int, ...]], /) -> Binding:
-        """Bind buffers for inputs of exactly these shapes."""
+        """Bind buffers for inputs of exactly these shapes.
+
+        The session asks only where no tensor has strings, or values of less than a byte. An optional input
+        without a shape keeps its default.
+        """
         ...
 
 

@@ -8,17 +8,16 @@ to import is listed with its reason, and raises only when it is used.
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
 import attrs
-import entrypoints
 
+from edgeinfer.backends.entry_points import points_of
 from edgeinfer.errors import (
     BackendUnavailableError,
     BrokenBackendError,
@@ -140,14 +139,8 @@ def _changed(path: str) -> int:
 @functools.lru_cache(maxsize=4)
 def _scan(installed: tuple[tuple[str, int], ...]) -> Backends:  # noqa: ARG001 (the key of the cache)
     found: dict[str, dict[str, str]] = {}
-    with warnings.catch_warnings():
-        # An entry point that does not parse is a warning of `entrypoints`; the name is then unknown.
-        warnings.simplefilter("ignore")
-        for point in entrypoints.get_group_all(GROUP):
-            value = f"{point.module_name}:{point.object_name}" if point.object_name else point.module_name
-            owner = point.distro
-            label = f"{owner.name} {owner.version}" if owner is not None else "an unknown distribution"
-            found.setdefault(point.name, {})[label] = value
+    for point in points_of(GROUP):
+        found.setdefault(point.name, {})[point.distribution] = point.value
     return Backends(
         {
             name: BackendEntry(name=name, values=tuple(owners.values()), distributions=tuple(owners))
@@ -195,6 +188,8 @@ def reference_backend() -> Backend:
 
 def install_command(name: str) -> str:
     """Return what to type to install the runtime of a backend."""
+    from importlib import metadata  # with its parser of e-mail it takes longer than all of this module
+
     extras = metadata.metadata("edgeinfer").get_all("Provides-Extra") or []
     if name in extras:
         return f'pip install "edgeinfer[{name}]"'
@@ -243,7 +238,8 @@ def _load(entry: BackendEntry) -> Backend:
         )
     where = f"{entry.values[0]} from {entry.distributions[0]}"
     try:
-        made = entrypoints.EntryPoint.from_string(entry.values[0], entry.name).load()
+        module, _, attribute = entry.values[0].partition(":")
+        made = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
         backend = made() if isinstance(made, type) else made
     except EdgeInferError:
         raise

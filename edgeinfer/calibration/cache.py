@@ -1,8 +1,8 @@
 """`CalibrationCache`: what observers have seen so far, on disk, so that a pass can be taken up again.
 
-An entry is a folder with `states.npz` (arrays, never pickles) and `meta.json`. It belongs to one model, one
-set of observers, and the feeds that it has seen: the running SHA-256 of those is compared before it is used.
-Another entry, or a damaged one, is ignored with a note.
+An entry is a folder with `states.npz` (arrays, never pickles) and `meta.json`, which has the SHA-256 of both.
+It belongs to one model, one set of observers, and the feeds that it has seen: the running SHA-256 of those is
+compared before it is used. Another entry, or a damaged one, is ignored with a note.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import final
@@ -19,15 +20,16 @@ from typing import final
 import attrs
 import numpy as np
 
-from edgeinfer.atomic import open_regular, write_folder
+from edgeinfer.atomic import FolderReader, write_folder
 from edgeinfer.calibration.observers import Observer, Resumable
 from edgeinfer.errors import CalibrationError
+from edgeinfer.feeds.feeds import update_digest
 from edgeinfer.model.model import Model
 from edgeinfer.npz import write_npz
 
-__all__ = ["CacheEntry", "CalibrationCache", "Checkpoint", "update_digest"]
+__all__ = ["CacheEntry", "CalibrationCache", "Checkpoint"]
 
-_FORMAT = 1
+_FORMAT = 2
 _STATES, _META = "states.npz", "meta.json"
 
 
@@ -96,25 +98,34 @@ class CalibrationCache:
             "labels": labels,
             "states_sha256": hashlib.sha256(data).hexdigest(),
         }
+        meta["meta_sha256"] = _digest(meta)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_folder(self.folder / key, {_STATES: data, _META: json.dumps(meta, indent=1).encode()})
         except OSError as error:
             raise CalibrationError(
-                f"The calibration cache cannot be written: {error.strerror or error}.", where=str(self.folder)
+                f"The calibration cache cannot be written: {error.strerror or error}.",
+                where=str(self.folder),
+                expected="a folder that this user may write, with room",
+                found=f"{len(data) / 1e6:.1f} MB to write",
+                hint="Give another folder to CalibrationCache.",
             ) from error
 
-    def load(self, key: str) -> tuple[CacheEntry | None, str | None]:
+    def load(
+        self, key: str, watching: Mapping[str, Sequence[Observer]]
+    ) -> tuple[CacheEntry | None, str | None]:
         """Return the entry, or None and, if there is one that cannot be used, the reason."""
         folder = self.folder / key
-        if not folder.is_dir():
-            return None, None
         try:
-            with open_regular(folder / _META) as file:
-                meta = json.loads(file.read())
-            with open_regular(folder / _STATES) as file:
-                data = file.read()
-            return _entry(key, meta, data), None
+            with FolderReader(folder) as reader:
+                with reader.open(_META) as file:
+                    meta = json.loads(file.read())
+                with reader.open(_STATES) as file:
+                    data = file.read()
+            return _entry(key, meta, data, list(_resumable(watching))), None
+        except FileNotFoundError as error:
+            missing = None if not folder.exists() else f"{error.filename} is missing"
+            return None, missing and f"the calibration cache {folder} is damaged and was not used: {missing}"
         except Exception as error:  # whatever a damaged file makes of the parsers
             return None, f"the calibration cache {folder} is damaged and was not used: {error}"
 
@@ -140,7 +151,7 @@ class Checkpoint:
 
     def resume(self) -> int:
         """Give the observers what is stored for these feeds, and return how many of them that covers."""
-        entry, reason = self._cache.load(self._key)
+        entry, reason = self._cache.load(self._key, self._watching)
         if reason is not None:
             self.notes.append(reason)
         if entry is None:
@@ -154,10 +165,22 @@ class Checkpoint:
             self.notes.append(f"the calibration cache {self._cache.folder} is of other data and was not used")
             return 0
         for label, observer in _resumable(self._watching).items():
-            observer.restore(dict(entry.states[label]))
+            self._restore(observer, label, entry.states[label])
         self._digest, self._samples, self._stored = digest, seen, seen
         self.notes.append(f"{seen} samples were taken from the calibration cache")
         return seen
+
+    def _restore(self, observer: Resumable, label: str, state: Mapping[str, np.ndarray]) -> None:
+        try:
+            observer.restore(dict(state))
+        except Exception as error:  # its hash is right, so another version of the observer wrote it
+            raise CalibrationError(
+                f"An observer refuses its state in the calibration cache: {type(error).__name__}: {error}",
+                where=f"{self._cache.folder / self._key}, observer {label!r}",
+                expected=f"a state of {type(observer).__name__}",
+                found=", ".join(sorted(state)) or "nothing",
+                hint="Remove that folder.",
+            ) from error
 
     def saw(self, feed: Mapping[str, np.ndarray]) -> None:
         """Count a feed that the observers have seen; store now and then."""
@@ -176,23 +199,20 @@ class Checkpoint:
         self._stored = self._samples
 
 
-def update_digest(digest: hashlib._Hash, feed: Mapping[str, np.ndarray]) -> None:
-    """Add a feed to a SHA-256: names, dtypes, shapes and values."""
-    for name in sorted(feed):
-        array = feed[name]
-        digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-        digest.update(repr(array.tolist()).encode() if array.dtype == object else array.tobytes())
+def _digest(meta: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-def _entry(key: str, meta: dict[str, object], data: bytes) -> CacheEntry:
-    if meta["format"] != _FORMAT or meta["key"] != key:
-        raise ValueError("it is of another format or for another model")
+def _entry(key: str, meta: dict[str, object], data: bytes, labels: list[str]) -> CacheEntry:
+    if meta.pop("meta_sha256") != _digest(meta):
+        raise ValueError(f"{_META} does not have the hash that was stored")
     if hashlib.sha256(data).hexdigest() != meta["states_sha256"]:
-        raise ValueError("the states do not have the hash that was stored")
-    labels = meta["labels"]
+        raise ValueError(f"{_STATES} does not have the hash that was stored")
     samples = meta["samples"]
-    if not isinstance(labels, list) or not isinstance(samples, int):
-        raise TypeError("a field has the wrong type")
+    if (meta["format"], meta["key"], meta["labels"]) != (_FORMAT, key, labels):
+        raise ValueError("it is of another format, for another model or for other observers")
+    if type(samples) is not int or not 0 <= samples <= sys.maxsize:
+        raise ValueError(f"{samples!r} is no number of samples")
     states: dict[str, dict[str, np.ndarray]] = {label: {} for label in labels}
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         for name in arrays.files:

@@ -1,25 +1,23 @@
-"""`Calibration`, a re-iterable source of checked feeds, and `observe`, one pass that feeds all observers."""
+"""`observe`, one pass over the feeds that shows tensors to all observers."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, cast, final
 
 import attrs
 import numpy as np
 
-from edgeinfer.artifact.inputs import InputValidator
 from edgeinfer.artifact.signature import Signature
 from edgeinfer.calibration.bounds import reachable_bounds
-from edgeinfer.calibration.cache import CalibrationCache, Checkpoint, update_digest
+from edgeinfer.calibration.cache import CalibrationCache, Checkpoint
 from edgeinfer.calibration.data_checks import InputNotes, tensor_notes
 from edgeinfer.calibration.observers import Estimating, Observer, Settling
 from edgeinfer.calibration.run_ahead import RunAhead
 from edgeinfer.calibration.sampler import DEFAULT_MAX_BYTES, TensorSampler
 from edgeinfer.display import track
-from edgeinfer.errors import CalibrationError, EdgeInferError, InputError
-from edgeinfer.feeds.sources import ItemSource, item_source, named_arrays
+from edgeinfer.errors import CalibrationError
+from edgeinfer.feeds.feeds import Feeds
 from edgeinfer.model.model import Model
 
 __all__ = ["Calibration", "CalibrationSummary", "Observers", "as_calibration", "observe"]
@@ -27,143 +25,24 @@ __all__ = ["Calibration", "CalibrationSummary", "Observers", "as_calibration", "
 # So many samples are shown to all observers: from few samples nothing is left out.
 _WHOLE_SAMPLES = 32
 
-Feed: TypeAlias = "Mapping[str, np.ndarray]"
 Observers: TypeAlias = "Mapping[str, Observer | Sequence[Observer]]"
 
 
-@final
-class Calibration:
-    """Feeds that fit a model, which can be gone through any number of times. Made by `as_calibration`.
-
-    Iterating yields mappings from input name to array. Whatever is wrong with the data is raised as
-    CalibrationError with the number of the sample.
-    """
-
-    def __init__(self, items: ItemSource, signature: Signature, *, limit: int | None = None) -> None:
-        self._items = items
-        self._signature = signature
-        self._limit = limit
-        self._validate = InputValidator(signature).check
-        self._names = tuple(spec.name for spec in signature.inputs)
-
-    @property
-    def signature(self) -> Signature:
-        """The signature that every feed fits."""
-        return self._signature
-
-    def take(self, count: int) -> Calibration:
-        """Return the same source, cut off after `count` feeds."""
-        limit = count if self._limit is None else min(count, self._limit)
-        return Calibration(self._items, self._signature, limit=limit)
-
-    def every_other(self) -> Calibration:
-        """Return every other feed, beginning with the first."""
-        return Calibration(
-            lambda: (feed for index, feed in enumerate(self) if index % 2 == 0), self._signature
-        )
-
-    def hold_out(self, count: int) -> tuple[Calibration, list[dict[str, np.ndarray]]]:
-        """Return the feeds to fit on and at most `count` feeds, evenly spread, to judge by.
-
-        What was fitted on a feed looks closer on it than on others: measured on SqueezeNet, rounding weights
-        gained 5 dB on the feeds that it had seen and nothing elsewhere. So the judged feeds are left out of
-        those to fit on, unless they are more than a quarter of all: few feeds are too few to fit on, too.
-        """
-        total = sum(1 for _ in self)
-        step = max(1, total // count)
-        judged = [feed for index, feed in enumerate(self) if index % step == 0][:count]
-        if 4 * len(judged) > total:
-            return self, judged
-        kept = {index * step for index in range(len(judged))}
-        return Calibration(
-            lambda: (feed for index, feed in enumerate(self) if index not in kept), self._signature
-        ), judged
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        given = 0
-        for index, item in enumerate(self._raw()):
-            for feed in self._feeds(index, item):
-                if given == self._limit:
-                    return
-                given += 1
-                yield feed
-
-    def fingerprint(self) -> str:
-        """Return the SHA-256 of all feeds, 64 hexadecimal digits. Goes through all of them."""
-        digest = hashlib.sha256()
-        for feed in self:
-            update_digest(digest, feed)
-        return digest.hexdigest()
-
-    def _raw(self) -> Iterator[Any]:
-        """Yield the source's items; a failure of the source itself is wrapped with its place."""
-        index = 0
-        try:
-            for item in self._items():
-                yield item
-                index += 1
-        except EdgeInferError:
-            raise
-        except Exception as error:
-            raise CalibrationError(
-                f"The calibration source failed: {type(error).__name__}: {error}", where=f"sample {index}"
-            ) from error
-
-    def _feeds(self, index: int, item: Any) -> Iterator[dict[str, np.ndarray]]:
-        try:
-            for feed in self._split(named_arrays(item, self._names)):
-                yield dict(self._validate(feed))
-        except (InputError, CalibrationError) as error:
-            place = f"sample {index}" if error.where is None else f"sample {index}, {error.where}"
-            raise CalibrationError(
-                error.what,
-                where=place,
-                expected=error.expected,
-                found=error.found,
-                hint=error.hint,
-                facts={**error.facts, "sample": index},
-            ) from error
-
-    def _split(self, feed: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Cut a batch into batches of the fixed size that the model has, if it is a multiple of it."""
-        parts: set[int] = set()
-        for spec in self._signature.inputs:
-            array = feed.get(spec.name)
-            fixed = spec.shape[0] if spec.shape else None
-            if not isinstance(fixed, int) or fixed < 1 or not isinstance(array, np.ndarray):
-                parts.add(1)
-                continue
-            fits = array.ndim == len(spec.shape or ()) and array.shape[0] % fixed == 0
-            parts.add(array.shape[0] // fixed if fits else 1)
-        count = parts.pop()
-        if parts or count <= 1:
-            yield feed
-            return
-        pieces = {name: np.split(array, count) for name, array in feed.items()}
-        for i in range(count):
-            yield {name: piece[i] for name, piece in pieces.items()}
+# The data of a calibration is feeds like any other.
+Calibration: TypeAlias = Feeds
 
 
-def as_calibration(source: Any, signature: Signature) -> Calibration:
-    """Return a Calibration from whatever holds the data.
+def as_calibration(source: Any, signature: Signature) -> Feeds:
+    """Return feeds to calibrate with, from whatever holds the data; see `Feeds.of`.
 
-    Args:
-        source: Feeds (mappings from input name to array, batch axis included) in a list or another
-            re-iterable; a function that returns an iterator of them; one feed; for a model with one input,
-            arrays in the places of feeds; a folder of `.npy` or `.npz` files, one sample each, by name; a
-            PyTorch DataLoader (of `(inputs, labels)`, the inputs are taken); an ONNX Runtime
-            `CalibrationDataReader`; a Calibration. Batches are split for models with a fixed batch size.
-        signature: The signature of the model.
+    The rows of one array, mapping or file are taken one by one where the batch is open: as many samples are
+    in it, and one at a time is how a device runs them.
 
     Raises:
-        CalibrationError: The source is of no known form or can be used only once. What is wrong with a
-            sample is raised when it is reached.
+        FeedsError: The source is of no known form or can be used only once. What is wrong with a sample is
+            raised when it is reached.
     """
-    if isinstance(source, Calibration):
-        if source.signature == signature:
-            return source
-        return Calibration(lambda: iter(source), signature)
-    return Calibration(item_source(source), signature)
+    return Feeds.of(source, signature).row_by_row()
 
 
 def _texts(values: Iterable[str]) -> tuple[str, ...]:
@@ -276,7 +155,13 @@ def observe(
         tensors=len(watching),
         runs=sampler.runs,
         turns=sampler.turns,
-        notes=[*notes.sentences(rows), *tensor_notes(watching), *sampler.notes, *stored_notes],
+        notes=[
+            *notes.sentences(rows),
+            *tensor_notes(watching),
+            *sampler.notes,
+            *stored_notes,
+            *calibration.notes,
+        ],
     )
 
 

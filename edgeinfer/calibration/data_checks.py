@@ -73,4 +73,5 @@ def tensor_notes(watching: Mapping[str, Sequence[Observer]]) -> Iterator[str]:
         elif low == 0:
             yield f"tensor {name!r} was zero throughout"
         else:
-            yield f"tensor {name!r} had the one value {low:g} throughout"
+            # Not which: notes go into the model's history, and values of the data do not.
+            yield f"tensor {name!r} had one value throughout"

@@ -238,7 +238,7 @@ class TensorSampler:
         graph = self._model.ir.graph
         known: dict[object, int] = {}
         for value in graph.inputs:
-            if value.name in feed and value.shape is not None:
+            if value.name is not None and value.name in feed and value.shape is not None:
                 known |= {
                     dim.value: size
                     for dim, size in zip(value.shape, np.shape(feed[value.name]), strict=False)

@@ -1,15 +1,19 @@
 """The command `edgeinfer`: a thin wrapper around the library's functions.
 
 Exit codes: 0 done; 1 the reader of the output is gone; 2 a wrong command line, or an error that edgeinfer
-explains on stderr; 130 interrupted.
+explains on stderr, such as a full disk below stdout; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from edgeinfer import __version__
 from edgeinfer.cli import build_commands, doctor, look_commands, run_commands
@@ -24,25 +28,66 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
-        sys.stdout.flush()
+        _run(argv)
     except EdgeInferError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return EXIT_ERROR
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _complain("interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader (`| head`) is gone. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader (`| head`) is gone
+        _discard(sys.stdout)
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        _discard(sys.stdout)
+        reason = error.strerror or error
+        _complain(
+            f"error: {error.filename}: {reason}"
+            if error.filename is not None
+            else f"error: The output cannot be written to stdout: {reason}."
+        )
+        return EXIT_ERROR
     return 0
 
 
+def _run(argv: Sequence[str] | None) -> None:
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # names of any script in a terminal of another
+    try:
+        arguments = _parser().parse_args(argv)
+        arguments.run(arguments)
+    finally:
+        sys.stdout.flush()  # also what argparse printed before it exits
+
+
+def _complain(text: str) -> None:
+    try:
+        print(text, file=sys.stderr)
+    except OSError:  # on the full disk, too; the exit code tells
+        _discard(sys.stderr)
+
+
+def _discard(stream: Any) -> None:
+    """Let the rest of the output go nowhere: Python would complain once more when it flushes at exit."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that tells when it cannot print its help: argparse itself swallows that."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        stream = file or sys.stderr
+        if message and stream is not None:
+            stream.write(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="edgeinfer", description="Optimize ONNX models, and run them on the right hardware."
     )
     parser.add_argument("--version", action="version", version=f"edgeinfer {__version__}")

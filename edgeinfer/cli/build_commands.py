@@ -7,7 +7,16 @@ import ast
 from pathlib import Path
 from typing import Any
 
-from edgeinfer.cli.console import Commands, add_json, add_options, option_values, print_json, print_table
+from edgeinfer.cli.console import (
+    Commands,
+    add_json,
+    add_options,
+    option_values,
+    print_json,
+    print_line,
+    print_table,
+)
+from edgeinfer.cli.inputs import add_feeds, feeds_of
 from edgeinfer.errors import OptionsError
 
 __all__ = ["add_commands", "parse_transform"]
@@ -22,8 +31,7 @@ def add_commands(commands: Commands) -> None:
                         help="transforms in order, such as Simplify FuseBatchNorm 'FixShapes({\"N\": 1})'; "
                         "without any, the recipe of the target")  # fmt: skip
     parser.add_argument("--target", help="a device profile, or a backend such as openvino:NPU")
-    parser.add_argument("--calibration", metavar="PATH",
-                        help="representative inputs: an .npz or .npy file, or a folder of them")  # fmt: skip
+    add_feeds(parser, "--calibration", "representative inputs")
     add_json(parser)
     parser.set_defaults(run=optimize)
 
@@ -41,10 +49,9 @@ def add_commands(commands: Commands) -> None:
 def optimize(arguments: argparse.Namespace) -> None:
     """Optimize a model and write it."""
     import edgeinfer as ei
-    from edgeinfer.cli.feeds import read_feeds
 
     model = ei.Model.load(arguments.model)
-    calibration = read_feeds(arguments.calibration, model.signature) if arguments.calibration else None
+    calibration = feeds_of(arguments, model.signature)
     transforms = [parse_transform(text) for text in arguments.transform] if arguments.transform else None
     result = ei.optimize(model, transforms, target=arguments.target, calibration=calibration)
     path = result.save(arguments.output)
@@ -55,8 +62,9 @@ def optimize(arguments: argparse.Namespace) -> None:
         ]
         print_json({"output": str(path), "digest": result.digest, "transforms": history})
     else:
-        print_table(result.report.table(), result.table())
-        print(f"written to {path}")
+        report = () if result.report is None else (result.report.table(),)
+        print_table(*report, result.table())
+        print_line(f"written to {path}")
 
 
 def compile_model(arguments: argparse.Namespace) -> None:
@@ -81,9 +89,6 @@ def parse_transform(text: str) -> Any:
     Raises:
         OptionsError: There is no such transform, or its arguments are refused.
     """
-    from edgeinfer import transforms
-    from edgeinfer.transforms.contract import GraphTransform
-
     try:
         node = ast.parse(text.strip(), mode="eval").body
         call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
@@ -94,22 +99,23 @@ def parse_transform(text: str) -> Any:
         raise OptionsError(
             "That is not a transform.", expected="a name, or a call with literal arguments", found=text
         ) from error
-    cls = getattr(transforms, name, None) if name in transforms.__all__ else None
-    if not (isinstance(cls, type) and issubclass(cls, GraphTransform)) or cls is GraphTransform:
-        raise OptionsError(f"There is no transform {name!r}.", expected=", ".join(_names()), found=text)
+    known = _transforms()
+    if name not in known:
+        raise OptionsError(f"There is no transform {name!r}.", expected=", ".join(known), found=text)
     try:
-        return cls(*positional, **named)
+        return known[name](*positional, **named)
     except Exception as error:  # constructors raise what their converters raise
         raise OptionsError(f"{name} refuses its arguments: {error}", found=text) from error
 
 
-def _names() -> list[str]:
+def _transforms() -> dict[str, Any]:
+    """Return the transforms by name: all that is public beside the contract itself."""
     from edgeinfer import transforms
-    from edgeinfer.transforms.contract import GraphTransform
+    from edgeinfer.transforms import contract
 
     found = {name: getattr(transforms, name) for name in transforms.__all__}
-    return [
-        name
+    return {
+        name: value
         for name, value in found.items()
-        if isinstance(value, type) and issubclass(value, GraphTransform) and value is not GraphTransform
-    ]
+        if hasattr(value, "apply") and value.__module__ != contract.__name__
+    }

@@ -1,4 +1,4 @@
-"""What all commands share: printing, and arguments that several of them take."""
+"""What all commands share: printing, `--json` and `--option`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from edgeinfer.display import Table
-    from edgeinfer.feeds.generate import Shapes
 
 __all__ = [
     "Commands",
     "Report",
     "add_json",
     "add_options",
-    "add_shapes",
     "option_values",
     "print_json",
+    "print_line",
     "print_report",
     "print_table",
-    "shape_values",
 ]
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -45,11 +43,14 @@ class Report(Protocol):
 
 
 def print_table(*tables: Table) -> None:
-    """Print tables to stdout with rich."""
-    from rich.console import Console
+    """Print tables to stdout: with rich, or plainly on a device that has none."""
+    try:
+        from rich.console import Console
 
-    from edgeinfer.terminal import to_rich
-
+        from edgeinfer.terminal import to_rich
+    except ImportError:
+        print("\n\n".join(str(table) for table in tables))
+        return
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     for number, table in enumerate(tables):
         if number:
@@ -60,6 +61,11 @@ def print_table(*tables: Table) -> None:
 def print_json(value: object) -> None:
     """Print one JSON document to stdout. Infinite and undefined numbers become null."""
     print(json.dumps(_jsonable(value), indent=2, default=str))
+
+
+def print_line(text: str) -> None:
+    """Print one line to stdout."""
+    print(text)
 
 
 def print_report(report: Report, arguments: argparse.Namespace) -> None:
@@ -85,19 +91,6 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
 
 
-def add_shapes(parser: argparse.ArgumentParser) -> None:
-    """Add `--shape`."""
-    parser.add_argument(
-        "--shape",
-        action="append",
-        default=[],
-        type=_shape,
-        metavar="NAME=SIZE",
-        help="the size of a symbolic dimension (N=8) or the shape of an input (input=8x3x224x224); "
-        "may be repeated",
-    )
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add `--option`."""
     parser.add_argument(
@@ -110,25 +103,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def shape_values(arguments: argparse.Namespace) -> Shapes | None:
-    """Return what `--shape` gave."""
-    return dict(arguments.shape) or None
-
-
 def option_values(arguments: argparse.Namespace) -> dict[str, object] | None:
     """Return what `--option` gave."""
     return dict(arguments.option) or None
-
-
-def _shape(text: str) -> tuple[str, int | tuple[int, ...]]:
-    name, equals, value = text.rpartition("=")
-    try:
-        sizes = tuple(int(size) for size in value.replace(",", "x").split("x"))
-    except ValueError:
-        sizes = ()
-    if not equals or not name or not sizes or min(sizes) < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SIZE or NAME=AxBxC")
-    return name, sizes[0] if len(sizes) == 1 else sizes
 
 
 def _option(text: str) -> tuple[str, object]:

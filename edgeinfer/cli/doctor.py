@@ -36,12 +36,15 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(found)
         return
+    from edgeinfer.devices import local
     from edgeinfer.display import Table
 
-    machine = Table(
-        title=f"edgeinfer {__version__}",
-        columns=("", ""),
-        rows=[("machine", found["machine"]), *found["packages"].items()],
+    packages = Table(title=f"edgeinfer {__version__}", columns=("", ""), rows=found["packages"].items())
+    here = local()
+    advice = Table(
+        title="For a steadier latency",
+        columns=("topic", "found", "what to do"),
+        rows=[(item.topic, item.found, item.todo) for item in here.advice()],
     )
     backends = Table(
         title="Backends",
@@ -66,13 +69,13 @@ def run(arguments: argparse.Namespace) -> None:
             for device in backend["devices"]
         ],
     )
-    print_table(machine, backends, devices)
+    print_table(packages, backends, devices, here.table(), *([advice] if advice.rows else []))
 
 
 def examine() -> dict[str, Any]:
     """Return what is installed and what works, as JSON-compatible values."""
     from edgeinfer.backends.registry import backends, install_command
-    from edgeinfer.devices import profiles
+    from edgeinfer.devices import local, profiles
     from edgeinfer.runtime.machine import describe_machine
 
     found = {}
@@ -99,6 +102,8 @@ def examine() -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "backends": found,
         "profiles": sorted(profiles()),
+        "catalog_problems": list(profiles().problems),
+        "local": local().to_dict(),
     }
 
 

@@ -5,15 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edgeinfer.cli.console import (
-    Commands,
-    add_json,
-    add_shapes,
-    print_json,
-    print_report,
-    print_table,
-    shape_values,
-)
+from edgeinfer.cli.console import Commands, add_json, print_json, print_line, print_report, print_table
+from edgeinfer.cli.inputs import add_feeds, add_shapes, feeds_of, number, shape_values, whole_number
 
 __all__ = ["add_commands"]
 
@@ -22,7 +15,9 @@ def add_commands(commands: Commands) -> None:
     """Add the commands."""
     parser = commands.add_parser("inspect", help="say what a model consists of and what it costs")
     parser.add_argument("model", metavar="MODEL", help="an .onnx file, or the directory of an artifact")
-    parser.add_argument("--nodes", type=int, default=0, metavar="N", help="also list the N costliest nodes")
+    parser.add_argument(
+        "--nodes", type=whole_number(0), default=0, metavar="N", help="also list the N costliest nodes"
+    )
     add_shapes(parser)
     add_json(parser)
     parser.set_defaults(run=inspect)
@@ -30,8 +25,9 @@ def add_commands(commands: Commands) -> None:
     parser = commands.add_parser("compare", help="say how close two models' answers are, layer by layer")
     parser.add_argument("a", metavar="A", help="the reference: an .onnx file or an artifact")
     parser.add_argument("b", metavar="B", help="the candidate, likewise")
-    parser.add_argument("--feeds", metavar="PATH", help="inputs: an .npz or .npy file, or a folder of them")
-    parser.add_argument("--threshold-db", type=float, default=20.0, metavar="DB",
+    parser.add_argument("--target", help="where models run, instead of what they were made for")
+    add_feeds(parser, "--feeds", "inputs")
+    parser.add_argument("--threshold-db", type=number(), default=20.0, metavar="DB",
                         help="the SQNR below which a layer has gone wrong (default: 20)")  # fmt: skip
     parser.add_argument("--layers", action="store_true", help="list every layer")
     add_shapes(parser)
@@ -51,13 +47,13 @@ def inspect(arguments: argparse.Namespace) -> None:
 
         artifact = Artifact.open(arguments.model)
         if arguments.json:
-            print(encode_manifest(artifact.manifest).decode())
+            print_line(encode_manifest(artifact.manifest).decode())
         else:
             print_table(artifact.table())
         return
     import edgeinfer as ei
 
-    report = ei.inspect(arguments.model, shapes=shape_values(arguments))
+    report = ei.inspect(arguments.model, shapes=shape_values(arguments), batch=arguments.batch)
     print_report(report, arguments)
     if arguments.nodes and not arguments.json:
         print_table(report.node_table(arguments.nodes))
@@ -66,13 +62,17 @@ def inspect(arguments: argparse.Namespace) -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """Print the comparison of two models or artifacts."""
     import edgeinfer as ei
-    from edgeinfer.artifact.artifact import Artifact
-    from edgeinfer.cli.feeds import read_feeds
-    from edgeinfer.model.model import Model
 
-    a, b = (Artifact.open(p) if Path(p).is_dir() else Model.load(p) for p in (arguments.a, arguments.b))
-    feeds = read_feeds(arguments.feeds, a.signature) if arguments.feeds else None
-    report = ei.compare(a, b, feeds, threshold_db=arguments.threshold_db, shapes=shape_values(arguments))
+    a, b = (ei.Artifact.open(p) if Path(p).is_dir() else ei.Model.load(p) for p in (arguments.a, arguments.b))
+    report = ei.compare(
+        a,
+        b,
+        feeds_of(arguments, a.signature),
+        target=arguments.target,
+        threshold_db=arguments.threshold_db,
+        shapes=shape_values(arguments),
+        batch=arguments.batch,
+    )
     print_report(report, arguments)
     if arguments.layers and report.layers and not arguments.json:
         print_table(report.layer_table())

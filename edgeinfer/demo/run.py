@@ -15,9 +15,11 @@ from edgeinfer.demo.data import Digits, load_digits, model_path
 from edgeinfer.display import Table, track
 from edgeinfer.errors import EdgeInferError
 from edgeinfer.graph.build import compile_model
-from edgeinfer.measure.inspect import InspectReport, inspect
+from edgeinfer.measure.inspection import InspectReport, inspect
 from edgeinfer.model.model import Model
+from edgeinfer.model.transform_report import TransformReport
 from edgeinfer.numerics.closeness import ClosenessAccumulator
+from edgeinfer.quantization.qdq.marks import quantized_for
 from edgeinfer.runtime.benchmark import benchmark
 from edgeinfer.runtime.execution import execution
 from edgeinfer.runtime.open import load
@@ -36,7 +38,7 @@ class DemoRow:
     """One version of the model on one backend.
 
     Attributes:
-        variant: What was done to the model.
+        variant: What was done to the model: `original`, `optimized` or `int8`.
         backend: The backend and its device.
         accuracy: Share of held-out images classified right.
         sqnr_db: Closeness of the logits to those of the original model.
@@ -44,6 +46,7 @@ class DemoRow:
         p99_ms: 99th percentile of the same.
         disk_bytes: Size of the artifact.
         ran: How many layers ran in which precision, by the runtime's own account.
+        stayed_float: Why the model that was to be int8 stayed in float; empty when it is int8.
     """
 
     variant: str
@@ -54,6 +57,7 @@ class DemoRow:
     p99_ms: float
     disk_bytes: int
     ran: str
+    stayed_float: str = ""
 
 
 @final
@@ -92,7 +96,7 @@ class DemoReport:
         """Return one row for each version and backend."""
         rows: list[tuple[object, ...]] = [
             (
-                row.variant,
+                f"{row.variant}, but it stayed float" if row.stayed_float else row.variant,
                 row.backend,
                 f"{row.accuracy:.2%}",
                 f"{row.sqnr_db:.0f} dB" if row.sqnr_db < 1e9 else "same",
@@ -103,11 +107,17 @@ class DemoReport:
             )
             for row in self.rows
         ]
+        lines = [f"{name} did not take part: {why}" for name, why in self.unavailable.items()]
+        lines += [
+            f"{row.variant} on {row.backend} stayed float: {row.stayed_float}"
+            for row in self.rows
+            if row.stayed_float
+        ]
         return Table(
             title=f"Digits, {self.images} held-out images",
             columns=("model", "runs on", "accuracy", "closeness", "p50", "p99", "size", "what ran"),
             rows=rows,
-            footer="\n".join(f"{name} did not take part: {why}" for name, why in self.unavailable.items()),
+            footer="\n".join(lines),
         )
 
     def steps_table(self) -> Table:
@@ -163,11 +173,25 @@ def run_demo(*, runs: int = 300, progress: bool | None = None) -> DemoReport:
     return DemoReport(
         before=inspect(original),
         after=inspect(optimized),
-        transforms=[(step.name, len(step.applied)) for step in optimized.report.steps],
+        transforms=[(step.name, len(step.applied)) for step in _report(optimized).steps],
         rows=rows,
         unavailable=unavailable,
         images=len(digits.labels),
     )
+
+
+def _report(model: Model) -> TransformReport:
+    assert model.report is not None, "what optimize returns has a report"
+    return model.report
+
+
+def _why_float(model: Model) -> str:
+    """Return why a model that was to be int8 is not, or an empty text."""
+    if quantized_for(model.ir) is not None:
+        return ""
+    report = _report(model).steps[-1]
+    reasons = [entry.reason for entry in report.skipped if not entry.node]
+    return "; ".join(reasons or report.notes) or "QuantizeInt8 changed nothing"
 
 
 def _measure(
@@ -188,4 +212,5 @@ def _measure(
             p99_ms=timing.p99_ms,
             disk_bytes=artifact.disk_bytes,
             ran=execution(session).describe(),
+            stayed_float=_why_float(model) if variant == "int8" else "",
         )

@@ -1,50 +1,17 @@
-"""Device profiles and targets."""
+"""Targets: where a model will run, by the name of a device profile or of a backend."""
 
 from __future__ import annotations
 
-import sys
-from functools import cache
-from importlib.resources import files
-from typing import Any, final
+from typing import final
 
 import attrs
 
 from edgeinfer.backends.registry import backends
+from edgeinfer.devices.catalog import profiles
+from edgeinfer.devices.device_profile import DeviceProfile
 from edgeinfer.errors import TargetError
-from edgeinfer.values import as_frozenset
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 __all__ = ["DeviceProfile", "Target", "profiles"]
-
-
-@final
-@attrs.frozen(kw_only=True)
-class DeviceProfile:
-    """What is known about a kind of device.
-
-    Attributes:
-        name: The name that `target=` takes, such as `jetson-orin-nano`.
-        description: The full name.
-        backend: The backend that suits it best.
-        device: The device name within that backend.
-        precisions: The precisions that it executes faster than or as fast as float32.
-        memory_bytes: Memory that a model can use, or None.
-        channel_multiple: The multiple that channel counts should keep to run at full speed.
-        source: Where this is from.
-    """
-
-    name: str
-    description: str
-    backend: str
-    device: str = ""
-    precisions: frozenset[str] = attrs.field(default=frozenset({"float32"}), converter=as_frozenset)
-    memory_bytes: float | None = None
-    channel_multiple: int = 8
-    source: str = ""
 
 
 @final
@@ -64,7 +31,12 @@ class Target:
 
     @classmethod
     def parse(cls, value: Target | str) -> Target:
-        """Read `"jetson-orin-nano"`, `"openvino"` or `"openvino:NPU"`.
+        """Read a target.
+
+        Args:
+            value: A device profile (`"jetson-orin-nano"`), one of its units (`"intel-core-ultra-1:npu"`), one
+                of its power modes (`"jetson-orin-nano@MAXN_SUPER"`), or a backend with or without a device
+                (`"openvino"`, `"openvino:NPU"`).
 
         Raises:
             TargetError: It is neither a device profile nor a registered backend.
@@ -85,17 +57,10 @@ class Target:
             expected=f"a device profile ({', '.join(catalog)}) or a backend ({', '.join(backends())}), "
             "with or without :DEVICE",
             found=value,
+            hint="; ".join(catalog.problems) or None,
         )
 
     def __str__(self) -> str:
         if self.profile is not None:
             return self.profile.name
         return f"{self.backend}:{self.device}" if self.device else self.backend
-
-
-@cache
-def profiles() -> dict[str, DeviceProfile]:
-    """Return the catalog of device profiles by name."""
-    text = files("edgeinfer.devices").joinpath("catalog.toml").read_text(encoding="utf-8")
-    tables: dict[str, dict[str, Any]] = tomllib.loads(text)
-    return {name: DeviceProfile(name=name, **fields) for name, fields in tables.items()}

@@ -11,9 +11,9 @@ import onnx_ir as ir
 from edgeinfer.artifact.artifact import Artifact
 from edgeinfer.backends.protocol import CompileOptions
 from edgeinfer.backends.registry import get_backend, require_available
+from edgeinfer.devices.default import default_backend
 from edgeinfer.devices.profile import Target
-from edgeinfer.devices.select import default_backend
-from edgeinfer.errors import CompileError, TargetError, UnsupportedModelError
+from edgeinfer.errors import CompileError, DeviceError, TargetError, UnsupportedModelError
 from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.runtime.wrapping import wrapping
 
@@ -47,6 +47,9 @@ def compile_model(
         except ImportError:
             require_available(chosen)  # says what is missing, and what to install
             raise
+        except DeviceError as error:
+            _name_successor(error, wanted)
+            raise
     version = chosen.capabilities().version
     return Artifact.of_payload(payload, model=loaded, backend=chosen.name, backend_version=version)
 
@@ -64,6 +67,13 @@ def _choose(model: Model, wanted: Target | str | None, device: str | None) -> Ta
     else:
         target = Target(backend=default_backend())
     return attrs.evolve(target, device=device) if device is not None else target
+
+
+def _name_successor(error: DeviceError, target: Target) -> None:
+    profile = target.profile
+    if profile is not None and profile.legacy:
+        more = f"{profile.description}: {profile.legacy}. Its successor is {profile.successor!r}."
+        error.hint = f"{error.hint} {more}" if error.hint else more
 
 
 def _require_tensors(model: Model) -> None:

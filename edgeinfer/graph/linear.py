@@ -1,4 +1,4 @@
-"""`Linear`: Conv, ConvTranspose, Gemm and MatMul seen as one thing, y = W x + b, for changing W and b."""
+"""A layer that an affine map is fused into: the view of `graph.weights`, with its numbers in float64."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import onnx_ir as ir
 
 from edgeinfer.graph.affine import Affine, NotAffineError, Vector
 from edgeinfer.graph.no_ops import constant_of
+from edgeinfer.graph.weights import Linear as View
+from edgeinfer.graph.weights import linear_of
 
 __all__ = ["Linear"]
 
@@ -23,7 +25,7 @@ class Linear:
     """A linear layer whose weight and bias are constant.
 
     Attributes:
-        node: The Conv, ConvTranspose, Gemm or MatMul.
+        view: Which of its axes is what.
         bias_node: The node that has the bias: `node`, or the Add after a MatMul; None for a MatMul without.
         bias_index: Which input of `bias_node` is the bias.
         weight: W in float64.
@@ -31,7 +33,7 @@ class Linear:
         dtype: The dtype of W, in which results are stored.
     """
 
-    node: ir.Node
+    view: View
     bias_node: ir.Node | None
     bias_index: int
     weight: Vector
@@ -66,7 +68,7 @@ class Linear:
         if node.op_type == "MatMul" and array.ndim != 2:
             raise NotAffineError(f"the weight of {node.name} has rank {array.ndim}, not 2")
         layer = cls(
-            node=node,
+            view=linear_of(node, value),
             bias_node=bias_node,
             bias_index=bias_index,
             weight=array.astype(np.float64),
@@ -76,21 +78,20 @@ class Linear:
         return attrs.evolve(layer, bias=layer._read_bias())
 
     @property
-    def group(self) -> int:
-        """The number of groups of a convolution."""
-        return int(self.node.attributes.get_int("group", 1))
+    def node(self) -> ir.Node:
+        """The Conv, ConvTranspose, Gemm or MatMul."""
+        return self.view.node
 
     @property
     def channels(self) -> int:
         """The number of output channels C."""
-        if self.node.op_type == "ConvTranspose":
-            return int(self.weight.shape[1]) * self.group
-        return int(self.weight.shape[self._weight_axis])
+        size = int(self.weight.shape[self.view.channel_axis])
+        return size * self.view.groups if self.view.kind == "ConvTranspose" else size
 
     @property
     def in_channels(self) -> int:
         """The number of input channels of a Conv."""
-        return int(self.weight.shape[1]) * self.group
+        return int(self.weight.shape[1]) * self.view.groups
 
     @property
     def axis(self) -> int:
@@ -128,13 +129,14 @@ class Linear:
         if self.node.op_type == "ConvTranspose":
             # (C_in, C_out/g, ...) as (g, C_in/g, C_out/g, ...), times (g, 1, C_out/g, 1, ...)
             inputs, outputs, *kernel = self.weight.shape
-            blocks = self.weight.reshape(self.group, inputs // self.group, outputs, *kernel)
-            weight = (blocks * scale.reshape(self.group, 1, outputs, *[1] * len(kernel))).reshape(
+            groups = self.view.groups
+            blocks = self.weight.reshape(groups, inputs // groups, outputs, *kernel)
+            weight = (blocks * scale.reshape(groups, 1, outputs, *[1] * len(kernel))).reshape(
                 self.weight.shape
             )
         else:
             shape = [1] * self.weight.ndim
-            shape[self._weight_axis] = -1
+            shape[self.view.channel_axis] = -1
             weight = self.weight * scale.reshape(shape)
         self._store(weight, None if self.bias is None and not shift.any() else scale * self._bias() + shift)
 
@@ -148,7 +150,8 @@ class Linear:
 
         def for_weight(vector: Vector) -> Vector:
             # (C_in,) as (C_out, C_in/g, 1, ...): output channel k sees the inputs of its own group
-            rows = np.repeat(vector.reshape(self.group, inputs), outputs // self.group, axis=0)
+            groups = self.view.groups
+            rows = np.repeat(vector.reshape(groups, inputs), outputs // groups, axis=0)
             return rows.reshape(outputs, inputs, *[1] * len(kernel))
 
         bias = self.bias
@@ -163,11 +166,10 @@ class Linear:
         Raises:
             NotAffineError: The result does not fit the weights' dtype; nothing was changed.
         """
-        factors = {name: self.node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")}
-        if self.node.op_type != "Gemm" or set(factors.values()) == {1.0}:
+        if {self.view.alpha, self.view.beta} == {1.0}:
             return False
-        self._store(self.weight * factors["alpha"], self.bias)
-        for name in factors:
+        self._store(self.weight * self.view.alpha, self.bias)
+        for name in ("alpha", "beta"):
             self.node.attributes.pop(name, None)
         return True
 
@@ -190,12 +192,6 @@ class Linear:
         graph.register_initializer(value)
         return value
 
-    @property
-    def _weight_axis(self) -> int:
-        if self.node.op_type == "Conv" or self.node.attributes.get_int("transB", 0) != 0:
-            return 0
-        return 1
-
     def _bias(self) -> Vector:
         return np.zeros(self.channels) if self.bias is None else self.bias
 
@@ -214,8 +210,7 @@ class Linear:
         per_channel = array.size == self.channels and array.shape[-1:] == (self.channels,)
         if not (array.size == 1 or per_channel) or array.ndim > (self.rank or 1):
             raise NotAffineError(f"the bias of {self.node.name} varies over other axes than the channels")
-        beta = self.node.attributes.get_float("beta", 1.0) if self.node.op_type == "Gemm" else 1.0
-        return np.broadcast_to(array.astype(np.float64).reshape(-1), (self.channels,)) * beta
+        return np.broadcast_to(array.astype(np.float64).reshape(-1), (self.channels,)) * self.view.beta
 
     def rounded(self, array: Vector) -> np.ndarray[Any, Any]:
         """Return the array in the layer's dtype.
@@ -237,10 +232,8 @@ class Linear:
         if bias is None:
             return
         assert self.bias_node is not None
-        if self.node.op_type == "Gemm":
-            beta = self.node.attributes.get_float("beta", 1.0)
-            if beta != 1.0:
-                self.node.attributes.add(ir.AttrFloat32("beta", 1.0))  # the bias has it inside now
+        if self.view.beta != 1.0:
+            self.node.attributes.add(ir.AttrFloat32("beta", 1.0))  # the bias has it inside now
         self._replace(self.bias_node, self.bias_index, bias, "bias")
 
     def _replace(self, node: ir.Node, index: int, array: Vector, role: str) -> None:

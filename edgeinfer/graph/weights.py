@@ -1,11 +1,17 @@
-"""Layers that multiply by a constant weight, seen alike: Conv, Gemm and MatMul, float or behind Q/DQ.
+"""The one view of a layer's weight: Conv, ConvTranspose, Gemm and MatMul as y = W x + b.
 
 A weight is handled as a stack of matrices `(G, R, K)`: G groups, R output channels a group, K inputs a group
-(for Conv: input channels by kernel). Then `y[g] = W[g] @ x[g]` holds for all of them.
+(for Conv: input channels by kernel). Then `y[g] = W[g] @ x[g]` holds for all of them. In a transposed
+convolution every tap is an output of its own, which is scattered behind the product.
+
+`find_linear` takes a node as a plain layer with a weight of its own, which quantization needs, or says why
+not; `edgeinfer.graph.layers.find_layers` finds all layers of a graph, also those that share a weight.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import cast, final
 
 import attrs
@@ -13,6 +19,16 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.devices.profile import Target
+from edgeinfer.graph.constants import constant_value
+from edgeinfer.graph.im2col import Layout, layout_of_node
+from edgeinfer.graph.initializers import (
+    add_initializer,
+    constant,
+    drop_unused,
+    graph_of,
+    set_constant,
+    set_type,
+)
 
 __all__ = [
     "LINEAR_OPS",
@@ -23,18 +39,19 @@ __all__ = [
     "drop_unused",
     "find_linear",
     "graph_of",
+    "linear_of",
     "set_constant",
     "set_type",
 ]
 
 LINEAR_OPS = ("Conv", "Gemm", "MatMul")
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Linear:
-    """One Conv, Gemm or MatMul with a constant weight.
+    """One layer with a constant weight.
 
     Attributes:
         node: The node.
@@ -42,40 +59,108 @@ class Linear:
         dequantize: The DequantizeLinear between the initializer and the node, or None.
         cast: The Cast between them, where the weight is stored in another float type, or None.
         groups: The number of groups; 1 but for grouped and depthwise convolutions.
-        channel_axis: The axis of `weight` that counts output channels.
-        input_axis: The axis of `weight` that counts input channels of a group.
+        channel_axis: The axis of `weight` that counts output channels (of a group, for ConvTranspose).
+        input_axis: The axis of `weight` that counts input channels (of a group, for Conv).
+        bias_add: The Add behind the node that has its bias, or None: the bias is the node's third input.
+        shared: Whether another node uses the same weight.
     """
 
     node: ir.Node
     weight: ir.Value
-    dequantize: ir.Node | None
+    dequantize: ir.Node | None = None
     cast: ir.Node | None = None
-    groups: int
+    groups: int = 1
     channel_axis: int
     input_axis: int
+    bias_add: ir.Node | None = None
+    shared: bool = False
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return self.node.name or self.node.op_type
+
+    @property
+    def kind(self) -> str:
+        """The operator."""
+        return self.node.op_type
+
+    @property
+    def is_conv(self) -> bool:
+        """Whether its channels are the second axis, and taps the further axes of its weight."""
+        return self.kind in ("Conv", "ConvTranspose")
 
     @property
     def input(self) -> ir.Value:
         """The activation that the layer reads."""
-        value = self.node.inputs[0]
-        if value is None:
-            raise AssertionError(f"{self.node.name} has no input")
-        return value
+        return cast(ir.Value, self.node.inputs[0])
 
     @property
     def output(self) -> ir.Value:
-        """The activation that the layer makes."""
-        return self.node.outputs[0]
+        """The activation that the layer makes, its bias included."""
+        return (self.bias_add or self.node).outputs[0]
 
     @property
     def bias(self) -> ir.Value | None:
-        """The third input of Conv and Gemm, if it is there."""
+        """The third input of the node, or what the Add behind it adds, if it is there."""
+        if self.bias_add is not None:
+            return next(v for v in self.bias_add.inputs if v is not self.node.outputs[0])
         return self.node.inputs[2] if len(self.node.inputs) > 2 else None
 
     @property
     def channels(self) -> int:
         """The number of output channels."""
-        return int(self.weight.const_value.shape[self.channel_axis])  # type: ignore[union-attr, arg-type]
+        size = int(self.weight.const_value.shape[self.channel_axis])  # type: ignore[union-attr, arg-type]
+        return size * self.groups if self.kind == "ConvTranspose" else size
+
+    @property
+    def input_channels(self) -> int:
+        """The number of input channels."""
+        size = int(self.weight.const_value.shape[self.input_axis])  # type: ignore[union-attr, arg-type]
+        return size * self.groups if self.kind == "Conv" else size
+
+    @property
+    def taps(self) -> int:
+        """Kernel positions: 9 for a 3x3 convolution, 1 for a product."""
+        return math.prod(constant(self.weight).shape[2:])
+
+    @property
+    def alpha(self) -> float:
+        """Gemm's alpha, by which the product is multiplied."""
+        return self.node.attributes.get_float("alpha", 1.0) if self.kind == "Gemm" else 1.0
+
+    @property
+    def beta(self) -> float:
+        """Gemm's beta, by which the bias is multiplied."""
+        return self.node.attributes.get_float("beta", 1.0) if self.kind == "Gemm" else 1.0
+
+    @property
+    def layout(self) -> Layout:
+        """How the layer reads X."""
+        shape = constant(self.weight).shape
+        if self.kind != "ConvTranspose":
+            return layout_of_node(self.node, shape)
+        # Before its taps are scattered, a transposed convolution multiplies like one with a 1x1 kernel.
+        ones, rank = (1,) * (len(shape) - 2), len(shape) - 2
+        return Layout(
+            op_type="Conv",
+            groups=self.groups,
+            rows=shape[0] // self.groups,
+            outputs=shape[0],
+            kernel=ones,
+            strides=ones,
+            dilations=ones,
+            pads=(0,) * (2 * rank),
+        )
+
+    def positions(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """Return how many output positions one sample has, given the shapes of activations by name."""
+        x, y = shapes.get(self.input.name or ""), shapes.get(self.node.outputs[0].name or "")
+        if self.kind == "ConvTranspose":
+            return 1 if x is None else math.prod(x[2:])
+        if y is None or self.kind == "Gemm":
+            return 1
+        return math.prod(y[2:] if self.kind == "Conv" else y[1:-1])
 
     def array(self) -> np.ndarray:
         """Return the float weight, dequantized where it is quantized, float32 in the initializer's shape."""
@@ -113,17 +198,93 @@ class Linear:
             del graph_of(self.node).initializers[self.weight.name]
         return attrs.evolve(self, weight=weight, cast=None)
 
+    def matrices(self) -> np.ndarray:
+        """Return W as `(G, R, K)`, Gemm's alpha included, float64."""
+        return self.to_matrices(constant(self.weight).astype(np.float64)) * self.alpha
+
+    def write(self, matrices: np.ndarray) -> None:
+        """Set W, given as `matrices` gives it, in the dtype that it is stored in."""
+        stored = constant(self.weight)
+        array = self.from_matrices(matrices / self.alpha, stored.shape)
+        set_constant(self.weight, array.astype(stored.dtype))
+
+    @property
+    def takes_bias(self) -> bool:
+        """Whether there is a place for a bias: a MatMul without an Add behind it has none."""
+        return self.kind != "MatMul" or self.bias_add is not None
+
+    def bias_vector(self) -> np.ndarray:
+        """Return b as (channels,), Gemm's beta included, float64; zeros where there is none."""
+        array = None if self.bias is None else constant_value(self.bias)
+        flat = np.zeros(1) if array is None else array.astype(np.float64).reshape(-1) * self.beta
+        vector: np.ndarray = np.broadcast_to(flat, (self.channels,)).copy()
+        return vector
+
+    def write_bias(self, vector: np.ndarray) -> None:
+        """Set b, as `bias_vector` gives it, in a constant of its own."""
+        old = self.bias
+        shape: tuple[int, ...] = (self.channels,)
+        if old is not None:
+            stored = constant_value(old)
+            if stored is None or stored.size not in (1, self.channels):
+                return
+            shape = (*[1] * (stored.ndim - 1), self.channels) if stored.size == 1 else stored.shape
+        array = (vector / self.beta).reshape(shape).astype(constant(self.weight).dtype)
+        if old is not None and old.is_initializer() and len(list(old.uses())) == 1:
+            set_constant(old, array.astype(constant(old).dtype))
+            return
+        fresh = add_initializer(graph_of(self.node), f"{self.name}_bias", array)
+        reader, index = (self.node, 2) if self.bias_add is None else (self.bias_add, 0)
+        if self.bias_add is not None:
+            index = next(i for i, v in enumerate(self.bias_add.inputs) if v is old)
+        if index >= len(reader.inputs):
+            reader.resize_inputs(index + 1)
+        reader.replace_input_with(index, fresh)
+
+    def rescale(self, *, inputs: np.ndarray | None = None, outputs: np.ndarray | None = None) -> None:
+        """Multiply W by a factor an input channel; divide W and b by a factor an output channel."""
+        stored = constant(self.weight)
+        array = stored.astype(np.float64)
+        if inputs is not None:
+            rows = stored.shape[self.channel_axis] // self.groups
+            factor = np.repeat(inputs.reshape(self.groups, -1), rows, axis=0)  # (outputs, inputs of a group)
+            array *= self._as_weight(factor)
+        if outputs is not None:
+            array /= self._as_weight(outputs[:, None])
+            if self.bias is not None:
+                bias = constant(self.bias)
+                set_constant(self.bias, (bias / outputs).astype(bias.dtype))
+        set_constant(self.weight, array.astype(stored.dtype))
+
+    def _as_weight(self, factor: np.ndarray) -> np.ndarray:
+        """Return factors (outputs, inputs) so that they broadcast over the weight."""
+        factor = factor if self.channel_axis == 0 else factor.T
+        return factor.reshape(*factor.shape, *[1] * (len(constant(self.weight).shape) - 2))
+
     def to_matrices(self, array: np.ndarray) -> np.ndarray:
         """Return an array of the initializer's shape as `(G, R, K)`."""
-        if self.channel_axis == array.ndim - 1:
-            return np.ascontiguousarray(array.T)[None]
-        return array.reshape(self.groups, array.shape[0] // self.groups, -1)
+        if not self.is_conv:
+            return np.ascontiguousarray(array.T if self.channel_axis else array)[None]
+        grouped = array.reshape(self.groups, array.shape[0] // self.groups, -1)
+        return grouped if self.kind == "Conv" else grouped.transpose(0, 2, 1)
 
     def from_matrices(self, matrices: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Return `(G, R, K)` in the initializer's shape again."""
-        if self.channel_axis == len(shape) - 1:
-            return np.ascontiguousarray(matrices[0].T)
-        return matrices.reshape(shape)
+        if not self.is_conv:
+            return np.ascontiguousarray(matrices[0].T if self.channel_axis else matrices[0])
+        grouped = matrices if self.kind == "Conv" else matrices.transpose(0, 2, 1)
+        return np.ascontiguousarray(grouped).reshape(shape)
+
+
+def linear_of(node: ir.Node, weight: ir.Value) -> Linear:
+    """Return the view of a Conv, ConvTranspose, Gemm or MatMul, given the initializer of its weight."""
+    groups, axis = 1, 1
+    if node.op_type in ("Conv", "ConvTranspose"):
+        groups = node.attributes.get_int("group", 1)
+        axis = 0 if node.op_type == "Conv" else 1
+    elif node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0:
+        axis = 0
+    return Linear(node=node, weight=weight, groups=groups, channel_axis=axis, input_axis=1 - axis)
 
 
 def find_linear(node: ir.Node) -> Linear | str:
@@ -145,70 +306,20 @@ def find_linear(node: ir.Node) -> Linear | str:
     tensor = weight.const_value
     if tensor is None or not weight.is_initializer():
         return "its weight is computed by the graph"
-    if dequantize is None and tensor.dtype not in _FLOATS:
+    if dequantize is None and tensor.dtype not in _FLOATS[:3]:
         return f"its weight is {tensor.dtype.name}"
     users = len(list(weight.uses()))
     if users > 1 or (between is not None and len(list(between.outputs[0].uses())) > 1):
         return f"its weight {weight.name!r} is shared with another node"
     rank = len(tensor.shape)
-    found = Linear(
-        node=node, weight=weight, dequantize=dequantize, cast=cast, groups=1, channel_axis=0, input_axis=1
-    )
-    if node.op_type == "Conv":
-        groups = node.attributes.get_int("group", 1)
-        return attrs.evolve(found, groups=groups)
-    if rank != 2:
+    if node.op_type != "Conv" and rank != 2:
         return f"its weight has {rank} dimensions, 2 are handled"
-    if node.op_type == "MatMul":
-        return attrs.evolve(found, channel_axis=1, input_axis=0)
-    factors = {name: node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")}
-    if factors != {"alpha": 1.0, "beta": 1.0} or node.attributes.get_int("transA", 0) != 0:
-        return f"Gemm with {factors} and transA={node.attributes.get_int('transA', 0)} is not a plain layer"
-    axis = 0 if node.attributes.get_int("transB", 0) else 1
-    return attrs.evolve(found, channel_axis=axis, input_axis=1 - axis)
-
-
-def constant(value: ir.Value | None) -> np.ndarray:
-    """Return the data of a value that is known to be constant."""
-    if value is None or value.const_value is None:
-        raise AssertionError(f"{value} is not constant")
-    return value.const_value.numpy()
-
-
-def set_constant(value: ir.Value, array: np.ndarray) -> None:
-    """Give an initializer new data."""
-    tensor = ir.tensor(np.ascontiguousarray(array), name=value.name)
-    value.const_value = tensor
-    set_type(value, tensor.dtype, ir.Shape(array.shape))
-
-
-def set_type(value: ir.Value, dtype: ir.DataType | None, shape: ir.Shape | None) -> None:
-    """Set dtype and shape of a tensor; setting `value.dtype` would change the copies of the model, too."""
-    value.type = ir.TensorType(dtype) if dtype is not None else None
-    value.shape = shape
-
-
-def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """Add a constant, under this name or a free one like it."""
-    while name in graph.initializers:
-        name += "_"
-    value = ir.Value(name=name)
-    set_constant(value, array)
-    graph.register_initializer(value)
-    return value
-
-
-def drop_unused(model: ir.Model) -> None:
-    """Remove the initializers that nothing reads."""
-    for graph in (model.graph, *model.graph.subgraphs()):
-        for name, value in list(graph.initializers.items()):
-            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
-                del graph.initializers[name]
-
-
-def graph_of(node: ir.Node) -> ir.Graph:
-    """Return the graph that the node stands in."""
-    return cast(ir.Graph, node.graph)
+    if node.op_type == "Gemm":
+        factors = {name: node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")}
+        trans_a = node.attributes.get_int("transA", 0)
+        if factors != {"alpha": 1.0, "beta": 1.0} or trans_a != 0:
+            return f"Gemm with {factors} and transA={trans_a} is not a plain layer"
+    return attrs.evolve(linear_of(node, weight), dequantize=dequantize, cast=cast)
 
 
 def as_target(value: Target | str | None) -> Target | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import final
+from typing import Any, final
 
 import attrs
 import numpy as np
@@ -15,7 +15,8 @@ from edgeinfer.backends.registry import reference_backend
 from edgeinfer.backends.reports import LayerTime
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import Table
-from edgeinfer.feeds.generate import Shapes, generate_feeds
+from edgeinfer.feeds.choose import choose_feeds
+from edgeinfer.feeds.shapes import InputShape, Shapes, describe_inputs
 from edgeinfer.graph.build import compile_model
 from edgeinfer.measure.timing import timing_options
 from edgeinfer.model.model import Model, ModelSource
@@ -69,6 +70,7 @@ class LayerLatencies:
         layers: In execution order.
         runs: Inferences that the figures are from: the mean of the fastest quarter.
         threads: Threads of the runtime; 0 was its own choice.
+        inputs: The shapes that were run, and where each size is from.
         notes: What else must be said.
     """
 
@@ -76,6 +78,7 @@ class LayerLatencies:
     layers: tuple[LayerLatency, ...] = attrs.field(converter=as_tuple)
     runs: int
     threads: int
+    inputs: tuple[InputShape, ...] = attrs.field(default=(), converter=as_tuple)
     notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
     @property
@@ -93,7 +96,11 @@ class LayerLatencies:
 
     def to_dict(self) -> dict[str, object]:
         """Return the figures as JSON-compatible values."""
-        return {**attrs.asdict(self), "total_us": self.total_us}
+        return {
+            **attrs.asdict(self),
+            "inputs": [each.to_dict() for each in self.inputs],
+            "total_us": self.total_us,
+        }
 
     def table(self) -> Table:
         """Return one row a layer, in execution order."""
@@ -108,12 +115,12 @@ class LayerLatencies:
             )
             for layer in self.layers
         ]
-        footer = (f"{self.total_us:.1f} µs in all; {self.runs} runs", *self.notes)
+        footer = [f"{self.total_us:.1f} µs in all", f"{self.runs} runs of {describe_inputs(self.inputs)}"]
         return Table(
             title=f"Latency by layer in {self.where}",
             columns=("node", "operator", "kernel", "µs", "%"),
             rows=rows,
-            footer="; ".join(footer),
+            footer="; ".join([*footer, *self.notes]),
         )
 
     def __str__(self) -> str:
@@ -125,12 +132,13 @@ class LayerLatencies:
 
 def measure_layers(
     model: ModelSource,
-    feed: Mapping[str, np.ndarray] | None = None,
+    feeds: Any = None,
     *,
     target: Target | str | None = None,
     threads: int = 1,
     runs: int | None = None,
     shapes: Shapes | None = None,
+    batch: int | None = None,
 ) -> LayerLatencies:
     """Time each layer of a model on a target, by the profiler of its runtime.
 
@@ -138,27 +146,30 @@ def measure_layers(
 
     Args:
         model: The model.
-        feed: Its inputs; None to make them up.
+        feeds: What to run: the first feed of it, as for `benchmark`. None: made up from the signature.
         target: Where to measure; None for ONNX Runtime.
         threads: Threads within an operator, for backends with such an option; 0 leaves it to the runtime.
         runs: How many inferences; None for about 0.3 s of them.
-        shapes: Sizes of symbolic dimensions, where there is no feed.
+        shapes: As for `benchmark`.
+        batch: As for `benchmark`.
 
     Returns:
         The layers; none, and a note, where the backend has no profiler.
 
     Raises:
+        InputError: The feeds do not fit, or a size is missing that is not that of the batch.
         BackendUnavailableError: The target's backend is not on this machine.
         CompileError: It refuses the model.
     """
     loaded = Model.load(model)
     parsed = Target.parse(target or reference_backend().name)
-    feeds = dict(feed) if feed is not None else generate_feeds(loaded.signature, shapes=shapes)[0]
+    chosen = choose_feeds(feeds, loaded.signature, shapes=shapes, batch=batch)
+    feed = chosen.feeds[0]
     options = timing_options(parsed.backend, threads=threads)
     artifact = compile_model(loaded, parsed.backend, device=parsed.device or None, options=options)
     with load(artifact) as session:
-        count = runs if runs is not None else _runs_for(session, feeds)
-        times = session.profile(feeds, runs=count)
+        count = runs if runs is not None else _runs_for(session, feed)
+        times = session.profile(feed, runs=count)
         where = f"{session.backend}:{session.device}"
     graph = _Names(loaded.ir.graph)
     return LayerLatencies(
@@ -166,15 +177,16 @@ def measure_layers(
         layers=[_as_layer(time, graph) for time in times],
         runs=count,
         threads=threads if options else 0,
-        notes=() if times else (f"backend {parsed.backend!r} has no profiler",),
+        inputs=chosen.inputs,
+        notes=[*chosen.notes, *(() if times else (f"backend {parsed.backend!r} has no profiler",))],
     )
 
 
-def _runs_for(session: Session, feeds: Mapping[str, np.ndarray]) -> int:
+def _runs_for(session: Session, feed: Mapping[str, np.ndarray]) -> int:
     taken = []
     for _ in range(2):
         started = time.perf_counter()
-        session.infer(feeds)
+        session.infer(feed)
         taken.append(time.perf_counter() - started)
     least, most = _RUNS
     return int(min(most, max(least, _SECONDS / min(taken))))

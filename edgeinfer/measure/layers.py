@@ -1,4 +1,4 @@
-"""Comparison layer by layer, in flat memory."""
+"""Comparison layer by layer, in flat memory, of tensors on one scale."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from typing import final
 
 import attrs
+import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.display import track
 from edgeinfer.errors import OptionsError
-from edgeinfer.feeds.generate import Feed
+from edgeinfer.feeds.feeds import Feed
+from edgeinfer.graph.rescaled import rescaled
 from edgeinfer.graph.taps import probe
 from edgeinfer.model.model import Model
 from edgeinfer.numerics.closeness import Closeness, ClosenessAccumulator
@@ -25,7 +27,8 @@ class LayerCloseness:
 
     Attributes:
         tensor: The tensor's name in both graphs. Where a graph quantizes it for all its readers, it is taken
-            behind the DequantizeLinear, as they read it: a quantizer's range may stand for a ReLU.
+            behind the DequantizeLinear, as they read it: a quantizer's range may stand for a ReLU. What a
+            transform divided by factors that it noted (`graph.rescaled`) is multiplied by them again.
         node: The ONNX node of the candidate that makes it.
         op_type: That node's operator.
         closeness: The figures.
@@ -115,23 +118,30 @@ def compare_layers(
     names = common_tensors(reference, candidate)
     nodes = _computed(candidate.ir.graph)
     left_reads, right_reads = (_as_read(model.ir.graph) for model in (reference, candidate))
+    left_scales, right_scales = (rescaled(model.ir) for model in (reference, candidate))
     chunks = [names[start : start + tensors_per_pass] for start in range(0, len(names), tensors_per_pass)]
     layers: list[LayerCloseness] = []
     other_shape: list[str] = []
+    other_scale: list[str] = []
     for chunk in track(chunks, "Comparing layers", total=len(chunks), progress=progress):
         sums = {name: ClosenessAccumulator() for name in chunk}
         unlike: set[str] = set()
+        unscaled: set[str] = set()
         wanted = [list(dict.fromkeys(reads[name] for name in chunk)) for reads in (left_reads, right_reads)]
         with probe(reference, wanted[0]) as left, probe(candidate, wanted[1]) as right:
             for feed in feeds:
                 expected, found = left.infer(feed), right.infer(feed)
                 for name in chunk:
-                    a, b = expected[left_reads[name]], found[right_reads[name]]
-                    if a.shape != b.shape:
+                    a = _on_one_scale(expected[left_reads[name]], left_scales.get(name))
+                    b = _on_one_scale(found[right_reads[name]], right_scales.get(name))
+                    if a is None or b is None:
+                        unscaled.add(name)
+                    elif a.shape != b.shape:
                         unlike.add(name)
                     else:
                         sums[name].update(a, b)
         other_shape += [name for name in chunk if name in unlike]
+        other_scale += [name for name in chunk if name in unscaled]
         layers += [
             LayerCloseness(
                 tensor=name,
@@ -140,11 +150,34 @@ def compare_layers(
                 closeness=total.result(),
             )
             for name, total in sums.items()
-            if name not in unlike
+            if name not in unlike | unscaled
         ]
     notes = []
     if other_shape:
         notes.append(f"{len(other_shape)} layers have other shapes, such as {other_shape[0]!r}")
+    if other_scale:
+        notes.append(
+            f"{len(other_scale)} layers were scaled by a transform and cannot be put on one scale, such as "
+            f"{other_scale[0]!r}"
+        )
+    back = [layer.tensor for layer in layers if layer.tensor in left_scales or layer.tensor in right_scales]
+    if back:
+        notes.append(
+            f"{len(back)} layers that a transform scaled are compared on the scale that they had before"
+        )
     if not layers:
         notes.append("the graphs have no computed tensor in common")
     return tuple(layers), notes
+
+
+def _on_one_scale(array: np.ndarray, divided_by: np.ndarray | None) -> np.ndarray | None:
+    """Undo what a transform divided a tensor by; None when the factors are of another shape."""
+    if divided_by is None:
+        return array
+    if divided_by.ndim > array.ndim:
+        return None
+    aligned = zip(divided_by.shape[::-1], array.shape[::-1], strict=False)
+    if any(size not in (1, wanted) for size, wanted in aligned):
+        return None
+    undone: np.ndarray = array * divided_by
+    return undone

@@ -19,6 +19,7 @@ import numpy as np
 from edgeinfer.backends.registry import get_backend, reference_backend
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import EdgeInferError
+from edgeinfer.feeds.choose import choose_feeds
 from edgeinfer.graph.build import compile_model
 from edgeinfer.measure.layer_times import LayerLatencies, measure_layers
 from edgeinfer.measure.timing import timing_clock, timing_options
@@ -190,17 +191,20 @@ def measure_speedup(
     Args:
         reference: The model to compare with.
         candidate: The model that should be faster.
-        feeds: Inputs of both: one feed, or several; of those with unlike shapes some are run.
+        feeds: What to run in both, as for `benchmark`; of feeds with unlike shapes up to three are run.
         target: The target; None for the reference backend.
         threads: Threads within an operator, for backends with such an option.
         seconds: How long to measure, about; less when the answer is clear.
 
     Returns:
         The speed-up; or why there is none, when the target cannot be measured on this machine.
+
+    Raises:
+        InputError: The feeds do not fit.
     """
-    several = [feeds] if isinstance(feeds, Mapping) else list(feeds)
+    chosen = choose_feeds(feeds, reference.signature).feeds
     with TargetStopwatch(target, threads=threads) as stopwatch:
-        return stopwatch.compare(reference, candidate, several, seconds=seconds)
+        return stopwatch.compare(reference, candidate, chosen, seconds=seconds)
 
 
 def feeds_to_time(feeds: Iterable[Feed]) -> list[Feed]:

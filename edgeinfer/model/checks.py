@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from edgeinfer.artifact.signature import ANY_SIZE_NAMES
 from edgeinfer.errors import InvalidModelError, UnsupportedModelError
 
 __all__ = ["MIN_OPSET", "check_graph", "check_opset", "check_sizes", "free_dimensions", "name_nodes"]
@@ -16,8 +17,6 @@ MIN_OPSET = 7
 # No tensor of a model that fits a device has more elements than this; larger shapes are attacks or defects
 # (a dimension of 2**62 makes one runtime's compiler hang).
 MAX_ELEMENTS = 1 << 40
-# Names of dimensions that name nothing.
-_ANY_SIZE = ("?", "")
 
 
 def check_opset(model: ir.Model) -> None:
@@ -52,21 +51,20 @@ def name_nodes(model: ir.Model) -> None:
 
 
 def free_dimensions(model: ir.Model) -> None:
-    """Read dimensions of -1 or "?", which some exporters write for any size, as unknown ones.
-
-    As a name, "?" would say that all axes called so have one size.
-    """
+    """Read dimensions of -1, or with a name that names nothing, as unknown ones; see `ANY_SIZE_NAMES`."""
     for graph in (model.graph, *model.graph.subgraphs()):
         outputs = (value for node in graph for value in node.outputs)
         for value in (*graph.inputs, *graph.outputs, *outputs):
             dims = list(value.shape or ())
-            known = [None if dim == -1 or _symbol(dim) in _ANY_SIZE else dim for dim in dims]
+            known = [None if _is_any_size(dim) else dim for dim in dims]
             if known != dims:
                 value.shape = ir.Shape(known)
 
 
-def _symbol(dim: int | ir.SymbolicDim) -> str | None:
-    return None if isinstance(dim, int) else dim.value
+def _is_any_size(dim: int | ir.SymbolicDim) -> bool:
+    if isinstance(dim, int):
+        return dim == -1
+    return dim.value is not None and dim.value.strip().lower() in ANY_SIZE_NAMES
 
 
 def check_sizes(model: ir.Model) -> None:

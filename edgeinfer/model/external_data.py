@@ -8,7 +8,8 @@ file, so four layers stand between a name and its bytes (ONNX CVE-2026-27489, -3
 3. the file is opened with O_NOFOLLOW and must be a regular file;
 4. its link count is 1, so that it is not another file by a second name.
 
-The bytes are then mapped from the descriptor that was checked, so that nothing can be swapped in between.
+Each folder on the way is opened through the one above it, and the bytes are mapped from the descriptor that
+was checked, so that nothing can be swapped in between.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import math
 import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,48 +71,85 @@ def map_external_file(folder: Path, location: str, tensor_name: str = "") -> mma
     """
     where = f"tensor {tensor_name!r}, location {location!r}"
 
-    def refuse(what: str, hint: str) -> ExternalDataError:
-        return ExternalDataError(what, where=where, hint=hint)
+    def refuse(what: str, expected: str, found: object, hint: str) -> ExternalDataError:
+        return ExternalDataError(what, where=where, expected=expected, found=found, hint=hint)
 
     root = Path(os.path.realpath(folder))
     if not location or Path(location).is_absolute() or "\0" in location:
-        raise refuse("The external data path is not relative.", "Re-export the model with relative paths.")
+        raise refuse(
+            "The external data path is not relative.",
+            "a relative path",
+            repr(location),
+            "Re-export the model with relative paths.",
+        )
     lexical = Path(os.path.normpath(root / location))
     if not lexical.is_relative_to(root) or lexical == root:
-        raise refuse("The external data path leaves the model's folder.", "Keep the data beside the model.")
+        raise refuse(
+            "The external data path leaves the model's folder.",
+            f"a file below {root}",
+            str(lexical),
+            "Keep the data beside the model.",
+        )
     part = root
     for name in lexical.relative_to(root).parts:
         part = part / name
         if part.is_symlink():
             raise refuse(
                 "The external data path goes through a symbolic link.",
-                f"Copy the file in place of the link {str(part)!r} (cp -L).",
+                "folders and files",
+                str(part),
+                "Copy the file in place of the link (cp -L).",
             )
     try:
-        descriptor = os.open(
-            lexical, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        )
+        descriptor = _open_below(root, lexical.relative_to(root).parts)
     except OSError as error:
         raise ExternalDataError(
             f"The external data file cannot be opened: {error.strerror}.",
             where=where,
+            expected="a file that this user may read",
             found=str(lexical),
             hint="Copy the model together with its data files.",
         ) from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise refuse("The external data is not a regular file.", "Keep the data in an ordinary file.")
+            raise refuse(
+                "The external data is not a regular file.",
+                "a regular file",
+                stat.filemode(status.st_mode),
+                "Keep the data in an ordinary file.",
+            )
         if status.st_nlink != 1:
             raise refuse(
                 "The external data file is hard-linked from another place.",
+                "one name",
+                f"{status.st_nlink} names",
                 "Copy the file, so that it has one name only (cp FILE TMP && mv TMP FILE).",
             )
         if status.st_size == 0:
-            raise refuse("The external data file is empty.", "Copy the model together with its data files.")
+            raise refuse(
+                "The external data file is empty.",
+                "weights",
+                "0 bytes",
+                "Copy the model together with its data files.",
+            )
         return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     finally:
         os.close(descriptor)
+
+
+def _open_below(root: Path, parts: Sequence[str]) -> int:
+    """Open a file, each folder on the way through the one above it; a symbolic link anywhere is refused."""
+    no_link = getattr(os, "O_NOFOLLOW", 0)
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in parts[:-1]:
+            below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | no_link, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        return os.open(parts[-1], os.O_RDONLY | no_link | getattr(os, "O_NONBLOCK", 0), dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def _read(mapped: mmap.mmap, tensor: ir.ExternalTensor) -> ir.TensorProtocol:

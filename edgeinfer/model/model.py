@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias, final
+from typing import TypeAlias, final
 
 import attrs
 import onnx
@@ -25,6 +25,7 @@ from edgeinfer.model.canonical import canonical_digest
 from edgeinfer.model.checks import check_graph, check_opset, check_sizes, free_dimensions, name_nodes
 from edgeinfer.model.external_data import internalize
 from edgeinfer.model.shape_hints import drop_wrong_shapes
+from edgeinfer.model.transform_report import TransformReport
 
 __all__ = ["Model", "ModelSource"]
 
@@ -52,7 +53,7 @@ class Model:
 
     ir: IrModel
     path: Path | None = None
-    report: Any = None
+    report: TransformReport | None = None
 
     @classmethod
     def load(cls, source: ModelSource) -> Model:
@@ -131,7 +132,7 @@ class Model:
     @cached_property
     def signature(self) -> Signature:
         """The inputs (without weights) and outputs, with dtypes and shapes."""
-        return Signature.of_graph(self.ir.graph)
+        return Signature.of_graph(self.ir.graph, ir_version=self.ir.ir_version)
 
     @cached_property
     def digest(self) -> str:

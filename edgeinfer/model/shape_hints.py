@@ -51,9 +51,14 @@ def drop_wrong_shapes(model: ir.Model) -> bool:
 
 
 def forget_shapes(model: ir.Model) -> None:
-    """Remove the shapes of all inner values, in place. Their dtypes stay."""
+    """Remove the shapes of all inner values, in place. Their dtypes stay.
+
+    An input of a subgraph that is a scalar stays one: a Loop's count and condition are nothing else, and
+    runtimes want that written down.
+    """
     for value in inner_values(model):
-        value.shape = None
+        if not (value.is_graph_input() and value.shape is not None and len(value.shape) == 0):
+            value.shape = None
 
 
 def inner_values(model: ir.Model) -> Iterator[ir.Value]:

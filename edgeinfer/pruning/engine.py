@@ -137,7 +137,8 @@ def _prunable(graph: ir.Graph, settings: Settings) -> tuple[Dependencies, list[R
     ]
     groups = []
     for group in dependencies.groups:
-        sources = [dependent[layers[name].x] for name in group.consumers if layers[name].x in dependent]
+        inputs = [layers[name].input for name in group.consumers]
+        sources = [dependent[value] for value in inputs if value in dependent]
         if group.kind != settings.kind:
             continue
         if settings.keep_nodes & {*group.producers, *group.consumers}:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import PreconditionError
-from edgeinfer.feeds.sources import item_source
+from edgeinfer.feeds.sources import source_of
 
 __all__ = ["feeds", "number", "one_of", "part", "target"]
 
@@ -77,7 +77,7 @@ def one_of(*choices: str) -> Validator:
 def feeds(_: object, __: Any, value: Any) -> None:
     """Accept what calibration data can come from, or None."""
     if value is not None:
-        item_source(value)
+        source_of(value)
 
 
 def target(_: object, __: Any, value: Any) -> None:

@@ -81,6 +81,9 @@ class PruneChannels(GraphTransform):
     seed: int = attrs.field(default=0, kw_only=True, validator=options.number(at_least=0, whole=True))
     progress: bool | None = attrs.field(default=None, kw_only=True)
 
+    names_layers = True
+    reports_on = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+
     def __attrs_post_init__(self) -> None:
         _ = self.budget  # refused here if there is none
 

@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 
 from edgeinfer.errors import PreconditionError
-from edgeinfer.graph.layers import Layer
+from edgeinfer.graph.weights import Linear
 from edgeinfer.pruning import options
 from edgeinfer.pruning.sparse_masks import group_order, magnitude_nm_mask, nm_mask
 from edgeinfer.pruning.sparsify import Pattern, Sparsify
@@ -49,18 +49,18 @@ class PruneNM(Sparsify):
             name=f"{self.n}:{self.m}", refuse=self._refuse, choose=self._choose, satisfied=self._satisfied
         )
 
-    def _refuse(self, layer: Layer) -> Refusal | None:
+    def _refuse(self, layer: Linear) -> Refusal | None:
         channels = layer.layout.rows // layer.taps
         if channels % self.m == 0:
             return None
         return Refusal(layer.name, f"{channels} input channels are no multiple of {self.m}")
 
-    def _choose(self, layer: Layer, weight: np.ndarray, cov: np.ndarray | None) -> np.ndarray:
+    def _choose(self, layer: Linear, weight: np.ndarray, cov: np.ndarray | None) -> np.ndarray:
         order = group_order(layer, self.m)
         if cov is None:
             return magnitude_nm_mask(weight, order, self.n, self.m)
         return nm_mask(weight, cov, order, self.n, self.m)
 
-    def _satisfied(self, layer: Layer, weight: np.ndarray) -> bool:
+    def _satisfied(self, layer: Linear, weight: np.ndarray) -> bool:
         groups = weight[:, group_order(layer, self.m)].reshape(-1, self.m)
         return bool(((groups != 0).sum(1) <= self.n).all())

@@ -7,9 +7,9 @@ from typing import final
 import attrs
 import numpy as np
 
-from edgeinfer.graph.layers import Layer
+from edgeinfer.graph.weights import Linear
 from edgeinfer.pruning import options
-from edgeinfer.pruning.sparse_masks import sparse_mask
+from edgeinfer.pruning.sparse_masks import dropped_count, sparse_mask
 from edgeinfer.pruning.sparsify import Pattern, Sparsify
 
 __all__ = ["PruneWeights"]
@@ -41,9 +41,9 @@ class PruneWeights(Sparsify):
             satisfied=self._satisfied,
         )
 
-    def _choose(self, _: Layer, weight: np.ndarray, cov: np.ndarray | None) -> np.ndarray:
+    def _choose(self, _: Linear, weight: np.ndarray, cov: np.ndarray | None) -> np.ndarray:
         return sparse_mask(weight, np.eye(weight.shape[1]) if cov is None else cov, self.sparsity)
 
-    def _satisfied(self, _: Layer, weight: np.ndarray) -> bool:
-        # Rounding in blocks of columns may leave a few weights short of the wanted part.
-        return bool((weight == 0).mean() >= self.sparsity - 0.01)
+    def _satisfied(self, _: Linear, weight: np.ndarray) -> bool:
+        rows, columns = weight.shape
+        return int((weight == 0).sum()) >= dropped_count(rows, columns, self.sparsity)

@@ -1,6 +1,6 @@
 """`Sparsify`: what transforms that zero single weights have in common.
 
-Layer by layer, in topological order: the dense weights are fitted to what the float model computes, from the
+Linear by layer, in topological order: the dense weights are fitted to what the float model computes, from the
 inputs that the pruned model has by now; a mask is chosen for them; the weights that stay are solved for
 exactly, row by row. Sequential fitting and the exact solve are what SparseGPT's one pass leaves on the table.
 """
@@ -19,9 +19,11 @@ from edgeinfer.artifact.signature import Signature
 from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
-from edgeinfer.feeds.generate import FeedIterable
-from edgeinfer.graph.layers import Layer, find_layers, read_weight, write_weight
+from edgeinfer.feeds.feeds import FeedIterable
+from edgeinfer.graph.initializers import constant
+from edgeinfer.graph.layers import find_layers
 from edgeinfer.graph.names import require_nodes
+from edgeinfer.graph.weights import Linear
 from edgeinfer.pruning import options
 from edgeinfer.pruning.engine import downstream
 from edgeinfer.pruning.reconstruction.refit import Refitter, refusals
@@ -34,7 +36,7 @@ from edgeinfer.values import as_frozenset
 
 __all__ = ["Pattern", "Sparsify"]
 
-Choose: TypeAlias = "Callable[[Layer, np.ndarray, np.ndarray | None], np.ndarray]"
+Choose: TypeAlias = "Callable[[Linear, np.ndarray, np.ndarray | None], np.ndarray]"
 
 
 @final
@@ -50,9 +52,9 @@ class Pattern:
     """
 
     name: str
-    refuse: Callable[[Layer], Refusal | None]
+    refuse: Callable[[Linear], Refusal | None]
     choose: Choose
-    satisfied: Callable[[Layer, np.ndarray], bool]
+    satisfied: Callable[[Linear, np.ndarray], bool]
 
 
 @attrs.frozen
@@ -109,12 +111,12 @@ class Sparsify(GraphTransform):
         model.graph, model.ir_version = work.graph, work.ir_version
 
 
-def _wanted(model: ir.Model, report: ReportBuilder, settings: Sparsify) -> dict[str, Layer]:
+def _wanted(model: ir.Model, report: ReportBuilder, settings: Sparsify) -> dict[str, Linear]:
     pattern, cannot = settings.pattern, refusals(model.graph)
     wanted = {}
     for layer in find_layers(model.graph):
         refused = _refuse(layer, settings) or cannot.get(layer.name) or pattern.refuse(layer)
-        if refused is None and pattern.satisfied(layer, layer.matrix(read_weight(layer.weight))[0]):
+        if refused is None and pattern.satisfied(layer, layer.matrices()[0]):
             refused = Refusal(layer.name, f"it is {pattern.name} already")
         if refused is None:
             wanted[layer.name] = layer
@@ -123,20 +125,20 @@ def _wanted(model: ir.Model, report: ReportBuilder, settings: Sparsify) -> dict[
     return wanted
 
 
-def _refuse(layer: Layer, settings: Sparsify) -> Refusal | None:
+def _refuse(layer: Linear, settings: Sparsify) -> Refusal | None:
     if layer.name in settings.keep_nodes:
         return Refusal(layer.name, "keep_nodes has it")
-    if layer.kind == "conv_transpose":
+    if layer.kind == "ConvTranspose":
         return Refusal(layer.name, "it is a transposed convolution")
-    return Refusal(layer.name, "it is a depthwise or grouped layer") if layer.group > 1 else None
+    return Refusal(layer.name, "it is a depthwise or grouped layer") if layer.groups > 1 else None
 
 
 def _with_data(
-    model: ir.Model, wanted: dict[str, Layer], feeds: FeedIterable, report: ReportBuilder, settings: Sparsify
+    model: ir.Model, wanted: dict[str, Linear], feeds: FeedIterable, report: ReportBuilder, settings: Sparsify
 ) -> None:
     columns = columns_of_each_feed(feeds, settings.max_columns)
     refitter = Refitter(reference=model.clone(), masks={}, feeds=feeds, columns=columns, ridge=settings.ridge)
-    affected = downstream(model.graph, {layer.y.name or "" for layer in wanted.values()}) | set(wanted)
+    affected = downstream(model.graph, {layer.output.name or "" for layer in wanted.values()}) | set(wanted)
     affected -= {*refusals(model.graph), *settings.keep_nodes}
     masks: dict[str, np.ndarray] = {}
     layers = [layer for layer in find_layers(model.graph) if layer.name in affected]
@@ -149,26 +151,26 @@ def _with_data(
                     report.apply(layer.name, "dense, refitted to what changed before it")
                 continue
 
-            def choose(weight: np.ndarray, cov: np.ndarray, layer: Layer = layer) -> np.ndarray:
+            def choose(weight: np.ndarray, cov: np.ndarray, layer: Linear = layer) -> np.ndarray:
                 return settings.pattern.choose(layer, weight[0], cov[0])[None]
 
             known = masks.get(layer.name)
             losses = refitter.refit(model, layer, choose if known is None else known)
-            masks[layer.name] = layer.matrix(read_weight(layer.weight)) != 0 if known is None else known
+            masks[layer.name] = layer.matrices() != 0 if known is None else known
             if sweep == 0:
                 zeros = 1 - float(masks[layer.name].mean())
                 report.apply(layer.name, f"{zeros:.0%} zeros, relative error of its output {losses[1]:.4f}")
 
 
-def _by_magnitude(layer: Layer, report: ReportBuilder, pattern: Pattern) -> None:
-    weight = layer.matrix(read_weight(layer.weight))
+def _by_magnitude(layer: Linear, report: ReportBuilder, pattern: Pattern) -> None:
+    weight = layer.matrices()
     mask = pattern.choose(layer, weight[0], None)[None]
-    write_weight(layer.weight, layer.unmatrix(weight * mask, read_weight(layer.weight).shape))
+    layer.write(weight * mask)
     report.apply(layer.name, f"{pattern.name}: {1 - mask.mean():.0%} zeros")
 
 
-def _total(wanted: dict[str, Layer], report: ReportBuilder) -> None:
-    weights = {name: read_weight(layer.weight) for name, layer in wanted.items()}
+def _total(wanted: dict[str, Linear], report: ReportBuilder) -> None:
+    weights = {name: constant(layer.weight) for name, layer in wanted.items()}
     zeros = {name: int((w == 0).sum()) for name, w in weights.items()}
     size = sum(w.size for w in weights.values())
     report.data.update({"zeros": zeros, "weights": {name: int(w.size) for name, w in weights.items()}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,11 @@ class Pins:
     def __init__(self, cores: tuple[int, ...]) -> None:
         if not hasattr(os, "sched_setaffinity"):
             raise DeviceError(
-                "This system cannot pin threads to cores.", where="option pin_cores", hint="Leave it out."
+                "This system cannot pin threads to cores.",
+                where="option pin_cores",
+                expected="Linux",
+                found=sys.platform,
+                hint="Leave it out.",
             )
         self._allowed = os.sched_getaffinity(0)
         if not cores or not set(cores) <= self._allowed:
@@ -44,6 +49,7 @@ class Pins:
                 where="option pin_cores",
                 expected=f"among {sorted(self._allowed)}",
                 found=cores,
+                hint="Name cores of that list, or leave it out.",
             )
         self._cores = set(cores)
         self._before: dict[int, set[int]] = {}

@@ -2,176 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter, perf_counter_ns
-from typing import Any, final
+from typing import Any, TypeAlias
 
-import attrs
 import numpy as np
 
-from edgeinfer.artifact.manifest import Cost
-from edgeinfer.display import Table, track
+from edgeinfer.display import track
 from edgeinfer.errors import OptionsError
-from edgeinfer.feeds.generate import Feed, Feeds, Shapes, as_feeds, feed_nbytes, generate_feeds
+from edgeinfer.feeds.choose import ChosenFeeds, choose_feeds
+from edgeinfer.feeds.feeds import Feed
+from edgeinfer.feeds.shapes import Shapes
+from edgeinfer.runtime.benchmark_report import BenchmarkReport
 from edgeinfer.runtime.loadgen import SingleStream, run_single_stream
 from edgeinfer.runtime.machine import describe_machine
 from edgeinfer.runtime.session import Session
-from edgeinfer.values import as_tuple
 
-__all__ = ["BenchmarkReport", "benchmark"]
+__all__ = [
+    "BenchmarkReport",
+    "Call",
+    "benchmark",
+    "calls_for",
+    "check_numbers",
+    "chosen_for",
+    "timed_in_turns",
+]
 
-PERCENTILES = (50.0, 90.0, 99.0, 99.9)
-# Feeds are held in memory, so that reading them is not measured.
-_MAX_FEED_BYTES = 256 << 20
-
-
-@final
-@attrs.frozen(kw_only=True)
-class BenchmarkReport:
-    """Latencies of single inferences, one after the other.
-
-    Attributes:
-        backend: The backend's name.
-        device: The device name within it.
-        mode: `infer` (checks and fresh outputs included) or `bound`.
-        latencies_ms: Every latency in milliseconds, in order.
-        seconds: Wall time of the measured runs.
-        warmup: How many runs came before and are not counted.
-        machine: Where it was measured.
-        single_stream: What MLPerf's load generator says, when it was used.
-        notes: What else must be said.
-    """
-
-    backend: str
-    device: str
-    mode: str
-    latencies_ms: np.ndarray = attrs.field(repr=False, eq=attrs.cmp_using(eq=np.array_equal))
-    seconds: float
-    warmup: int
-    machine: str
-    single_stream: SingleStream | None = None
-    notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
-
-    @property
-    def n(self) -> int:
-        """How many inferences were measured."""
-        return int(self.latencies_ms.size)
-
-    def percentile_ms(self, percent: float) -> float:
-        """Return the latency in milliseconds that `percent` of the inferences stay at or below."""
-        # 'higher' returns a latency that was really seen, so that a tail is never interpolated away.
-        return float(np.percentile(self.latencies_ms, percent, method="higher"))
-
-    @property
-    def p50_ms(self) -> float:
-        """Median latency."""
-        return self.percentile_ms(50)
-
-    @property
-    def p90_ms(self) -> float:
-        """90th percentile."""
-        return self.percentile_ms(90)
-
-    @property
-    def p99_ms(self) -> float:
-        """99th percentile."""
-        return self.percentile_ms(99)
-
-    @property
-    def p999_ms(self) -> float:
-        """99.9th percentile; the maximum when there are fewer than 1000 inferences."""
-        return self.percentile_ms(99.9)
-
-    @property
-    def mean_ms(self) -> float:
-        """Mean latency."""
-        return float(self.latencies_ms.mean())
-
-    @property
-    def min_ms(self) -> float:
-        """The shortest latency."""
-        return float(self.latencies_ms.min())
-
-    @property
-    def max_ms(self) -> float:
-        """The longest latency."""
-        return float(self.latencies_ms.max())
-
-    @property
-    def std_ms(self) -> float:
-        """Standard deviation of the latency."""
-        return float(self.latencies_ms.std())
-
-    @property
-    def jitter(self) -> float:
-        """p99 / p50: 1 is perfectly steady."""
-        return self.p99_ms / self.p50_ms
-
-    @property
-    def throughput(self) -> float:
-        """Inferences a second, one after the other."""
-        return self.n / self.seconds
-
-    def cost(self, *, peak_bytes: int | None = None, disk_bytes: int | None = None) -> Cost:
-        """Return the measured cost for `Artifact.with_cost`."""
-        return Cost(
-            latency_p50_ms=self.p50_ms,
-            latency_p99_ms=self.p99_ms,
-            peak_bytes=peak_bytes,
-            disk_bytes=disk_bytes,
-            measured_on=f"{self.machine}; {self.backend}:{self.device}",
-        )
-
-    def to_dict(self) -> dict[str, object]:
-        """Return the figures as JSON-compatible values, without the single latencies."""
-        names = ("p50_ms", "p90_ms", "p99_ms", "p999_ms", "mean_ms", "min_ms", "max_ms", "std_ms")
-        return {
-            "backend": self.backend,
-            "device": self.device,
-            "mode": self.mode,
-            "n": self.n,
-            "warmup": self.warmup,
-            **{name: getattr(self, name) for name in names},
-            "jitter": self.jitter,
-            "throughput": self.throughput,
-            "machine": self.machine,
-            "single_stream": attrs.asdict(self.single_stream) if self.single_stream else None,
-            "notes": list(self.notes),
-        }
-
-    def table(self) -> Table:
-        """Return one row a figure."""
-        rows: list[tuple[object, ...]] = [
-            ("p50", f"{self.p50_ms:.3f} ms"),
-            ("p90", f"{self.p90_ms:.3f} ms"),
-            ("p99", f"{self.p99_ms:.3f} ms"),
-            ("p99.9", f"{self.p999_ms:.3f} ms"),
-            ("mean ± std", f"{self.mean_ms:.3f} ± {self.std_ms:.3f} ms"),
-            ("min … max", f"{self.min_ms:.3f} … {self.max_ms:.3f} ms"),
-            ("jitter (p99/p50)", f"{self.jitter:.2f}"),
-            ("throughput", f"{self.throughput:.1f} inferences/s"),
-            ("measured", f"{self.n} inferences after {self.warmup} to warm up"),
-        ]
-        if self.single_stream is not None:
-            rows.append(("MLPerf SingleStream", self.single_stream.describe()))
-        return Table(
-            title=f"Latency: {self.backend}:{self.device or 'default'}, {self.mode}",
-            columns=("", ""),
-            rows=rows,
-            footer="; ".join((self.machine, *self.notes)),
-        )
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
+Call: TypeAlias = "Callable[[], object]"
+# With neither runs nor seconds: so long, and at least so many runs.
+_SECONDS = 2.0
+_LEAST_RUNS = 100
 
 
 def benchmark(
     session: Session,
-    feeds: Feeds | None = None,
+    feeds: Any = None,
     *,
     warmup: int = 10,
     runs: int | None = None,
@@ -179,6 +47,7 @@ def benchmark(
     bound: bool = False,
     loadgen: bool = False,
     shapes: Shapes | None = None,
+    batch: int | None = None,
     seed: int = 0,
     progress: bool | None = None,
 ) -> BenchmarkReport:
@@ -186,81 +55,96 @@ def benchmark(
 
     Args:
         session: An open session.
-        feeds: One feed or many, gone through in turn. None: made up from the signature, see `shapes`.
+        feeds: What to run, gone through in turn: one feed, many, or a source of them as for `Feeds.of`. None:
+            made up from the signature.
         warmup: Runs beforehand that are not counted.
         runs: How many runs to measure. With `seconds`, whichever ends first.
         seconds: How long to measure. With neither, 2 seconds and at least 100 runs.
         bound: Measure the bound mode, without checks and allocation, on the first feed.
         loadgen: Let MLPerf's load generator issue the queries (SingleStream with early stopping). It
             takes `runs` as its minimum query count and `seconds` as its minimum duration.
-        shapes: For made-up feeds: sizes of symbolic dimensions (`{"N": 8}`) or whole shapes
-            (`{"input": (8, 3, 224, 224)}`); 1 where not given.
+        shapes: Sizes of symbolic dimensions (`{"N": 8}`) or entire shapes (`{"input": (8, 3, 224, 224)}`).
+        batch: The size of the batch: the rows of the feeds are put into batches of it. None: that of the
+            feeds; for made-up ones 1.
         seed: For made-up feeds.
         progress: Show a progress bar. None: in a terminal or a notebook only.
 
     Raises:
         OptionsError: A number is out of range.
         BackendUnavailableError: `loadgen=True` and the load generator is not installed.
-        InputError: The feeds do not fit.
+        InputError: The feeds do not fit, or a size is missing that is not that of the batch.
     """
-    _check(warmup, runs, seconds)
-    kept, notes = _kept(feeds, session, shapes, seed)
-    if bound:
-        with session.bind({name: array.shape for name, array in kept[0].items()}) as binding:
-            for name, array in kept[0].items():
-                binding.inputs[name][...] = array
-            return _measure(session, [binding.run], "bound", warmup, runs, seconds, loadgen, progress, notes)
-    calls = [_call(session, feed) for feed in kept]
-    return _measure(session, calls, "infer", warmup, runs, seconds, loadgen, progress, notes)
+    check_numbers(warmup, runs, seconds)
+    chosen = chosen_for(session, feeds, shapes=shapes, batch=batch, count=int(bound), seed=seed)
+    with contextlib.ExitStack() as stack:
+        calls = calls_for(session, chosen, bound, stack)
+        mode = "bound" if bound else "infer"
+        return _measure(session, calls, mode, chosen, warmup, runs, seconds, loadgen, progress)
 
 
-def _call(session: Session, feed: Feed) -> Callable[[], object]:
+def chosen_for(session: Session, feeds: Any, **options: Any) -> ChosenFeeds:
+    """Return the feeds for a session; arrays in device memory stay there if its runner takes them."""
+    on_device = bool(getattr(session._runner, "takes_device_arrays", False))
+    return choose_feeds(feeds, session.signature, keep_device_arrays=on_device, **options)
+
+
+def calls_for(
+    session: Session, chosen: ChosenFeeds, bound: bool, stack: contextlib.ExitStack
+) -> Sequence[Call]:
+    """Return what to time: `infer` on each feed, or a bound mode on the first, which `stack` closes."""
+    if not bound:
+        return [_call(session, feed) for feed in chosen.feeds]
+    feed = chosen.feeds[0]
+    binding = stack.enter_context(session.bind({name: array.shape for name, array in feed.items()}))
+    for name, array in feed.items():
+        binding.inputs[name][...] = array
+    return [binding.run]
+
+
+def _call(session: Session, feed: Feed) -> Call:
     infer = session.infer
     return lambda: infer(feed)
 
 
-def _check(warmup: int, runs: int | None, seconds: float | None) -> None:
-    for name, value, least in (("warmup", warmup, 0), ("runs", runs, 1), ("seconds", seconds, 0.001)):
-        if value is not None and value < least:
-            raise OptionsError(f"{name} is out of range.", expected=f"at least {least}", found=value)
+def check_numbers(warmup: int, runs: int | None, seconds: float | None) -> None:
+    """Refuse numbers out of range.
 
-
-def _kept(
-    feeds: Any, session: Session, shapes: Shapes | None, seed: int
-) -> tuple[list[Feed], tuple[str, ...]]:
-    if feeds is None:
-        made: list[Feed] = list(generate_feeds(session.signature, shapes=shapes, seed=seed))
-        return made, ("made-up inputs",)
-    kept: list[Feed] = []
-    size = 0
-    for feed in as_feeds(feeds, session.signature):
-        size += feed_nbytes(feed)
-        if kept and size > _MAX_FEED_BYTES:
-            return kept, (f"the first {len(kept)} feeds only",)
-        kept.append(feed)
-    return kept, ()
+    Raises:
+        OptionsError: One is.
+    """
+    for name, value, least in (("warmup", warmup, 0), ("runs", runs, 1)):
+        if value is not None and not (isinstance(value, (int, np.integer)) and value >= least):
+            raise OptionsError(f"{name} is out of range.", expected=f"an integer from {least}", found=value)
+    if seconds is not None and not (
+        isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds >= 0.001
+    ):
+        raise OptionsError("seconds is out of range.", expected="a number from 0.001", found=seconds)
 
 
 def _measure(
     session: Session,
-    calls: list[Callable[[], object]],
+    calls: Sequence[Call],
     mode: str,
+    chosen: ChosenFeeds,
     warmup: int,
     runs: int | None,
     seconds: float | None,
     loadgen: bool,
     progress: bool | None,
-    notes: tuple[str, ...],
 ) -> BenchmarkReport:
     for call in itertools.islice(itertools.cycle(calls), warmup):
         call()
     result: SingleStream | None = None
     if loadgen:
         latencies, elapsed, result = run_single_stream(
-            calls, min_queries=runs or 100, min_seconds=seconds if seconds is not None else 2.0
+            calls,
+            min_queries=runs or _LEAST_RUNS,
+            min_seconds=seconds if seconds is not None else _SECONDS,
         )
     else:
-        latencies, elapsed = _timed(calls, runs, seconds, progress)
+        started = perf_counter()
+        latencies = timed_in_turns({"": calls}, runs, seconds, progress)[""]
+        elapsed = perf_counter() - started
     return BenchmarkReport(
         backend=session.backend,
         device=session.device,
@@ -269,32 +153,42 @@ def _measure(
         seconds=elapsed,
         warmup=warmup,
         machine=describe_machine(),
+        inputs=chosen.inputs,
         single_stream=result,
-        notes=notes,
+        notes=chosen.notes,
     )
 
 
-def _timed(
-    calls: list[Callable[[], object]], runs: int | None, seconds: float | None, progress: bool | None
-) -> tuple[list[int], float]:
-    """Return every latency in nanoseconds, and the wall time in seconds."""
+def timed_in_turns(
+    calls: Mapping[str, Sequence[Call]], runs: int | None, seconds: float | None, progress: bool | None
+) -> dict[str, list[int]]:
+    """Return every latency in nanoseconds, by name. All have one turn before any has the next.
+
+    Args:
+        calls: What to run, by name; each goes through its own in order.
+        runs: How many turns.
+        seconds: How long, in all. With both, whichever ends first.
+        progress: Show it.
+    """
     least = 1
     if runs is None and seconds is None:
-        seconds, least = 2.0, 100
-    latencies: list[int] = []
+        seconds, least = _SECONDS * len(calls), _LEAST_RUNS
+    latencies: dict[str, list[int]] = {name: [] for name in calls}
+    cycles = [(itertools.cycle(own), latencies[name]) for name, own in calls.items()]
 
-    def ticks() -> Iterator[int]:
-        # One tick a run when runs are counted, else one about every tenth of a second.
-        end = perf_counter() + seconds if seconds is not None else float("inf")
-        turn = itertools.cycle(calls)
-        while (runs is None or len(latencies) < runs) and (perf_counter() < end or len(latencies) < least):
-            call = next(turn)
-            started = perf_counter_ns()
-            call()
-            latencies.append(perf_counter_ns() - started)
-            yield 1
+    def turns() -> Iterator[int]:
+        end = perf_counter() + seconds if seconds is not None else math.inf
+        turn = 0
+        while (runs is None or turn < runs) and (perf_counter() < end or turn < least):
+            # Back and forth, so that none always comes behind the same other.
+            for own, found in cycles if turn % 2 == 0 else reversed(cycles):
+                call = next(own)
+                started = perf_counter_ns()
+                call()
+                found.append(perf_counter_ns() - started)
+            turn += 1
+            yield turn
 
-    started = perf_counter()
-    for _ in track(ticks(), "Measuring", total=runs, progress=progress):
+    for _ in track(turns(), "Measuring", total=runs, progress=progress):
         pass
-    return latencies, perf_counter() - started
+    return latencies

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import final
 
 import numpy as np
 
 from edgeinfer.artifact.signature import Signature
 from edgeinfer.backends.protocol import Binding, Runner
-from edgeinfer.errors import InferenceError, SessionClosedError
+from edgeinfer.errors import ForkedSessionError, InferenceError, SessionClosedError
+from edgeinfer.forking import keep_forever
 
-__all__ = ["BoundSession", "CopyingBinding"]
+__all__ = ["BoundSession", "CopyingBinding", "forked_session_error"]
 
 
 @final
@@ -22,8 +24,9 @@ class BoundSession:
     The buffers belong to the bound session; each `run` overwrites the outputs. Use one per thread.
 
     Attributes:
-        inputs: The input buffers by name.
-        outputs: The output buffers by name.
+        inputs: The input buffers by name, read-only: write into an array, as in `inputs["x"][...] = x`. An
+            optional input has a buffer only where `bind` was given its shape; else its default holds.
+        outputs: The output buffers by name, read-only. None of them shares memory with another buffer.
     """
 
     def __init__(
@@ -40,27 +43,34 @@ class BoundSession:
         self._guard = guard
         self._wrap_error = wrap_error
         # A runtime that drops an input which nothing reads has no buffer for it.
-        self.inputs: Mapping[str, np.ndarray] = {
-            spec.name: binding.inputs[spec.name]
-            if spec.name in binding.inputs
-            else np.zeros(shapes[spec.name], spec.dtype)
-            for spec in signature.inputs
-        }
+        self.inputs: Mapping[str, np.ndarray] = MappingProxyType(
+            {
+                spec.name: binding.inputs[spec.name]
+                if spec.name in binding.inputs
+                else np.zeros(shapes[spec.name], spec.dtype)
+                for spec in (*signature.inputs, *signature.optional)
+                if spec.name in shapes
+            }
+        )
         # A runtime may know an output by another of its names; the order is the signature's.
-        self.outputs: Mapping[str, np.ndarray] = {
-            spec.name: buffer
-            for spec, buffer in zip(signature.outputs, binding.outputs.values(), strict=True)
-        }
-        self._closed = False
+        self.outputs: Mapping[str, np.ndarray] = MappingProxyType(
+            {
+                spec.name: buffer
+                for spec, buffer in zip(signature.outputs, binding.outputs.values(), strict=True)
+            }
+        )
+        self._closed = self._forked = False
 
     def run(self) -> None:
         """Run once over the buffers.
 
         Raises:
-            InferenceError: The runtime failed.
+            InferenceError: The runtime failed, or an output has another shape than at binding.
             SessionClosedError: The session or this is closed.
         """
         if self._closed:
+            if self._forked:
+                raise forked_session_error()
             raise SessionClosedError("The bound session is closed.", hint="Call session.bind() again.")
         try:
             if self._guard is None:
@@ -79,11 +89,24 @@ class BoundSession:
             self._closed = True
             self._binding.close()
 
+    def _after_fork(self) -> None:
+        self._closed = self._forked = True
+        keep_forever(self._binding)
+
     def __enter__(self) -> BoundSession:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def forked_session_error() -> ForkedSessionError:
+    """Return what every use of a session in a forked child raises."""
+    return ForkedSessionError(
+        "The session belongs to the process that loaded it, and this is a fork of that.",
+        hint="Load the artifact in the child. Start children with multiprocessing's 'spawn' or 'forkserver': "
+        "not every runtime works in a fork of a process that used it.",
+    )
 
 
 @final
@@ -94,7 +117,8 @@ class CopyingBinding:
         self._runner = runner
         self.inputs: Mapping[str, np.ndarray] = {
             spec.name: np.full(shapes[spec.name], "" if spec.dtype == object else 0, spec.dtype)
-            for spec in signature.inputs
+            for spec in (*signature.inputs, *signature.optional)
+            if spec.name in shapes
         }
         first = runner.run(self.inputs)
         self.outputs: Mapping[str, np.ndarray] = {

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
@@ -22,9 +23,11 @@ import attrs
 from edgeinfer.artifact.artifact import Artifact
 from edgeinfer.display import Table
 from edgeinfer.errors import InferenceError, OptionsError
-from edgeinfer.feeds.generate import Feed, Shapes, generate_feeds
+from edgeinfer.feeds.choose import choose_feeds
+from edgeinfer.feeds.shapes import InputShape, Shapes
 from edgeinfer.npz import write_npz
 from edgeinfer.runtime.machine import describe_machine
+from edgeinfer.values import as_tuple
 
 __all__ = ["MemoryReport", "memory"]
 
@@ -42,6 +45,8 @@ class MemoryReport:
         peak_bytes: Peak after loading and running: what the process needs.
         runs: How many inferences were run.
         machine: Where it was measured.
+        inputs: The shapes that were run, and where each size is from.
+        notes: What else must be said.
     """
 
     backend: str
@@ -51,6 +56,8 @@ class MemoryReport:
     peak_bytes: int
     runs: int
     machine: str
+    inputs: tuple[InputShape, ...] = attrs.field(default=(), converter=as_tuple)
+    notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
     @property
     def added_bytes(self) -> int:
@@ -59,7 +66,11 @@ class MemoryReport:
 
     def to_dict(self) -> dict[str, object]:
         """Return the figures as JSON-compatible values."""
-        return {**attrs.asdict(self), "added_bytes": self.added_bytes}
+        return {
+            **attrs.asdict(self),
+            "inputs": [each.to_dict() for each in self.inputs],
+            "added_bytes": self.added_bytes,
+        }
 
     def table(self) -> Table:
         """Return one row a figure."""
@@ -68,12 +79,13 @@ class MemoryReport:
             ("loading added", _mb(self.loaded_bytes - self.baseline_bytes)),
             ("loading and running added", _mb(self.added_bytes)),
             ("peak of the process", _mb(self.peak_bytes)),
+            *(("input", each.describe()) for each in self.inputs),
         ]
         return Table(
             title=f"Memory: {self.backend}:{self.device or 'default'}, {self.runs} runs",
             columns=("", ""),
             rows=rows,
-            footer=self.machine,
+            footer="; ".join((self.machine, *self.notes)),
         )
 
     def __str__(self) -> str:
@@ -89,10 +101,11 @@ def _mb(size: int) -> str:
 
 def memory(
     artifact: Artifact | str | os.PathLike[str],
-    feed: Feed | None = None,
+    feeds: Any = None,
     *,
     runs: int = 5,
     shapes: Shapes | None = None,
+    batch: int | None = None,
     device: str | None = None,
     options: Mapping[str, object] | None = None,
     timeout_s: float = 300.0,
@@ -101,9 +114,10 @@ def memory(
 
     Args:
         artifact: The artifact, or its directory.
-        feed: What to run. None: made up from the signature.
+        feeds: What to run: the first feed of it, as for `benchmark`. None: made up from the signature.
         runs: How many inferences; the first ones may allocate more.
-        shapes: For a made-up feed, as for `benchmark`.
+        shapes: As for `benchmark`.
+        batch: As for `benchmark`.
         device: As for `load`.
         options: As for `load`, of values that JSON can hold.
         timeout_s: When to give up.
@@ -112,19 +126,25 @@ def memory(
         ArtifactError: It is damaged or of another machine.
         InputError: The feed does not fit.
         InferenceError: The child failed, was killed (out of memory?) or took too long.
-        OptionsError: `runs` is less than 1.
+        OptionsError: `runs` is less than 1, or `timeout_s` is no positive number.
     """
-    if runs < 1:
-        raise OptionsError("At least one run is needed.", found=runs)
+    if not (isinstance(runs, int) and runs >= 1):
+        raise OptionsError("At least one run is needed.", expected="an integer from 1", found=runs)
+    if not 0 < timeout_s < threading.TIMEOUT_MAX:
+        raise OptionsError("timeout_s is out of range.", expected="seconds above 0", found=timeout_s)
     opened = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
-    if feed is None:
-        feed = generate_feeds(opened.signature, shapes=shapes)[0]
+    chosen = choose_feeds(feeds, opened.signature, shapes=shapes, batch=batch)
     with tempfile.TemporaryDirectory(prefix="edgeinfer-memory-") as scratch:
         folder = Path(scratch)
         path = opened.path
         if path is None:
             path = folder / "model.edge"
             opened.save(path)
+        # Strings in numpy's own form, which needs no pickle; the child undoes it.
+        feed = {
+            name: array.astype(str) if array.dtype == object else array
+            for name, array in chosen.feeds[0].items()
+        }
         write_npz(folder / "feed.npz", feed)
         request = {
             "artifact": str(path.resolve()),
@@ -142,6 +162,8 @@ def memory(
         peak_bytes=answer["peak_bytes"],
         runs=runs,
         machine=describe_machine(),
+        inputs=chosen.inputs,
+        notes=chosen.notes,
     )
 
 

@@ -64,7 +64,9 @@ def load(
     pins = Pins(session_options.pin_cores) if session_options.pin_cores else None
     pinned = pins.while_loading() if pins is not None else contextlib.nullcontext()
     with pinned, wrapping(SessionError, f"{backend.name} could not load the artifact"):
-        runner = backend.load(opened.payload, LoadOptions(device=wanted, options=options))
+        runner = backend.load(
+            opened.payload, LoadOptions(device=wanted, options=options, signature=manifest.signature)
+        )
     return Session(runner, manifest, device=wanted, options=session_options, pins=pins)
 
 

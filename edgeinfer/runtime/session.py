@@ -14,7 +14,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter_ns
 from types import TracebackType
 from typing import Any, final
@@ -38,8 +37,11 @@ from edgeinfer.errors import (
     OptionsError,
     SessionClosedError,
 )
+from edgeinfer.forking import abandon_in_children, keep_forever
+from edgeinfer.numerics.packing import is_packed
 from edgeinfer.runtime.affinity import Pins
-from edgeinfer.runtime.bound import BoundSession, CopyingBinding
+from edgeinfer.runtime.bound import BoundSession, CopyingBinding, forked_session_error
+from edgeinfer.runtime.streaming import stream_in_order
 
 __all__ = ["BoundSession", "Session", "SessionOptions"]
 
@@ -104,15 +106,18 @@ class Session:
         self._run = runner.run
         self._manifest = manifest
         self._device = device or manifest.device
+        self._takes_optional = bool(getattr(runner, "takes_optional_inputs", False))
         validator = InputValidator(
-            manifest.signature, device_arrays=getattr(runner, "takes_device_arrays", False)
+            manifest.signature,
+            device_arrays=getattr(runner, "takes_device_arrays", False),
+            optional=self._takes_optional,
         )
         self._validate = validator.check
         self._output_names = tuple(spec.name for spec in manifest.signature.outputs)
         self._only_output = self._output_names[0] if len(self._output_names) == 1 else None
         self._latencies: deque[int] = deque(maxlen=_REMEMBERED)
         self._record = self._latencies.append
-        self._closed = False
+        self._closed = self._forked = False
         self._lock: contextlib.AbstractContextManager[object] | None = (
             None if getattr(runner, "thread_safe", False) else threading.RLock()
         )
@@ -123,6 +128,7 @@ class Session:
         self._counting = threading.Lock()
         self._guarded = self._lock is not None or pins is not None or self._deadline_ns is not None
         self._bound: weakref.WeakSet[BoundSession] = weakref.WeakSet()
+        abandon_in_children(self)
 
     @property
     def signature(self) -> Signature:
@@ -163,16 +169,18 @@ class Session:
         """Run once.
 
         Args:
-            inputs: Every input by name, or one array for a model with one input. Dtypes must be the
-                signature's; nothing is converted. Arrays that are not contiguous are copied.
+            inputs: Every input by name, or one array for a model with one input; those of
+                `signature.optional` may be left out. Dtypes must be the signature's; nothing is converted.
+                Strings are `str`, in object arrays or numpy's string dtypes. Arrays that are not contiguous
+                are copied.
 
         Returns:
-            The outputs by name. They belong to the caller.
+            The outputs by name. They belong to the caller. Strings are object arrays of `str`.
 
         Raises:
             InputError: The inputs do not fit the signature.
             InferenceError: The runtime failed.
-            SessionClosedError: The session is closed.
+            SessionClosedError: The session is closed, or this process is a fork of the one that loaded it.
         """
         # This is written for speed: on a small model each line here is seen in the latency.
         feeds = self._validate(inputs)
@@ -188,6 +196,9 @@ class Session:
         if self._only_output is not None:
             return {self._only_output: outputs[0]}
         return dict(zip(self._output_names, outputs))  # noqa: B905 (checked by the conformance suite)
+
+    def _infer_checked(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(self._output_names, self._run_guarded(feeds), strict=True))
 
     def _run_guarded(self, feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
         self._check_open()
@@ -207,19 +218,27 @@ class Session:
         return outputs
 
     def bind(self, shapes: Mapping[str, Sequence[int]] | None = None) -> BoundSession:
-        """Return a bound mode: buffers allocated once, no checks and no copies on each run.
+        """Return a bound mode: buffers allocated once, no checks on each run, and copies only where needed.
+
+        Binding may run the model once over zeros, which tells the shapes of the outputs.
 
         Args:
-            shapes: The shape of each input whose signature is not static.
+            shapes: The shape of each input whose signature is not static, and of each optional input that is
+                to have a buffer.
 
         Raises:
             InputError: A shape is missing or does not fit the signature.
+            InferenceError: The runtime failed over zeros, and the outputs' shapes are not known otherwise.
         """
         self._check_open()
         resolved = self._resolve(shapes or {})
         try:
-            strings = any(spec.dtype == object for spec in (*self.signature.inputs, *self.signature.outputs))
-            if isinstance(self._runner, Bindable) and not strings:  # strings have no fixed buffers
+            # Neither strings nor values of less than a byte have buffers that numpy can look into.
+            unbound = any(
+                spec.dtype == object or is_packed(spec.dtype)
+                for spec in (*self.signature.inputs, *self.signature.outputs, *self.signature.optional)
+            )
+            if isinstance(self._runner, Bindable) and not unbound:
                 binding: Binding = self._runner.bind(resolved)
             else:
                 binding = CopyingBinding(self._runner, self.signature, resolved)
@@ -240,36 +259,36 @@ class Session:
     ) -> Iterator[dict[str, np.ndarray]]:
         """Run over a stream of inputs with several requests in flight; outputs come in the inputs' order.
 
-        At most `in_flight` inputs are taken ahead of the output that was consumed last.
+        At most `in_flight` inputs are taken ahead of the output that was consumed last. Each is checked and
+        copied when it is taken, so that a source may fill one array again and again; only arrays in device
+        memory are read where they lie, and must be left alone until their output is there.
 
         Args:
-            feeds: Inputs as for `infer`.
+            feeds: Inputs as for `infer`. When taking one fails, the outputs of those before it come first,
+                then the error.
             in_flight: How many requests may be under way at once, at least 1.
 
         Raises:
             OptionsError: `in_flight` is not a number of at least 1.
-            InputError: As `infer`, when the input concerned is reached.
+            InputError: The feeds cannot be iterated over; or as `infer`, when the input concerned is reached.
         """
         if not isinstance(in_flight, int) or in_flight < 1:
             raise OptionsError("A stream needs at least one request in flight.", found=in_flight)
         self._check_open()
-        return self._stream(feeds, in_flight)
+        try:
+            source = iter(feeds)
+        except TypeError as error:
+            raise InputError(
+                "That is no stream of inputs.", expected="an iterable of feeds", found=type(feeds).__name__
+            ) from error
+        return stream_in_order(
+            source, self._taken, self._infer_checked, in_flight=in_flight, check=self._check_not_forked
+        )
 
-    def _stream(
-        self, feeds: Iterable[Mapping[str, np.ndarray] | np.ndarray], in_flight: int
-    ) -> Iterator[dict[str, np.ndarray]]:
-        pending: deque[Future[dict[str, np.ndarray]]] = deque()
-        with ThreadPoolExecutor(in_flight, thread_name_prefix="edgeinfer-stream") as pool:
-            try:
-                for feed in feeds:
-                    if len(pending) == in_flight:
-                        yield pending.popleft().result()
-                    pending.append(pool.submit(self.infer, feed))
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
+    def _taken(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:
+        """Return a checked copy of a feed."""
+        checked = self._validate(feed)
+        return {n: array.copy() if type(array) is np.ndarray else array for n, array in checked.items()}
 
     def execution(self) -> ExecutionReport:
         """Return what really ran: each layer's device and precision, by the runtime's own account."""
@@ -348,6 +367,7 @@ class Session:
         rows: list[tuple[object, ...]] = [
             ("backend", f"{self.backend}, device {self.device or 'default'}"),
             *(("input", f"{spec.name} {spec.describe()}") for spec in self.signature.inputs),
+            *(("optional input", f"{spec.name} {spec.describe()}") for spec in self.signature.optional),
             *(("output", f"{spec.name} {spec.describe()}") for spec in self.signature.outputs),
             ("state", "closed" if self._closed else "open"),
         ]
@@ -372,7 +392,21 @@ class Session:
     def _repr_html_(self) -> str:
         return self.table().to_html()
 
+    def _after_fork(self) -> None:
+        """Give the runner up in a forked child; see `edgeinfer.forking`."""
+        keep_forever(self._runner)
+        if self._closed:
+            return
+        self._forked = self._closed = self._guarded = True
+        for bound in tuple(self._bound):
+            bound._after_fork()
+
+    def _check_not_forked(self) -> None:
+        if self._forked:
+            raise forked_session_error()
+
     def _check_open(self) -> None:
+        self._check_not_forked()
         if self._closed:
             raise SessionClosedError("The session is closed.", hint="Load the artifact again.")
 
@@ -389,14 +423,16 @@ class Session:
 
     def _resolve(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
         resolved = {}
-        names = [spec.name for spec in self.signature.inputs]
+        optional = self.signature.optional if self._takes_optional else ()
+        names = [spec.name for spec in (*self.signature.inputs, *optional)]
         if not isinstance(shapes, Mapping) or not set(shapes) <= set(names):
             raise InputError(
                 "The shapes do not have the names of the model's inputs.",
                 expected=f"a mapping with names among {', '.join(names)}",
                 found=", ".join(map(str, shapes)) if isinstance(shapes, Mapping) else type(shapes).__name__,
             )
-        for spec in self.signature.inputs:
+        given = [spec for spec in optional if spec.name in shapes]
+        for spec in (*self.signature.inputs, *given):
             if spec.name in shapes:
                 shape = _sizes(spec.name, shapes[spec.name])
             elif spec.is_static:
@@ -414,7 +450,7 @@ class Session:
                 s.name: np.broadcast_to(
                     np.full((), "" if s.dtype == object else 0, s.dtype), resolved[s.name]
                 )
-                for s in self.signature.inputs
+                for s in (*self.signature.inputs, *given)
             }
         )
         return resolved

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,20 +27,21 @@ from edgeinfer.backends.registry import backends, get_backend
 from edgeinfer.errors import EdgeInferError, InputError, OptionsError, SessionClosedError
 from edgeinfer.graph.build import compile_model
 from edgeinfer.runtime.open import load
-from edgeinfer.runtime.session import Session
+from edgeinfer.testing.assertions import Options, assert_close, assert_raises, open_session
 from edgeinfer.testing.models import (
-    ReferenceModel,
     add_model,
     affine_model,
     classifier_model,
     two_output_model,
 )
+from edgeinfer.testing.ownership_checks import OWNERSHIP_CHECKS
 
 __all__ = ["CHECKS", "check_backend"]
 
-Options = Mapping[str, object] | None
-
-RTOL, ATOL = 1e-4, 1e-5  # float32 arithmetic in another order of summation
+# The words for a precision that `DeviceInfo.precisions` has.
+PRECISIONS = frozenset(
+    ["float64", "float32", "float16", "bfloat16", "float8", "float4", "int32", "int16", "int8", "int4"]
+)
 
 
 def check_registration(backend: str, options: Options = None) -> None:  # noqa: ARG001 (one signature)
@@ -62,14 +63,17 @@ def check_capabilities(backend: str, options: Options = None) -> None:  # noqa: 
     assert found.devices, "no devices"
     names = [device.name for device in found.devices]
     assert len(set(names)) == len(names), f"two devices have one name: {names}"
-    assert all("float32" in device.precisions or device.precisions for device in found.devices)
+    for device in found.devices:
+        assert device.precisions, f"{device.name!r} names no precision"
+        unknown = sorted(device.precisions - PRECISIONS)
+        assert not unknown, f"{device.name!r} names {unknown}; the words are {sorted(PRECISIONS)}"
     assert found.device("") == found.devices[0]
 
 
 def check_runner_protocol(backend: str, options: Options = None) -> None:
     """`load` gives a Runner, and says whether it is thread-safe."""
     reference = add_model()
-    with _session(backend, reference, options) as session:
+    with open_session(backend, reference, options) as session:
         runner = session._runner
         assert isinstance(runner, Runner), "the runner has no run(feeds), close() or thread_safe"
         assert isinstance(runner.thread_safe, bool)
@@ -83,25 +87,25 @@ def check_runner_protocol(backend: str, options: Options = None) -> None:
 def check_numerics(backend: str, options: Options = None) -> None:
     """Outputs are those of numpy, for several operators, outputs and dtypes."""
     for reference in (add_model(), affine_model(), two_output_model(), classifier_model()):
-        with _session(backend, reference, options) as session:
+        with open_session(backend, reference, options) as session:
             for seed in range(3):
                 feed = reference.feed(seed=seed)
-                _assert_close(session.infer(feed), reference.expected(feed), reference.name)
+                assert_close(session.infer(feed), reference.expected(feed), reference.name)
 
 
 def check_dynamic_shapes(backend: str, options: Options = None) -> None:
     """A symbolic batch takes different sizes, one after the other, in one session."""
     reference = classifier_model()
-    with _session(backend, reference, options) as session:
+    with open_session(backend, reference, options) as session:
         for batch in (1, 4, 2, 7):
             feed = reference.feed(seed=batch, batch=batch)
-            _assert_close(session.infer(feed), reference.expected(feed), f"batch {batch}")
+            assert_close(session.infer(feed), reference.expected(feed), f"batch {batch}")
 
 
 def check_inputs_are_not_changed(backend: str, options: Options = None) -> None:
     """A run leaves the caller's arrays as they were, read-only arrays included."""
     reference = affine_model()
-    with _session(backend, reference, options) as session:
+    with open_session(backend, reference, options) as session:
         feed = reference.feed(seed=3)
         before = {name: array.copy() for name, array in feed.items()}
         for array in feed.values():
@@ -114,7 +118,7 @@ def check_inputs_are_not_changed(backend: str, options: Options = None) -> None:
 def check_outputs_belong_to_the_caller(backend: str, options: Options = None) -> None:
     """Later calls do not change earlier outputs; writing into inputs or outputs changes no later call."""
     reference = affine_model()
-    with _session(backend, reference, options) as session:
+    with open_session(backend, reference, options) as session:
         feed = {name: array.copy() for name, array in reference.feed(seed=4).items()}
         expected = reference.expected(feed)
         first = session.infer(feed)
@@ -127,25 +131,25 @@ def check_outputs_belong_to_the_caller(backend: str, options: Options = None) ->
             assert np.array_equal(array, kept[name]), f"output {name} changed after the call"
             array[...] = 0
             assert array.flags.writeable
-        _assert_close(session.infer(reference.feed(seed=4)), expected, "after the caller wrote into outputs")
+        assert_close(session.infer(reference.feed(seed=4)), expected, "after the caller wrote into outputs")
 
 
 def check_layouts(backend: str, options: Options = None) -> None:
     """Arrays that are not contiguous, or views, give the same result."""
     reference = affine_model()
-    with _session(backend, reference, options) as session:
+    with open_session(backend, reference, options) as session:
         feed = reference.feed(seed=5)
         expected = reference.expected(feed)
         odd = {name: np.asfortranarray(array) for name, array in feed.items()}
-        _assert_close(session.infer(odd), expected, "Fortran order")
+        assert_close(session.infer(odd), expected, "Fortran order")
         sliced = {name: np.repeat(array, 2, axis=-1)[..., ::2] for name, array in feed.items()}
-        _assert_close(session.infer(sliced), expected, "strided view")
+        assert_close(session.infer(sliced), expected, "strided view")
 
 
 def check_bad_inputs(backend: str, options: Options = None) -> None:
     """Wrong names, dtypes and shapes are InputErrors; the session works afterwards."""
     reference = affine_model()
-    with _session(backend, reference, options) as session:
+    with open_session(backend, reference, options) as session:
         feed = reference.feed(seed=6)
         name, array = next(iter(feed.items()))
         for bad in (
@@ -155,21 +159,21 @@ def check_bad_inputs(backend: str, options: Options = None) -> None:
             {name: array[..., :-1]},
             {name: array[None]},
         ):
-            _assert_raises(InputError, lambda bad=bad: session.infer(bad))  # type: ignore[misc]
-        _assert_close(session.infer(feed), reference.expected(feed), "after bad inputs")
+            assert_raises(InputError, lambda bad=bad: session.infer(bad))  # type: ignore[misc]
+        assert_close(session.infer(feed), reference.expected(feed), "after bad inputs")
 
 
 def check_bound_mode(backend: str, options: Options = None) -> None:
     """Bound buffers are read and overwritten in place."""
     reference = affine_model()
-    with _session(backend, reference, options) as session, session.bind() as bound:
+    with open_session(backend, reference, options) as session, session.bind() as bound:
         addresses = {name: array.ctypes.data for name, array in bound.outputs.items()}
         for seed in range(3):
             feed = reference.feed(seed=seed)
             for name, array in feed.items():
                 bound.inputs[name][...] = array
             bound.run()
-            _assert_close(bound.outputs, reference.expected(feed), f"bound run {seed}")
+            assert_close(bound.outputs, reference.expected(feed), f"bound run {seed}")
         after = {name: array.ctypes.data for name, array in bound.outputs.items()}
         assert addresses == after, "the output buffers moved"
 
@@ -178,10 +182,10 @@ def check_streaming(backend: str, options: Options = None) -> None:
     """A stream gives the outputs in the order of the inputs, with several requests in flight."""
     reference = classifier_model()
     feeds = [reference.feed(seed=seed, batch=1 + seed % 3) for seed in range(20)]
-    with _session(backend, reference, options) as session:
+    with open_session(backend, reference, options) as session:
         count = 0
         for feed, outputs in zip(feeds, session.stream(feeds, in_flight=3), strict=True):
-            _assert_close(outputs, reference.expected(feed), f"item {count} of the stream")
+            assert_close(outputs, reference.expected(feed), f"item {count} of the stream")
             count += 1
         assert count == len(feeds)
 
@@ -189,14 +193,14 @@ def check_streaming(backend: str, options: Options = None) -> None:
 def check_threads(backend: str, options: Options = None) -> None:
     """Several threads share one session."""
     reference = affine_model()
-    with _session(backend, reference, options) as session:
+    with open_session(backend, reference, options) as session:
         barrier = threading.Barrier(4)
 
         def work(thread: int) -> None:
             barrier.wait()
             for step in range(10):
                 feed = reference.feed(seed=100 * thread + step)
-                _assert_close(session.infer(feed), reference.expected(feed), f"thread {thread}")
+                assert_close(session.infer(feed), reference.expected(feed), f"thread {thread}")
 
         with ThreadPoolExecutor(4) as pool:
             for future in [pool.submit(work, thread) for thread in range(4)]:
@@ -211,35 +215,35 @@ def check_sessions_are_independent(backend: str, options: Options = None) -> Non
     first, second = load(artifact), load(artifact)
     first.close()
     with second:
-        _assert_close(second.infer(feed), reference.expected(feed), "after the other session closed")
+        assert_close(second.infer(feed), reference.expected(feed), "after the other session closed")
 
 
 def check_closing(backend: str, options: Options = None) -> None:
     """A closed session says so; closing twice is allowed."""
     reference = add_model()
-    session = _session(backend, reference, options)
+    session = open_session(backend, reference, options)
     session.close()
     session.close()
-    _assert_raises(SessionClosedError, lambda: session.infer(reference.feed(seed=0)))
-    _assert_raises(SessionClosedError, session.bind)
-    _assert_raises(SessionClosedError, session.execution)
+    assert_raises(SessionClosedError, lambda: session.infer(reference.feed(seed=0)))
+    assert_raises(SessionClosedError, session.bind)
+    assert_raises(SessionClosedError, session.execution)
 
 
 def check_unknown_option(backend: str, options: Options = None) -> None:
     """An unknown option is refused at compile time and at load time."""
     reference = add_model()
     bad = {"no_such_option_42": 1}
-    _assert_raises(
+    assert_raises(
         OptionsError, lambda: compile_model(reference.model, backend, options={**(options or {}), **bad})
     )
     artifact = compile_model(reference.model, backend, options=options)
-    _assert_raises(OptionsError, lambda: load(artifact, options=bad))
+    assert_raises(OptionsError, lambda: load(artifact, options=bad))
 
 
 def check_unknown_device(backend: str, options: Options = None) -> None:
     """A device that is not there is one of our errors, at compile time or at load time."""
     reference = add_model()
-    _assert_raises(
+    assert_raises(
         EdgeInferError,
         lambda: load(compile_model(reference.model, backend, device="NO_SUCH_DEVICE", options=options)),
     )
@@ -258,7 +262,7 @@ def check_artifact_round_trip(backend: str, options: Options = None) -> None:
         opened = Artifact.open(path)
         assert opened.digest == saved.digest
         with load(path) as session:
-            _assert_close(session.infer(feed), reference.expected(feed), "from disk")
+            assert_close(session.infer(feed), reference.expected(feed), "from disk")
 
 
 def check_model_is_not_changed(backend: str, options: Options = None) -> None:
@@ -272,7 +276,7 @@ def check_model_is_not_changed(backend: str, options: Options = None) -> None:
 def check_execution_report(backend: str, options: Options = None) -> None:
     """What the backend says that it ran is not empty, or it says that it does not tell."""
     reference = classifier_model()
-    with _session(backend, reference, options) as session:
+    with open_session(backend, reference, options) as session:
         report = session.execution()
         if isinstance(session._runner, Explains):
             assert report.backend == backend
@@ -285,7 +289,7 @@ def check_execution_report(backend: str, options: Options = None) -> None:
 def check_binding_protocol(backend: str, options: Options = None) -> None:
     """A runner with a bound mode gives numpy buffers of the right dtype and shape."""
     reference = affine_model()
-    with _session(backend, reference, options) as session:
+    with open_session(backend, reference, options) as session:
         if not isinstance(session._runner, Bindable):
             return
         with session.bind() as bound:
@@ -316,6 +320,7 @@ CHECKS: tuple[Callable[..., None], ...] = (
     check_model_is_not_changed,
     check_execution_report,
     check_binding_protocol,
+    *OWNERSHIP_CHECKS,
 )
 
 
@@ -323,24 +328,3 @@ def check_backend(backend: str, options: Options = None) -> None:
     """Run every check; for use outside pytest."""
     for check in CHECKS:
         check(backend, options)
-
-
-def _session(backend: str, reference: ReferenceModel, options: Options) -> Session:
-    return load(compile_model(reference.model, backend, options=options))
-
-
-def _assert_close(outputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], where: str) -> None:
-    assert list(outputs) == list(expected), f"{where}: outputs {list(outputs)}, expected {list(expected)}"
-    for name, array in expected.items():
-        np.testing.assert_allclose(outputs[name], array, rtol=RTOL, atol=ATOL, err_msg=f"{where}: {name}")
-        assert outputs[name].shape == array.shape
-
-
-def _assert_raises(error: type[EdgeInferError], call: Callable[[], object]) -> None:
-    try:
-        call()
-    except error:
-        return
-    except Exception as other:
-        raise AssertionError(f"expected {error.__name__}, got {type(other).__name__}: {other}") from other
-    raise AssertionError(f"expected {error.__name__}, but nothing was raised")

@@ -11,7 +11,23 @@ import onnx_ir as ir
 
 from edgeinfer.model.model import Model
 
-__all__ = ["ReferenceModel", "add_model", "affine_model", "classifier_model", "two_output_model"]
+__all__ = [
+    "ReferenceModel",
+    "add_model",
+    "affine_model",
+    "alias_model",
+    "cast_model",
+    "classifier_model",
+    "default_input_model",
+    "double_integers_model",
+    "label_model",
+    "positions_model",
+    "reshape_model",
+    "two_output_model",
+    "words_model",
+]
+
+WORDS = ("edge", "ünïcode", "", "a longer word than fits beside its length")
 
 
 @final
@@ -32,14 +48,22 @@ class ReferenceModel:
     function: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
     def feed(self, *, seed: int, batch: int = 1) -> dict[str, np.ndarray]:
-        """Return random inputs: standard normal floats, or integers from 0 to 9."""
+        """Return random inputs: standard normal floats, integers from 0 to 9, or words.
+
+        Dtypes that numpy does not have get integers from 0 to 3, which all of them hold.
+        """
         rng = np.random.default_rng(seed)
         feed = {}
         for spec in self.model.signature.inputs:
             shape = self.shapes[spec.name]
-            if spec.shape is not None and not isinstance(spec.shape[0], int):
+            if spec.shape and not isinstance(spec.shape[0], int):
                 shape = (batch, *shape[1:])
-            if spec.dtype.kind == "f":
+            if spec.dtype == object:
+                drawn = [WORDS[i] for i in rng.integers(0, len(WORDS), int(np.prod(shape)))]
+                feed[spec.name] = np.array(drawn, object).reshape(shape)
+            elif spec.dtype.isbuiltin != 1:
+                feed[spec.name] = rng.integers(0, 4, shape).astype(np.float32).astype(spec.dtype)
+            elif spec.dtype.kind == "f":
                 feed[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
             else:
                 feed[spec.name] = rng.integers(0, 10, shape).astype(spec.dtype)
@@ -56,10 +80,18 @@ def _model(text: str, weights: Mapping[str, np.ndarray] | None = None) -> Model:
     for value in list(parsed.graph.inputs):
         array = (weights or {}).get(value.name or "")
         if array is not None:
-            value.const_value = ir.tensor(array, name=value.name)
+            value.const_value = _tensor(array, value.name or "")
             parsed.graph.inputs.remove(value)
             parsed.graph.register_initializer(value)
     return Model.from_ir(parsed)
+
+
+def _tensor(array: np.ndarray, name: str) -> ir.TensorProtocol:
+    if array.dtype != object:
+        return ir.tensor(array, name=name)
+    return ir.StringTensor(
+        [str(word).encode() for word in array.flat], shape=ir.Shape(array.shape), name=name
+    )
 
 
 def add_model() -> ReferenceModel:
@@ -132,3 +164,134 @@ def classifier_model() -> ReferenceModel:
         return {"logits": np.maximum(conv, 0).mean((2, 3)) @ W + b}
 
     return ReferenceModel(name="classifier", model=model, shapes={"image": (1, 3, 8, 8)}, function=function)
+
+
+def alias_model() -> ReferenceModel:
+    """Return outputs that are the input (N, 4) by other names, and one value that is two outputs."""
+    model = _model(
+        """<ir_version: 8, opset_import: ["" : 13]>
+        aliases (float[N,4] x) => (float[N,4] same, float[M] flat, float[N,4] twice, float[N,4] again)
+        <int64[1] all = {-1}>
+        { same = Identity(x)
+          flat = Reshape(x, all)
+          twice = Add(x, x)
+          again = Identity(twice) }"""
+    )
+    return ReferenceModel(
+        name="aliases",
+        model=model,
+        shapes={"x": (1, 4)},
+        function=lambda f: {
+            "same": f["x"].copy(),
+            "flat": f["x"].reshape(-1).copy(),
+            "twice": f["x"] * 2,
+            "again": f["x"] * 2,
+        },
+    )
+
+
+def default_input_model() -> ReferenceModel:
+    """Return `y = x * scale` over float32 (N, 4), where `scale` of shape (1,) is an input with default 2."""
+    model = _model(
+        """<ir_version: 8, opset_import: ["" : 13]>
+        scaled (float[N,4] x, float[1] scale = {2.0}) => (float[N,4] y) { y = Mul(x, scale) }"""
+    )
+    return ReferenceModel(
+        name="default input",
+        model=model,
+        shapes={"x": (1, 4)},
+        function=lambda f: {"y": f["x"] * f.get("scale", np.float32(2))},
+    )
+
+
+def label_model() -> ReferenceModel:
+    """Return the word of the greatest of four values in each row of float32 (N, 4)."""
+    model = _model(
+        """<ir_version: 8, opset_import: ["" : 13]>
+        label (float[N,4] x, string[4] words) => (string[N] label)
+        { i = ArgMax <axis = 1, keepdims = 0> (x)
+          label = Gather(words, i) }""",
+        {"words": np.array(WORDS, object)},
+    )
+    return ReferenceModel(
+        name="label",
+        model=model,
+        shapes={"x": (1, 4)},
+        function=lambda f: {"label": np.array(WORDS, object)[f["x"].argmax(1)]},
+    )
+
+
+def words_model() -> ReferenceModel:
+    """Return words (N,) as they came, and twice as many."""
+    model = _model(
+        """<ir_version: 8, opset_import: ["" : 13]>
+        words (string[N] x) => (string[N] same, string[M] twice)
+        { same = Identity(x)
+          twice = Concat <axis = 0> (x, x) }"""
+    )
+    return ReferenceModel(
+        name="words",
+        model=model,
+        shapes={"x": (1,)},
+        function=lambda f: {"same": f["x"].copy(), "twice": np.concatenate([f["x"], f["x"]])},
+    )
+
+
+def cast_model(kind: str, shape: tuple[int | str, ...]) -> ReferenceModel:
+    """Return a dtype by ONNX's name cast to float32, and small natural numbers in float32 cast to it."""
+    dims = ",".join(map(str, shape))
+    model = _model(
+        f"""<ir_version: 10, opset_import: ["" : 21]>
+        casts ({kind}[{dims}] x, float[{dims}] z) => (float[{dims}] y, {kind}[{dims}] w)
+        {{ y = Cast <to = 1> (x)
+           a = Abs(z)
+           n = Floor(a)
+           w = Cast <to = {int(ir.DataType[kind.upper()])}> (n) }}"""
+    )
+    dtype = model.signature.inputs[0].dtype
+
+    def function(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"y": feed["x"].astype(np.float32), "w": np.floor(np.abs(feed["z"])).astype(dtype)}
+
+    return ReferenceModel(name=f"cast {kind}", model=model, shapes={"x": (4,), "z": (4,)}, function=function)
+
+
+def double_integers_model() -> ReferenceModel:
+    """Return `double = i + i` over int64 (2,)."""
+    model = _model(
+        """<ir_version: 8, opset_import: ["" : 13]>
+        integers (int64[2] i) => (int64[2] double) { double = Add(i, i) }"""
+    )
+    return ReferenceModel(
+        name="integers", model=model, shapes={"i": (2,)}, function=lambda f: {"double": f["i"] * 2}
+    )
+
+
+def positions_model() -> ReferenceModel:
+    """Return the positions int64 (1, M) of what is not zero in float32 (4,)."""
+    model = _model(
+        """<ir_version: 8, opset_import: ["" : 13]>
+        positions (float[4] x) => (int64[1,M] at) { at = NonZero(x) }"""
+    )
+    return ReferenceModel(
+        name="positions",
+        model=model,
+        shapes={"x": (4,)},
+        function=lambda f: {"at": np.array(np.nonzero(f["x"]), np.int64)},
+    )
+
+
+def reshape_model() -> ReferenceModel:
+    """Return the ReLU of float32 (N, 6) in the shape that another input says, which may not fit."""
+    model = _model(
+        """<ir_version: 8, opset_import: ["" : 13]>
+        reshape (float[N,6] x, int64[2] shape) => (float[A,B] y)
+        { r = Relu(x)
+          y = Reshape(r, shape) }"""
+    )
+    return ReferenceModel(
+        name="reshape",
+        model=model,
+        shapes={"x": (2, 6), "shape": (2,)},
+        function=lambda f: {"y": np.maximum(f["x"], 0).reshape(tuple(f["shape"]))},
+    )

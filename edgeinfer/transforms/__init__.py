@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from edgeinfer.lazy import attribute_of
 
 if TYPE_CHECKING:
     from edgeinfer.pruning.prune_channels import PruneChannels
@@ -105,9 +106,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+        return attribute_of(_HOME[name], name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

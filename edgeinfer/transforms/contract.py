@@ -21,23 +21,21 @@ from __future__ import annotations
 import abc
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, cast, final, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, final, runtime_checkable
 
 import attrs
-import numpy as np
 import onnx_ir as ir
 
 import edgeinfer.terminal  # noqa: F401 (progress by rich from now on)
 from edgeinfer.artifact.history import HistoryEntry
-from edgeinfer.display import Table
 from edgeinfer.errors import EdgeInferError, InvalidModelError, TransformContractError, TransformError
 from edgeinfer.graph.inline_functions import inline_functions
 from edgeinfer.graph.layer_like import Place, layer_like
 from edgeinfer.graph.opset import convert_opset
 from edgeinfer.model.model import Model
+from edgeinfer.model.plain_config import config_of, plain_config
+from edgeinfer.model.transform_report import Applied, Skipped, TransformReport
 from edgeinfer.transforms.options import OurErrors
-from edgeinfer.transforms.report_table import COLUMNS, Row, places, report_rows, short_lines
-from edgeinfer.values import as_tuple
 
 __all__ = [
     "GIVEN_KEY",
@@ -56,101 +54,6 @@ __all__ = [
 
 # `ir.Model.meta`, in memory only: the graph that the first of several transforms was given.
 GIVEN_KEY = "edgeinfer.given"
-
-
-class Applied(NamedTuple):
-    """One place that a transform changed."""
-
-    node: str
-    what: str
-
-
-class Skipped(NamedTuple):
-    """One place that a transform left alone, and why."""
-
-    node: str
-    reason: str
-
-
-@final
-@attrs.frozen(kw_only=True)
-class TransformReport:
-    """What a transform did.
-
-    Attributes:
-        name: The transform's class name.
-        config: Its configuration, as JSON-compatible values.
-        applied: The places it changed.
-        skipped: The places it left alone, with reasons.
-        notes: What else there is to say, such as an opset conversion or a warning.
-        data: Figures that the transform gives to programs, by name.
-        modified: Whether the graph changed (by digest).
-        digest_before: The model's digest before.
-        digest_after: The model's digest after.
-        seconds: How long it took.
-        steps: The reports of the parts, for a Pipeline.
-    """
-
-    name: str
-    config: Mapping[str, object] = attrs.field(factory=dict)
-    applied: tuple[Applied, ...] = attrs.field(default=(), converter=as_tuple)
-    skipped: tuple[Skipped, ...] = attrs.field(default=(), converter=as_tuple)
-    notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
-    data: Mapping[str, Any] = attrs.field(factory=dict)
-    modified: bool
-    digest_before: str
-    digest_after: str
-    seconds: float = 0.0
-    steps: tuple[TransformReport, ...] = attrs.field(default=(), converter=as_tuple)
-
-    def summary(self) -> tuple[str, ...]:
-        """Return the overview: one line, and for a Pipeline one more a step."""
-        parts = [places(len(self.applied), "changed")] if self.modified else ["nothing changed"]
-        parts += [places(len(self.skipped), "left alone")] if self.skipped else []
-        parts += [f"{len(self.notes)} note{'s' if len(self.notes) > 1 else ''}"] if self.notes else []
-        line = f"{self.name}: {', '.join(parts)} ({self.seconds:.2f} s)"
-        return (line, *(f"  {text}" for step in self.steps for text in step.summary()))
-
-    def table(self, *, details: bool = False) -> Table:
-        """Return the overview, and below it what was done and left alone.
-
-        Args:
-            details: One row a place. Else entries that say the same are one row with their number.
-        """
-        rows = self._rows(details=details)
-        grouped = any(row.places not in ("", "1") for row in rows)
-        footer = "table(details=True) has one row a place" if grouped else ""
-        return Table(title="\n".join(self.summary()), columns=COLUMNS, rows=rows, footer=footer)
-
-    def _rows(self, *, details: bool) -> list[Row]:
-        return [
-            row
-            for report in self.steps or (self,)
-            for row in report_rows(report.name, report.applied, report.skipped, report.notes, details=details)
-        ]
-
-    def to_dict(self) -> dict[str, object]:
-        """Return everything as JSON-compatible values."""
-        plain: dict[str, object] = {
-            "name": self.name,
-            "config": _jsonable(self.config),
-            "modified": self.modified,
-            "digest_before": self.digest_before,
-            "digest_after": self.digest_after,
-            "seconds": self.seconds,
-            "applied": [entry._asdict() for entry in self.applied],
-            "skipped": [entry._asdict() for entry in self.skipped],
-            "notes": list(self.notes),
-            "data": _jsonable(self.data),
-        }
-        return plain | ({"steps": [step.to_dict() for step in self.steps]} if self.steps else {})
-
-    def __str__(self) -> str:
-        """Return the overview and the largest groups."""
-        return "\n".join([*self.summary(), *short_lines(self._rows(details=False))])
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
 
 
 class TransformResult(NamedTuple):
@@ -244,6 +147,8 @@ class GraphTransform(ir.passes.FunctionalPass, metaclass=OurErrors):
             rewrite sees their nodes. That is kept, and noted, when the rewrite changes something.
         names_layers: Declares that each layer is named in the report: what the rewrite says nothing about is
             reported as skipped.
+        reports_on: Operators that the rewrite itself says enough about where they are in the main graph. With
+            `names_layers`, the layers of other operators and of subgraphs are reported for it.
     """
 
     min_opset: ClassVar[int] = 7
@@ -251,22 +156,15 @@ class GraphTransform(ir.passes.FunctionalPass, metaclass=OurErrors):
     idempotent: ClassVar[bool] = True
     inlines_functions: ClassVar[bool] = True
     names_layers: ClassVar[bool] = False
+    reports_on: ClassVar[frozenset[str]] = frozenset()
 
     @abc.abstractmethod
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Change `model`, a private copy, in place and say so in `report`."""
 
     def config(self) -> dict[str, object]:
-        """Return the configuration as JSON-compatible values, for the history."""
-        if not attrs.has(type(self)):
-            return {}
-        fields = attrs.fields(cast("type[attrs.AttrsInstance]", type(self)))
-        return {
-            f.name: _jsonable(getattr(self, f.name))
-            for f in fields
-            # What does not count for equality is data, or a way to show things: no configuration.
-            if f.eq and getattr(self, f.name) != f.default
-        }
+        """Return the configuration as JSON-compatible values without data, for the history."""
+        return config_of(self)
 
     @final
     def apply(self, model: Model, /) -> TransformResult:
@@ -291,7 +189,7 @@ class GraphTransform(ir.passes.FunctionalPass, metaclass=OurErrors):
                 f"{name} failed: {type(error).__name__}: {error}",
                 hint="This is a defect in the transform; please report it with the model.",
             ) from error
-        _name_the_rest(places, report, name)
+        _name_the_rest(places, report, self)
         if report.applied:
             report.notes[:0] = prepared
         after = self._checked(model, work, report, before)
@@ -463,7 +361,7 @@ def as_transform(item: object) -> Transform:
 def _history_entry(report: TransformReport) -> HistoryEntry:
     return HistoryEntry(
         name=report.name,
-        config=report.config,
+        config=plain_config(report.config),
         digest_before=report.digest_before,
         digest_after=report.digest_after,
         applied=len(report.applied),
@@ -472,28 +370,16 @@ def _history_entry(report: TransformReport) -> HistoryEntry:
     )
 
 
-def _name_the_rest(layers: Iterable[Place], report: ReportBuilder, name: str) -> None:
+def _name_the_rest(layers: Iterable[Place], report: ReportBuilder, transform: GraphTransform) -> None:
     """Name the layers that the rewrite said nothing about."""
+    name = type(transform).__name__
     named = {node for node, _ in (*report.applied, *report.skipped)}
     for layer in layers:
-        if layer.node not in named:
+        known = not layer.inside and layer.op_type in transform.reports_on
+        if layer.node not in named and not known:
             reason = layer.inside or "has no recipe"
             report.skip(layer.node, f"{layer.op_type} {reason}: {name} leaves it alone")
 
 
 def _name(node: ir.Node | str) -> str:
     return node if isinstance(node, str) else node.name or node.op_type
-
-
-def _jsonable(value: object) -> object:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items: Iterable[object] = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
-        return [_jsonable(item) for item in items]
-    text = repr(value)
-    return f"<{type(value).__name__}>" if " at 0x" in text or len(text) > 200 else text

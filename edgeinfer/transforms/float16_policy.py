@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.errors import CalibrationError
 from edgeinfer.graph.taps import probe
 from edgeinfer.model.model import Model
@@ -168,12 +169,11 @@ def weight_problem(array: np.ndarray[Any, Any]) -> str | None:
 
 def flushed_count(array: np.ndarray[Any, Any]) -> int:
     """Return how many numbers other than 0 become 0 in float16."""
-    return int(((array != 0) & (array.astype(np.float16) == 0)).sum())
+    with np.errstate(over="ignore"):
+        return int(((array != 0) & (array.astype(np.float16) == 0)).sum())
 
 
-def activation_peaks(
-    model: Model, names: Iterable[str], calibration: Iterable[Mapping[str, np.ndarray[Any, Any]]]
-) -> dict[str, float]:
+def activation_peaks(model: Model, names: Iterable[str], calibration: Any) -> dict[str, float]:
     """Return the largest magnitude that each tensor takes over the samples.
 
     The maxima are computed inside the graph, so that memory does not grow with tensors or samples.
@@ -181,12 +181,13 @@ def activation_peaks(
     Args:
         model: The float32 model.
         names: float32 tensors of its main graph.
-        calibration: Feeds.
+        calibration: Feeds; see `Feeds.of`.
 
     Raises:
-        CalibrationError: There are no samples.
+        CalibrationError: There are no samples, or they do not fit the model.
     """
     names = tuple(names)
+    feeds = as_calibration(calibration, model.signature)
     if not names:
         return {}
     work = model.copy_ir()
@@ -208,7 +209,7 @@ def activation_peaks(
     count = 0
     with probe(Model(work, model.path), list(scalars)) as session:
         run = session.infer
-        for feed in calibration:
+        for feed in feeds:
             count += 1
             for scalar, found in run(feed).items():
                 peaks[scalars[scalar]] = max(peaks[scalars[scalar]], float(found))
@@ -216,6 +217,7 @@ def activation_peaks(
         raise CalibrationError(
             "The calibration source has no samples.",
             where="ToFloat16",
-            hint="Give mappings from input name to array; an iterator that was used up gives none.",
+            expected="at least one",
+            found=f"none in {feeds.what}",
         )
     return peaks

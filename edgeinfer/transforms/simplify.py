@@ -118,6 +118,7 @@ class Simplify(GraphTransform):
             passes.append(common_passes.RemoveInitializersFromInputsPass())
         passes.append(ConstantFolder(self._may_grow))
         _run_without(model, passes, [n for n in model.graph.all_nodes() if _misread_sequence(n, opset)])
+        _release(model)
         for node in list(model.graph.all_nodes()):
             _make_identity(node, opset)
         _eliminate_identities(model)
@@ -150,6 +151,18 @@ class Simplify(GraphTransform):
         return self.widen_weights and node.op_type == "Cast"
 
 
+def _release(model: ir.Model) -> None:
+    """Cut what nodes of removed subgraphs still read, such as those of a branch that is never taken."""
+    graphs = [model.graph, *model.graph.subgraphs()]
+    live = set(model.graph.all_nodes())
+    values = [value for graph in graphs for value in (*graph.inputs, *graph.initializers.values())]
+    values += [value for node in live for value in node.outputs]
+    for value in values:
+        for user, index in list(value.uses()):
+            if user not in live:
+                user.replace_input_with(index, None)
+
+
 def _misread_sequence(node: ir.Node, opset: int) -> bool:
     """Whether the folder would write something else than what the node says.
 
@@ -172,8 +185,8 @@ def _run(model: ir.Model, passes: list[ir.passes.PassBase]) -> None:
 def _run_without(model: ir.Model, passes: list[ir.passes.PassBase], kept: list[ir.Node]) -> None:
     """Run passes that shall not see some nodes."""
     domains = [node.domain for node in kept]
-    for node in kept:
-        node.domain = _KEPT
+    for number, node in enumerate(kept):
+        node.domain = f"{_KEPT}.{number}"  # one each, so that two of them are not taken for equal
     _run(model, passes)
     for node, domain in zip(kept, domains, strict=True):
         node.domain = domain

@@ -65,14 +65,14 @@ class ToFloat16(GraphTransform):
 
     Args:
         keep_ops: Operators to keep in float32, besides those that are kept by default.
-        keep_nodes: Names of nodes to keep in float32.
+        keep_float: Names of nodes to keep in float32.
         keep_io: Keep the inputs and outputs float32, with Casts inside. False changes the signature.
         calibration: Feeds (mappings from input name to array); nodes whose tensors leave float16's range on
             them stay in float32. Memory does not grow with their number.
     """
 
     keep_ops: tuple[str, ...] = attrs.field(default=(), converter=_names)
-    keep_nodes: tuple[str, ...] = attrs.field(default=(), converter=_names)
+    keep_float: tuple[str, ...] = attrs.field(default=(), converter=_names)
     keep_io: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     calibration: Iterable[Mapping[str, np.ndarray[Any, Any]]] | None = attrs.field(
         default=None, eq=False, repr=False
@@ -88,8 +88,8 @@ class ToFloat16(GraphTransform):
         config: dict[str, object] = {"calibrated": True} if self.calibration is not None else {}
         if self.keep_ops:
             config["keep_ops"] = list(self.keep_ops)
-        if self.keep_nodes:
-            config["keep_nodes"] = list(self.keep_nodes)
+        if self.keep_float:
+            config["keep_float"] = list(self.keep_float)
         if not self.keep_io:
             config["keep_io"] = False
         return config
@@ -123,11 +123,14 @@ class ToFloat16(GraphTransform):
         if half:
             model.ir_version = max(model.ir_version, 4)  # before it, every initializer had to be an input
             limits = limits_of(model.graph) | dict.fromkeys(masks, MASK_LIMIT)
-            Converter(model, half, limits, keep_io=self.keep_io).convert()
+            converter = Converter(model, half, limits, keep_io=self.keep_io)
+            converter.convert()
+            for name, limit in converter.saturated.items():
+                report.note(f"{name} saturates at {limit:.0f} where it becomes float16")
 
     def _check_names(self, model: ir.Model) -> None:
         nodes = list(model.graph.all_nodes())
-        require_nodes(self.keep_nodes, (node.name for node in nodes), "ToFloat16, keep_nodes")
+        require_nodes(self.keep_float, (node.name for node in nodes), "ToFloat16, keep_float")
         known = {node.op_type for node in nodes} | {schema.name for schema in onnx.defs.get_all_schemas()}
         for operator in sorted(set(self.keep_ops) - known):
             raise PreconditionError(
@@ -147,6 +150,8 @@ class ToFloat16(GraphTransform):
         for node in model.graph.all_nodes():
             inputs, outputs = convertible(node, opset)
             reason = self._asked(node) or unknown_dtype(node)
+            if reason is None and _saturates_for_a_cast(node):
+                reason = "it saturates what a Cast takes to float16"
             if reason is None and not (node in patterns and patterns[node].saturates):
                 reason = unsafe_reason(node)
             for index in inputs:
@@ -173,13 +178,26 @@ class ToFloat16(GraphTransform):
         for node, pattern in patterns.items():
             if node not in kept and any(member in kept for member in pattern.nodes):
                 kept[node] = f"it is part of {pattern.name}, which stays together"
-        _keep_between(model, kept)
+        _keep_between(model, kept, keep_io=self.keep_io)
         return kept
 
     def _asked(self, node: ir.Node) -> str | None:
         if node.op_type in self.keep_ops:
             return f"keep_ops has {node.op_type}"
-        return "keep_nodes has it" if node.name in self.keep_nodes else None
+        return "keep_float has it" if node.name in self.keep_float else None
+
+
+def _saturates_for_a_cast(node: ir.Node) -> bool:
+    """Whether the node is what this transform puts before a Cast; see `float16_masks`."""
+    users = [use.node for use in node.outputs[0].uses()]
+    return (
+        node.op_type == "Clip"
+        and bool(users)
+        and all(
+            (user.domain, user.op_type, user.attributes.get_int("to", 0)) == ("", "Cast", ir.DataType.FLOAT16)
+            for user in users
+        )
+    )
 
 
 def _masks(model: ir.Model) -> tuple[ir.Value, ...]:
@@ -202,8 +220,20 @@ def _touches_float32(node: ir.Node) -> bool:
     )
 
 
-def _keep_between(model: ir.Model, kept: dict[ir.Node, str]) -> None:
-    """Keep nodes that only move data when all that they move comes from and goes to kept nodes."""
+def _keep_between(model: ir.Model, kept: dict[ir.Node, str], *, keep_io: bool) -> None:
+    """Keep nodes that only move data when all that they move comes from and goes to where it is float32."""
+
+    def is_float32_before(value: ir.Value) -> bool:
+        producer = value.producer()
+        if producer is not None:
+            return producer in kept
+        return keep_io or value.graph is not model.graph
+
+    def is_float32_behind(value: ir.Value) -> bool:
+        if value.is_graph_output() and not (keep_io or value.graph is not model.graph):
+            return False
+        return all(use.node in kept for use in value.uses())
+
     changed = True
     while changed:
         changed = False
@@ -211,13 +241,18 @@ def _keep_between(model: ir.Model, kept: dict[ir.Node, str]) -> None:
             if node in kept or node.op_type not in MOVES_DATA or node.domain:
                 continue
             sources = [
-                value.producer()
+                value
                 for value in node.inputs
                 if value is not None and value.dtype is ir.DataType.FLOAT and constant_of(value) is None
             ]
-            consumers = [use.node for value in node.outputs for use in value.uses()]
-            if sources and consumers and all(n is not None and n in kept for n in (*sources, *consumers)):
-                kept[node] = "it only moves data between nodes in float32"
+            read = [value for value in node.outputs if value.uses() or value.is_graph_output()]
+            if (
+                sources
+                and read
+                and all(map(is_float32_before, sources))
+                and all(map(is_float32_behind, read))
+            ):
+                kept[node] = "it only moves data between places in float32"
                 changed = True
 
 

@@ -25,6 +25,7 @@ class Status(enum.IntEnum):
     cudaErrorInvalidDevice = 101
     cudaErrorIllegalAddress = 700
     cudaErrorHostMemoryAlreadyRegistered = 712
+    cudaErrorHostMemoryNotRegistered = 713
     cudaErrorStreamCaptureInvalidated = 901
 
 
@@ -64,6 +65,8 @@ class FakeCuda:
         self.streams: dict[int, FakeStream] = {}
         self.graphs: dict[int, int] = {}
         self.fail_capture = False
+        self.allow_pageable = False  # copies from and to memory that is not page-locked
+        self.fail_copy_in: int | None = None  # how many copies to the device work before one fails
         self.failing: set[str] = set()
         self.device_limit = 1 << 40
         self._current = threading.local()
@@ -102,11 +105,11 @@ class FakeCuda:
     def assert_current(self, device: int, what: str) -> None:
         assert self.device == device, f"{what} of device {device} used while {self.device} is current"
 
-    def bytes_at(self, address: int, size: int, *kinds: str) -> Any:
-        """The memory behind an address; it must be of one of those kinds, of this device, large enough."""
+    def bytes_at(self, address: int, size: int, kind: str) -> Any:
+        """The memory behind an address; it must be of that kind, of this device, and large enough."""
         start, block = self._find(address)
         assert block is not None, f"{address:#x} was never allocated or is freed"
-        assert block.kind in kinds, f"{address:#x} is {block.kind} memory, not {kinds}"
+        assert block.kind == kind, f"{address:#x} is {block.kind} memory, not {kind}"
         if block.kind == "device":
             self.assert_current(block.device, "memory")
         rest = ctypes.sizeof(block.memory) - (address - start)
@@ -165,15 +168,15 @@ class FakeCuda:
             return Status.cudaErrorMemoryAllocation, None
         return self._allocate("cudaMalloc", "device", size)
 
-    def cudaMallocHost(self, size: int) -> tuple[Any, ...]:
-        return self._allocate("cudaMallocHost", "pinned", size)
-
     def _allocate(self, name: str, kind: str, size: int) -> tuple[Any, ...]:
         if name in self.failing:
             return Status.cudaErrorMemoryAllocation, None
         with self._lock:
-            block = (ctypes.c_ubyte * size)(*(b"\xcd" * min(size, 64)))  # never zero by chance
-            address = ctypes.addressof(block)
+            raw = (ctypes.c_ubyte * (size + 256))()
+            address = ctypes.addressof(raw) + -ctypes.addressof(raw) % 256  # as the real one aligns
+            ctypes.memset(address, 0xCD, min(size, 64))  # never zero by chance
+            block = (ctypes.c_ubyte * size).from_address(address)
+            block._raw = raw
             self.memory[address] = Block(kind, block, self.device)
             self.events.append((name, size))
             return Status.cudaSuccess, address
@@ -181,8 +184,38 @@ class FakeCuda:
     def cudaFree(self, address: int) -> tuple[Any, ...]:
         return self._free("cudaFree", "device", address)
 
-    def cudaFreeHost(self, address: int) -> tuple[Any, ...]:
-        return self._free("cudaFreeHost", "pinned", address)
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> tuple[Any, ...]:
+        if "cudaHostRegister" in self.failing:
+            return (Status.cudaErrorInvalidValue,)
+        with self._lock:
+            pages = set(range(address // 4096, (address + size - 1) // 4096 + 1))
+            for start, block in self.memory.items():
+                end = start + ctypes.sizeof(block.memory) - 1
+                if block.kind == "registered" and pages & set(range(start // 4096, end // 4096 + 1)):
+                    return (Status.cudaErrorHostMemoryAlreadyRegistered,)
+            block = (ctypes.c_ubyte * size).from_address(address)
+            self.memory[address] = Block("registered", block, self.device)
+            self.events.append(("cudaHostRegister", size))
+        return (Status.cudaSuccess,)
+
+    def cudaHostUnregister(self, address: int) -> tuple[Any, ...]:
+        if address not in self.memory:
+            return (Status.cudaErrorHostMemoryNotRegistered,)
+        return self._free("cudaHostUnregister", "registered", address)
+
+    def cudaGetLastError(self) -> tuple[Any, ...]:
+        return (Status.cudaSuccess,)
+
+    def cudaMemcpy(self, to: int, source: int, size: int, kind: str) -> tuple[Any, ...]:
+        if kind == "to device":
+            ctypes.memmove(self._address(to, size), source, size)
+        else:
+            ctypes.memmove(to, self._address(source, size), size)
+        return (Status.cudaSuccess,)
+
+    def _address(self, address: int, size: int) -> int:
+        self.bytes_at(address, size, "device")
+        return address
 
     def _free(self, name: str, kind: str, address: int) -> tuple[Any, ...]:
         with self._lock:
@@ -226,24 +259,31 @@ class FakeCuda:
     def cudaMemcpyAsync(
         self, to: int, source: int, size: int, kind: str, stream: FakeStream
     ) -> tuple[Any, ...]:
-        host = ("pinned", "registered")
         kinds = {
-            "to device": (("device",), host),
-            "to host": (host, ("device",)),
-            "on device": (("device",), ("device",)),
+            "to device": ("device", "registered"),
+            "to host": ("registered", "device"),
+            "on device": ("device", "device"),
         }[kind]
         self.stream_of(int(stream))
-        self.bytes_at(to, size, *kinds[0])
-        self.bytes_at(source, size, *kinds[1])
+        if kind == "to device" and self.fail_copy_in is not None:
+            self.fail_copy_in -= 1
+            if self.fail_copy_in < 0:
+                return (Status.cudaErrorInvalidValue,)
+        self._check(to, size, kinds[0])
+        self._check(source, size, kinds[1])
         self.events.append(("cudaMemcpyAsync", kind, size))
 
         def copy() -> None:
-            self.bytes_at(to, size, *kinds[0])  # still there when the copy happens
-            self.bytes_at(source, size, *kinds[1])
+            self._check(to, size, kinds[0])  # still there when the copy happens
+            self._check(source, size, kinds[1])
             ctypes.memmove(to, source, size)
 
         stream.enqueue(copy)
         return (Status.cudaSuccess,)
+
+    def _check(self, address: int, size: int, kind: str) -> None:
+        if kind == "device" or not self.allow_pageable:
+            self.bytes_at(address, size, kind)
 
     def cudaStreamBeginCapture(self, stream: FakeStream, mode: str) -> tuple[Any, ...]:
         self.stream_of(int(stream))

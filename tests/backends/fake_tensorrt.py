@@ -83,6 +83,12 @@ def install(
     return SimpleNamespace(trt=trt, cuda=cuda, builds=trt.builds)
 
 
+def reinstall(monkeypatch: pytest.MonkeyPatch, fake: SimpleNamespace) -> None:
+    """Put the same fakes in place again, after a test has undone its patches."""
+    monkeypatch.setitem(sys.modules, fake.trt.__name__, fake.trt)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake.cuda)
+
+
 def make_module(name: str, version: str, cuda: FakeCuda) -> Any:
     numbers = tuple(int(part) for part in version.split(".")[:2])
     rtx = name == "tensorrt_rtx"
@@ -586,6 +592,7 @@ class Context:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._cuda.events.append(("set_tensor_address", name))
+        assert address % 256 == 0, "TensorRT wants addresses of 256 bytes"
         self._addresses[name] = address
         return address != 0
 
@@ -615,6 +622,8 @@ class Context:
             address = addresses.get(name, 0)
             if name in self._allocators:
                 address = self._allocators[name].reallocate_output(name, address, written.nbytes, 256)
+                if address == 0:  # no room: the inference fails
+                    continue
                 self._allocators[name].notify_shape(name, written.shape)
             self._cuda.bytes_at(address, written.nbytes, "device")
             ctypes.memmove(address, written.ctypes.data, written.nbytes)

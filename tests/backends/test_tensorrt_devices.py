@@ -125,8 +125,8 @@ def test_an_array_on_another_gpu_is_refused(fake: SimpleNamespace) -> None:
 
 def test_a_pointer_that_is_not_on_a_gpu_is_refused(fake: SimpleNamespace) -> None:
     with ei.load(compiled(SCALE, "GPU")) as session:
-        given = fake_tensorrt.DeviceTensor(fake.cuda, X)
-        given.free()
+        interface = {"data": (X.ctypes.data, False), "shape": X.shape, "typestr": "<f4", "version": 3}
+        given = SimpleNamespace(__cuda_array_interface__=interface)
         with pytest.raises(InputError, match="not in the memory of a GPU"):
             session.infer({"x": given})
 

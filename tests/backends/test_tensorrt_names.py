@@ -11,11 +11,13 @@ import ast
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 import edgeinfer.backends
@@ -23,6 +25,8 @@ from edgeinfer.backends.tensorrt_ import build as tensorrt_build
 from edgeinfer.backends.tensorrt_ import flavours as tensorrt_flavours
 from edgeinfer.backends.tensorrt_ import options as tensorrt_options
 from edgeinfer.backends.tensorrt_ import tensors as tensorrt_tensors
+from edgeinfer.backends.tensorrt_.cuda import Cuda, find_gpus
+from edgeinfer.errors import InferenceError
 from tests.backends import fake_tensorrt, tensorrt_names
 from tests.backends.fake_cuda import FakeCuda
 
@@ -72,7 +76,9 @@ ROLES: dict[str, dict[str, str]] = {
     },
     "run": {"self._engine": "ICudaEngine"},
     "tensors": {"engine": "ICudaEngine"},
-    "slot": {"self._engine": "ICudaEngine", "self._context": "IExecutionContext"},
+    "graphs": {"context": "IExecutionContext"},
+    "shapes": {"engine": "ICudaEngine"},
+    "slot": {"self._context": "IExecutionContext"},
     "": {"new_runtime(flavour)": "Runtime"},
 }
 ROLES["backend"] = ROLES[""]  # what the file is called in a package
@@ -260,7 +266,7 @@ OURS = {
     "build: options.tactic_sources",
     "load: chosen.engine_host_code_allowed",
     "load: options.engine_host_code_allowed",
-    "slot: self.reallocate_output",
+    "place: self.reallocate_output",
 }
 
 
@@ -313,6 +319,49 @@ def test_the_fake_has_nothing_that_the_real_one_lacks(version: str) -> None:
         assert public <= set(NAMES["classes"][owner]), (
             f"{owner} has no {public - set(NAMES['classes'][owner])}"
         )
+
+
+def test_cuda_python_has_what_is_called() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    called = {
+        str(node.args[0].value)
+        for tree in trees().values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+        and re.fullmatch("cuda[A-Z]\\w+", str(node.args[0].value))
+    }
+    assert len(called) > 15
+    called |= {"cudaGetErrorString", "cudaGetLastError", "cudaMemcpyKind", "cudaStreamCaptureMode"}
+    assert all(hasattr(runtime, name) for name in called), called
+    assert all(hasattr(FakeCuda, name) for name in called), "the fake has them, too"
+    fake = {name for name in vars(FakeCuda) if name.startswith("cuda")}
+    assert all(hasattr(runtime, name) for name in fake), "and nothing that the real one lacks"
+
+
+def test_cuda_python_takes_our_arguments_for_memory_of_the_host() -> None:
+    """Without a GPU these fail, but with an error of CUDA: an argument of a wrong type is a TypeError."""
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    if find_gpus()[0]:
+        pytest.skip("with a GPU, benchmarks/gpu/run.py does more")
+    cuda = Cuda(runtime)
+    memory = np.zeros(8192, np.uint8)
+    assert cuda.page_lock(int(memory.ctypes.data), memory.nbytes) is False
+    for call in (
+        lambda: cuda.page_unlock(int(memory.ctypes.data)),
+        lambda: cuda.copy_to_host(int(memory.ctypes.data), int(memory.ctypes.data), 8),
+        lambda: cuda.to_device(int(memory.ctypes.data), int(memory.ctypes.data), 8, 0),
+        lambda: cuda.on_device(int(memory.ctypes.data), int(memory.ctypes.data), 8, 0),
+        lambda: cuda.synchronize(1),
+        lambda: cuda.call("cudaPointerGetAttributes", int(memory.ctypes.data)),
+        lambda: cuda.call("cudaMalloc", 8),
+        cuda.stream,
+        cuda.current().__enter__,
+    ):
+        with pytest.raises(InferenceError, match="cudaError"):
+            call()
 
 
 def test_the_installed_rtx_has_the_names_that_are_kept() -> None:

@@ -202,7 +202,7 @@ def test_profiles_come_from_the_names_of_dimensions(monkeypatch: pytest.MonkeyPa
         ({"profiles": [{"x": ((1, 3, 8, 8),) * 3}]}, "does not cover"),
         ({"profiles": [{"x": ((1, 4, 8, 8),) * 3, "i": ((1, 1),) * 3}]}, "does not fit an input"),
         ({"memory_pools": {"heap": 1}}, "memory_pools"),
-        ({"compute_capabilities": ("SM86",)}, "compute capability looks like"),
+        ({"compute_capabilities": ("SM86",)}, "compute_capabilities"),
         ({"weak_precisions": ("fp4",)}, "weak_precisions"),
         ({"hardware_compatibility": "all"}, "hardware_compatibility"),
         ({"flavour": "tensorflow"}, "tensorrt or tensorrt-rtx"),

@@ -7,12 +7,16 @@ import json
 
 import numpy as np
 import onnx.parser
+import onnx.printer
 import pytest
 
 import edgeinfer as ei
 from edgeinfer.errors import BackendUnavailableError, InferenceError, InputError, OptionsError
-from edgeinfer.runtime.benchmark import BenchmarkReport
+from edgeinfer.feeds import choose
+from edgeinfer.measure import benchmark_in_turns
+from edgeinfer.runtime.benchmark_report import BenchmarkReport
 from edgeinfer.runtime.loadgen import _parse, run_single_stream
+from edgeinfer.runtime.session import Session
 
 ADD = onnx.parser.parse_model(
     """<ir_version: 8, opset_import: ["" : 17]>
@@ -59,17 +63,152 @@ def test_seconds_bound_the_time(session):
     assert found.seconds >= 0.05
 
 
-def test_feeds_are_gone_through_in_turn(session):
-    feeds = [{"x": np.zeros((n, 3), np.float32)} for n in (1, 2)]
-    assert ei.benchmark(session, feeds, warmup=0, runs=4, progress=False).n == 4
-
-
-def test_shapes_give_symbolic_dimensions_a_size(session):
-    seen = []
+@pytest.fixture
+def seen(session):
+    """The shapes that were really run."""
+    shapes = []
     infer = session.infer
-    session.infer = lambda feed: seen.append(feed["x"].shape) or infer(feed)
-    ei.benchmark(session, warmup=0, runs=1, shapes={"N": 5}, progress=False)
-    assert seen == [(5, 3)]
+    session.infer = lambda feed: shapes.append(feed["x"].shape) or infer(feed)
+    return shapes
+
+
+def test_feeds_are_gone_through_in_turn(session, seen):
+    feeds = [{"x": np.zeros((n, 3), np.float32)} for n in (1, 2)]
+    found = ei.benchmark(session, feeds, warmup=0, runs=5, progress=False)
+    assert seen == [(1, 3), (2, 3), (1, 3), (2, 3), (1, 3)]
+    assert found.notes == ("2 feeds in turn", "the feeds have 2 shapes: 1 of x (1, 3); 1 of x (2, 3)")
+
+
+SOURCES = {
+    "a feed": lambda x: {"x": x},
+    "an array": lambda x: x,
+    "feeds": lambda x: [{"x": x}],
+    "arrays": lambda x: [x],
+    "a function": lambda x: lambda: iter([x]),
+}
+
+
+@pytest.mark.parametrize("form", SOURCES)
+def test_every_source_of_feeds_is_taken_and_its_shape_shown(session, seen, form):
+    x = np.zeros((4, 3), np.float32)
+    found = ei.benchmark(session, SOURCES[form](x), warmup=1, runs=2, progress=False)
+    assert seen == [(4, 3)] * 3
+    assert "x float32 (4, 3), N = 4 from feeds" in str(found)
+    assert found.to_dict()["inputs"][0]["origins"] == ["from feeds", "declared"]
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("sized", [{"shapes": {"N": 5}}, {"shapes": {"x": (5, 3)}}, {"batch": 5}])
+def test_the_batch_is_what_was_asked_for(session, seen, sized):
+    found = ei.benchmark(session, warmup=0, runs=1, progress=False, **sized)
+    assert "x float32 (5, 3), N = 5 given" in str(found)
+    found = ei.benchmark(session, np.zeros((12, 3), np.float32), warmup=0, runs=2, progress=False, **sized)
+    assert seen == [(5, 3)] * 3
+    assert "2 of 12 samples do not fill a batch of 5 and are left out" in found.notes
+
+
+def test_the_assumed_batch_is_said(session):
+    found = ei.benchmark(session, warmup=0, runs=1, progress=False)
+    assert "x float32 (1, 3), N = 1 assumed" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("feeds", "sized"),
+    [
+        (None, {"batch": 2, "shapes": {"N": 3}}),
+        (np.zeros((6, 3), np.float32), {"batch": 2, "shapes": {"N": 3}}),
+        (np.zeros((6, 3), np.float32), {"shapes": {"x": (6, 4)}}),
+        (None, {"batch": 0}),
+        (None, {"shapes": {"M": 2}}),
+        (iter([np.zeros((1, 3), np.float32)]), {}),
+        ([], {}),
+    ],
+)
+def test_sizes_that_contradict_each_other_are_refused(session, feeds, sized):
+    with pytest.raises(InputError):
+        ei.benchmark(session, feeds, runs=1, progress=False, **sized)
+
+
+def test_a_model_of_a_fixed_batch_says_so():
+    text = onnx.printer.to_text(ADD).replace("[N,3]", "[2,3]")
+    with ei.load(ei.compile(onnx.parser.parse_model(text), "onnxruntime")) as session:
+        found = ei.benchmark(session, np.zeros((5, 3), np.float32), warmup=0, runs=2, progress=False)
+        assert found.inputs[0].describe() == "x float32 (2, 3)"
+        assert found.notes[0] == "1 of 5 samples do not fill a batch of 2 and are left out"
+        with pytest.raises(InputError, match="batch"):
+            ei.benchmark(session, batch=3, runs=1, progress=False)
+
+
+def test_only_so_many_feeds_are_held_in_memory(session, monkeypatch):
+    monkeypatch.setattr(choose, "_MAX_BYTES", 3 * 12)
+    feeds = [np.zeros((1, 3), np.float32)] * 7
+    found = ei.benchmark(session, feeds, warmup=0, runs=1, progress=False)
+    assert found.notes == ("the first 3 feeds only", "3 feeds in turn")
+
+
+def test_arrays_in_device_memory_stay_there():
+    """A runner that takes them gets what the caller gave, not a copy of it."""
+
+    class OnDevice:
+        shape, dtype, ndim = (2, 3), np.dtype(np.float32), 2
+
+        @property
+        def __cuda_array_interface__(self):
+            return {"data": (64, False), "shape": (2, 3), "typestr": "<f4", "version": 3}
+
+    taken = []
+
+    class Runner:
+        thread_safe = takes_device_arrays = True
+
+        def run(self, feeds, /):
+            taken.append(feeds["x"])
+            return [np.zeros((2, 3), np.float32)]
+
+        def close(self):
+            pass
+
+    session = Session(Runner(), ei.compile(ADD, "onnxruntime").manifest)
+    found = ei.benchmark(session, {"x": OnDevice()}, warmup=0, runs=1, progress=False)
+    assert [array.pointer for array in taken] == [64]
+    assert found.inputs[0].shape == (2, 3)
+
+
+@pytest.fixture
+def two_sessions():
+    artifact = ei.compile(ADD, "onnxruntime", options={"threads": 1})
+    with ei.load(artifact) as first, ei.load(artifact) as second:
+        yield {"first": first, "second": second}
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_sessions_take_turns(two_sessions, bound):
+    order = []
+    if not bound:
+        for name, each in two_sessions.items():
+            infer = each.infer
+            each.infer = lambda feed, name=name, infer=infer: order.append(name) or infer(feed)
+    found = benchmark_in_turns(two_sessions, warmup=2, runs=4, bound=bound, batch=2, progress=False)
+    if not bound:
+        back_and_forth = ["first", "second", "second", "first"] * 2
+        assert order == ["first", "first", "second", "second", *back_and_forth]
+    assert {name: report.n for name, report in found.reports.items()} == {"first": 4, "second": 4}
+    assert found.speedup("first") == 1.0
+    assert found.speedup("second") > 0
+    assert "x float32 (2, 3), N = 2 given" in str(found)
+    assert "4 turns after 2 to warm up" in str(found)
+    assert "<table" in found._repr_html_()
+    plain = json.loads(json.dumps(found.to_dict()))
+    assert plain["second"]["speedup"] == found.speedup("second")
+    shares = [report.seconds for report in found.reports.values()]
+    assert all(share > 0 for share in shares)
+
+
+def test_turns_need_a_session_and_numbers(two_sessions):
+    with pytest.raises(OptionsError, match="no session"):
+        benchmark_in_turns({})
+    with pytest.raises(OptionsError, match="out of range"):
+        benchmark_in_turns(two_sessions, runs=0)
 
 
 def test_bound_mode_runs_on_the_feed(session):
@@ -77,7 +216,14 @@ def test_bound_mode_runs_on_the_feed(session):
     assert (found.mode, found.n) == ("bound", 5)
 
 
-@pytest.mark.parametrize("wrong", [{"runs": 0}, {"warmup": -1}, {"seconds": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"runs": value} for value in (0, -1, 1.5, float("nan"))),
+        *({"warmup": value} for value in (-1, float("nan"))),
+        *({"seconds": value} for value in (0.0, -1, float("nan"), float("inf"), "2")),
+    ],
+)
 def test_numbers_out_of_range_are_refused(session, wrong):
     with pytest.raises(OptionsError, match="out of range"):
         ei.benchmark(session, **wrong)

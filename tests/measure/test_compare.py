@@ -149,6 +149,89 @@ def test_feeds_are_made_up_when_there_are_none(model):
     assert "made-up inputs" in found.notes
 
 
+def test_the_shapes_that_were_compared_are_shown(model, feeds):
+    found = ei.compare(model, model, progress=False)
+    assert "4 feeds of x float32 (1, 4), N = 1 assumed" in str(found)
+    found = ei.compare(model, model, [*feeds, {"x": np.zeros((2, 4), np.float32)}], progress=False)
+    assert found.inputs[0].describe() == "x float32 (8, 4), N = 8 from feeds"
+    assert "the feeds have 2 shapes: 3 of x (8, 4); 1 of x (2, 4)" in found.notes
+    assert ei.compare(model, model, feeds, batch=4, progress=False).feeds == 6
+    images = parse(
+        TEXT.replace("float[N, 4] x", "float[N, H, 4] x").replace("float[N, 4] y", "float[M, 4] y")
+    )
+    with pytest.raises(InputError, match="not known"):
+        ei.compare(images, images, progress=False)
+
+
+def for_target(model: ei.Model, target: str) -> ei.Model:
+    return model.with_metadata(edgeinfer_target=target)
+
+
+def test_a_model_runs_on_the_target_that_it_was_made_for(model, feeds):
+    pytest.importorskip("openvino")
+    made = for_target(model, "openvino:CPU")
+    found = ei.compare(model, made, feeds, progress=False)
+    assert (found.reference_on, found.candidate_on) == ("onnxruntime:CPU", "openvino:CPU")
+    assert "on openvino:CPU compared with" in str(found)
+    assert "layers are compared in ONNX Runtime" in found.notes
+    assert found.to_dict()["candidate_on"] == "openvino:CPU"
+    both = ei.compare(model, made, feeds, target="openvino", progress=False)
+    assert both.reference_on == "openvino:CPU"
+    assert ei.compare(model, model, feeds, progress=False).candidate_on == "onnxruntime:CPU"
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "jetson-orin-nano", "openvino:NPU", "nowhere:CPU"])
+def test_a_target_that_is_not_here_is_said(model, feeds, target):
+    found = ei.compare(model, for_target(model, target), feeds, progress=False)
+    assert found.candidate_on == "onnxruntime:CPU"
+    assert any(f"was made for {target} and runs in ONNX Runtime instead" in note for note in found.notes)
+
+
+def test_a_target_that_was_asked_for_and_is_not_here_is_an_error(model, feeds):
+    with pytest.raises(ei.EdgeInferError):
+        ei.compare(model, model, feeds, target="openvino:NPU", progress=False)
+
+
+@pytest.mark.parametrize("threshold", [math.nan, math.inf])
+def test_a_threshold_is_a_number(model, feeds, threshold):
+    with pytest.raises(OptionsError, match="threshold_db"):
+        ei.compare(model, model, feeds, threshold_db=threshold, progress=False)
+
+
+ROWS = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 4] x) => (float[N, 4] y, int64[2, M] at)
+<float limit = {LIMIT}> {
+    y = Identity(x)
+    over = Greater(x, limit)
+    at = NonZero(over)
+}"""
+
+
+def test_an_output_whose_size_depends_on_the_data_is_left_out_and_said(feeds):
+    loose, strict = (parse(ROWS.replace("LIMIT", limit)) for limit in ("-9", "0.5"))
+    found = ei.compare(loose, strict, feeds, layers=False, progress=False)
+    assert list(found.outputs) == ["y"]
+    assert "output 'at' has another shape in 3 of 3 feeds and is not compared" in found.notes
+    alone = [
+        parse(
+            ROWS.replace("LIMIT", limit).replace("float[N, 4] y, ", "").replace("    y = Identity(x)\n", "")
+        )
+        for limit in ("-9", "0.5")
+    ]
+    with pytest.raises(InputError, match="No output can be compared"):
+        ei.compare(*alone, feeds, progress=False)
+
+
+def test_text_is_compared_for_equality(feeds):
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (string[N] s, float[N, 4] x) => (string[N] t, float[N, 4] y) { t = Identity(s) y = Identity(x) }"""
+    model = ei.Model.load(onnx.parser.parse_model(text))
+    feed = {"s": np.array(["a", "b"], object), "x": np.ones((2, 4), np.float32)}
+    found = ei.compare(model, model, feed, layers=False, progress=False)
+    assert list(found.outputs) == ["y"]
+    assert "output 't' is text: 2 of 2 equal" in found.notes
+
+
 def test_outputs_that_cannot_be_paired_are_refused(model, feeds):
     two = parse(TEXT.replace("=> (float[N, 4] y)", "=> (float[N, 4] y, float[N, 4] c)"))
     with pytest.raises(InputError, match="different outputs"):

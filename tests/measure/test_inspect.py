@@ -103,6 +103,54 @@ def test_a_residual_stays_alive():
     assert found.memory.peak_bytes == 1200  # a, b and c, or a, c and y
 
 
+QDQ = """g (float[1, 100] x) => (float[1, 10] y)
+<float s = {0.1}, uint8 z = {0}, int8[100, 100] w = {W1}, int8[100, 10] v = {W2}, int8 zw = {0}> {
+    qx = QuantizeLinear(x, s, z)
+    dx = DequantizeLinear(qx, s, z)
+    dw = DequantizeLinear(w, s, zw)
+    h = MatMul(dx, dw)
+    qh = QuantizeLinear(h, s, z)
+    dh = DequantizeLinear(qh, s, z)
+    TAIL
+    dv = DequantizeLinear(v, s, zw)
+    y = MatMul(r, dv)
+}"""
+QDQ = QDQ.replace("W1", ", ".join(["1"] * 10_000)).replace("W2", ", ".join(["1"] * 1_000))
+
+
+@pytest.mark.parametrize(
+    ("tail", "peak", "alive"),
+    [
+        # x in float and as it is quantized; behind that 100 B in, 100 B out, and in the end 40 B of y.
+        ("", 500, {"qx": 100, "x": 400}),
+        # Sigmoid computes in float: its input and output are 400 B each.
+        ("r = Sigmoid(dh)", 800, {"dh": 400, "r": 400}),
+        # Quantized again on both sides, it may stay in integers.
+        (
+            "a = Sigmoid(dh)\n qa = QuantizeLinear(a, s, z)\n r = DequantizeLinear(qa, s, z)",
+            500,
+            {"qx": 100, "x": 400},
+        ),
+    ],
+)
+def test_a_quantized_tensor_counts_as_what_it_is(tail, peak, alive):
+    text = QDQ.replace("TAIL", tail)
+    found = inspect(text if tail else text.replace("MatMul(r, dv)", "MatMul(dh, dv)")).memory
+    assert found.peak_bytes == peak
+    assert dict(found.alive) == alive
+    assert found.unknown == 0
+
+
+def test_dequantized_weights_are_no_activations():
+    ones = ", ".join(["1"] * 400)
+    found = inspect(
+        f"""g (float[1, 4] x) => (float[1, 100] y) <float s = {{1}}, int8[4, 100] w = {{{ones}}}>
+        {{ d = DequantizeLinear(w, s) y = MatMul(x, d) }}"""
+    )
+    assert found.memory.peak_bytes == 16 + 400
+    assert {name for name, _ in found.memory.alive} == {"x", "y"}
+
+
 def test_shapes_that_only_a_run_knows_are_found_and_said():
     # The pads are computed, which ONNX's inference does not follow.
     found = inspect(
@@ -136,6 +184,28 @@ def test_subgraphs_count_once_and_that_is_said():
 def test_wrong_shapes_are_refused():
     with pytest.raises(InputError, match="neither an input nor a symbolic dimension"):
         inspect(GEMM, shapes={"M": 3})
+
+
+def test_the_figures_say_which_shapes_they_are_for():
+    found = inspect(CONV)
+    assert "x float32 (1, 4, 8, 8), N = 1 assumed" in str(found)
+    assert "x float32 (3, 4, 8, 8), N = 3 given" in str(inspect(CONV, batch=3))
+    assert found.shapes == {"x": (1, 4, 8, 8)}
+    assert found.to_dict()["inputs"] == [
+        {
+            "name": "x",
+            "dtype": "float32",
+            "shape": [1, 4, 8, 8],
+            "origins": ["assumed", "declared", "declared", "declared"],
+        }
+    ]
+
+
+def test_no_size_of_an_image_is_made_up():
+    text = CONV.replace("N, 4, 8, 8", "N, 4, H, W")
+    with pytest.raises(InputError, match="not known"):
+        inspect(text)
+    assert inspect(text, shapes={"H": 8, "W": 8}).macs == inspect(CONV).macs
 
 
 def test_the_report_is_for_people_and_programs():

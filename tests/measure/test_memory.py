@@ -11,7 +11,7 @@ import onnx.parser
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.errors import InferenceError, OptionsError
+from edgeinfer.errors import InferenceError, InputError, OptionsError
 from edgeinfer.measure import memory
 
 # 4096 x 4096 floats: 64 MiB that running must allocate.
@@ -42,24 +42,53 @@ def test_a_feed_of_the_caller_is_used(artifact):
     assert memory(artifact, feed, runs=2, options={"threads": 1}).runs == 2
 
 
-def test_what_goes_wrong_in_the_child_is_told(artifact):
-    with pytest.raises(InferenceError, match="wrong shape"):
+def test_feeds_that_do_not_fit_are_refused_before_a_child_is_started(artifact):
+    with pytest.raises(InputError, match="wrong shape"):
         memory(artifact, {"x": np.ones((3, 2), np.float32), "y": np.ones((1, 2), np.float32)})
 
 
-def test_options_reach_the_child(artifact):
+def test_options_reach_the_child_and_what_goes_wrong_there_is_told(artifact):
     with pytest.raises(InferenceError, match="has no option 'nonsense'"):
-        memory(artifact, options={"nonsense": 1})
+        memory(artifact, shapes={"M": 1, "N": 1}, options={"nonsense": 1})
+
+
+def test_the_shapes_that_were_run_are_shown(artifact):
+    found = memory(artifact, shapes={"M": 2, "y": (1, 3)}, runs=1)
+    assert [each.shape for each in found.inputs] == [(2, 1), (1, 3)]
+    assert "x float32 (2, 1), M = 2 given" in str(found)
+    assert "made-up inputs" in str(found)
+    assert found.to_dict()["inputs"][0]["shape"] == [2, 1]
+
+
+TEXT = onnx.parser.parse_model(
+    """<ir_version: 8, opset_import: ["" : 17]>
+    g (string[N] s) => (string[N] t) { t = Identity(s) }"""
+)
+
+
+def test_text_reaches_the_child():
+    found = memory(ei.compile(TEXT, "onnxruntime"), {"s": np.array(["a", "bc"], object)}, runs=1)
+    assert found.inputs[0].shape == (2,)
 
 
 def test_a_child_that_takes_too_long_is_ended(artifact):
     with pytest.raises(InferenceError, match="too long"):
-        memory(artifact, timeout_s=0.01)
+        memory(artifact, shapes={"M": 1, "N": 1}, timeout_s=0.01)
 
 
-def test_no_run_is_refused(artifact):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"runs": 0},
+        {"runs": float("nan")},
+        {"timeout_s": float("nan")},
+        {"timeout_s": float("inf")},
+        {"timeout_s": 0},
+    ],
+)
+def test_numbers_out_of_range_are_refused(artifact, wrong):
     with pytest.raises(OptionsError):
-        memory(artifact, runs=0)
+        memory(artifact, **wrong)
 
 
 def test_the_child_unpickles_nothing(tmp_path, artifact):

@@ -9,7 +9,7 @@ import onnx.numpy_helper as nh
 import onnx_ir as ir
 
 from edgeinfer.graph.channels.groups import Dependencies, analyze
-from edgeinfer.graph.layers import read_weight, write_weight
+from edgeinfer.graph.initializers import constant, set_constant
 from edgeinfer.graph.taps import probe
 from edgeinfer.model.model import Model
 from edgeinfer.pruning.structure.prepare import prepare
@@ -75,11 +75,11 @@ def unread(work: ir.Model, dependencies: Dependencies, classes: list[int]) -> No
     """Set the weights to zero with which the layers read some classes of channels."""
     for layer in dependencies.layers:
         rows = dependencies.rows.get(layer.node.inputs[1])
-        row = None if rows is None else rows[layer.in_axis]
-        if (row is not None and layer.kind != "conv_transpose") or (row is not None and layer.group == 1):
-            array = read_weight(layer.weight).copy()
-            np.moveaxis(array, layer.in_axis, 0)[np.isin(row, classes)] = 0
-            write_weight(layer.weight, array)
+        row = None if rows is None else rows[layer.input_axis]
+        if (row is not None and layer.kind != "ConvTranspose") or (row is not None and layer.groups == 1):
+            array = constant(layer.weight).copy()
+            np.moveaxis(array, layer.input_axis, 0)[np.isin(row, classes)] = 0
+            set_constant(layer.weight, array)
 
 
 def remove(model: Model, picks: dict[str, list[int]], feeds: dict[str, np.ndarray]) -> tuple[ir.Model, float]:

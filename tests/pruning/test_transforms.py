@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from edgeinfer.errors import CalibrationError, PreconditionError
-from edgeinfer.graph.layers import find_layers, read_weight
+from edgeinfer.graph.initializers import constant
+from edgeinfer.graph.layers import find_layers
 from edgeinfer.model.model import Model
 from edgeinfer.pruning.budget.allocate import levels, step_of
 from edgeinfer.pruning.structure.masks import export_training, import_weights
@@ -152,7 +153,7 @@ def patterns(model: Model, m: int) -> list[np.ndarray]:
     """Count the weights other than zero of each m input channels, by layer that has whole groups."""
     counts = []
     for layer in find_layers(model.ir.graph):
-        weight = np.moveaxis(read_weight(layer.weight), layer.in_axis, -1)
+        weight = np.moveaxis(constant(layer.weight), layer.input_axis, -1)
         if weight.shape[-1] % m == 0:
             counts.append((weight.reshape(-1, m) != 0).sum(1))
     return counts

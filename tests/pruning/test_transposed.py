@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeinfer.graph.layers import find_layers, read_weight
+from edgeinfer.graph.initializers import constant
+from edgeinfer.graph.layers import find_layers
 from edgeinfer.pruning.reconstruction.frontier import run, tap
 from edgeinfer.pruning.reconstruction.transposed import phases
 from edgeinfer.transforms import PruneChannels
@@ -55,10 +56,10 @@ def test_phases_are_the_whole_operator(kernel, stride, pad, group, extra):
     layer = find_layers(work.graph)[1]
     feed = {"x": np.random.default_rng(0).standard_normal((2, 3, 6, 5)).astype(np.float32)}
     (y,) = graphs.run(model, feed)
-    with tap(work, [layer.x.name]) as session:
-        x = next(run(session, [feed]))[layer.x.name]
-    weight = read_weight(layer.weight)
-    got = np.zeros(y.shape) + read_weight(layer.bias).reshape(1, -1, 1, 1)
+    with tap(work, [layer.input.name]) as session:
+        x = next(run(session, [feed]))[layer.input.name]
+    weight = constant(layer.weight)
+    got = np.zeros(y.shape) + constant(layer.bias).reshape(1, -1, 1, 1)
     for phase in phases(layer.node, weight.shape, y.shape[2:]):
         for piece, index in phase.layout.columns(phase.read(x)):
             part = phase.matrix(weight) @ piece
@@ -73,7 +74,7 @@ def test_phases_are_the_whole_operator(kernel, stride, pad, group, extra):
 def test_writing_a_phase_back_changes_nothing():
     work, _ = graphs.prepared(_model(kernel=4, stride=2, pad=1, group=2))
     layer = find_layers(work.graph)[1]
-    weight = read_weight(layer.weight).astype(np.float64)
+    weight = constant(layer.weight).astype(np.float64)
     again = np.zeros_like(weight)
     for phase in phases(layer.node, weight.shape, (12, 10)):
         phase.write(again, phase.matrix(weight))

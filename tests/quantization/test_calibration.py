@@ -94,10 +94,12 @@ def test_every_form_of_source_gives_the_same_feeds_twice(form, tmp_path):
     assert len(list(calibration.take(2))) == 2
 
 
-def test_one_array_or_one_feed_is_one_sample_and_batches_are_split_for_a_fixed_batch():
+def test_the_rows_of_one_array_are_samples_and_batches_are_split_for_a_fixed_batch():
     x = samples(1, rows=6)[0]
-    assert [f["x"].shape for f in as_calibration(x, net().signature)] == [(6, 3)]
-    assert [f["x"].shape for f in as_calibration({"x": x}, net("2").signature)] == [(2, 3)] * 3
+    for stacked in (x, {"x": x}):
+        assert [f["x"].shape for f in as_calibration(stacked, net().signature)] == [(1, 3)] * 6
+        assert [f["x"].shape for f in as_calibration(stacked, net("2").signature)] == [(2, 3)] * 3
+    assert [f["x"].shape for f in as_calibration([x], net().signature)] == [(6, 3)]
 
 
 def test_a_generator_is_refused_with_a_hint():
@@ -128,7 +130,7 @@ def test_damaged_and_missing_folders_are_refused(tmp_path):
     with pytest.raises(CalibrationError, match=r"no \.npy"):
         as_calibration(tmp_path, net().signature)
     np.save(tmp_path / "a.npy", np.array([{}], object), allow_pickle=True)
-    with pytest.raises(CalibrationError, match="cannot be read"):
+    with pytest.raises(CalibrationError, match="not a file of numpy arrays"):
         list(as_calibration(tmp_path, net().signature))
 
 

@@ -21,9 +21,9 @@ import attrs
 from edgeinfer.artifact.artifact import Payload
 from edgeinfer.backends.dialect import MOVING_OPS, KernelCosts, QDQDialect
 from edgeinfer.backends.facts import machine_facts
-from edgeinfer.backends.forked import keep_in_forked_children
 from edgeinfer.backends.onnx_payload import OnnxSource, onnx_source, payload_of_onnx
 from edgeinfer.backends.onnxruntime_.options import OnnxRuntimeOptions
+from edgeinfer.backends.onnxruntime_.port import check_ports
 from edgeinfer.backends.onnxruntime_.runner import OnnxRuntimeRunner
 from edgeinfer.backends.onnxruntime_.trust import find_untrusted
 from edgeinfer.backends.option_checks import notes_on, options_of_artifact
@@ -173,7 +173,7 @@ class OnnxRuntimeBackend:
             """Create the session again, which writes down what it made of the graph, and its profile."""
             return _create(source, device, chosen, optimized=optimized, profile=profile)
 
-        return keep_in_forked_children(OnnxRuntimeRunner(_runtime(), session, diagnose))
+        return OnnxRuntimeRunner(_runtime(), session, diagnose)
 
 
 @functools.cache
@@ -185,8 +185,8 @@ def _runtime() -> Any:
     """
     if "onnxruntime" in sys.modules and not os.environ.get(_NO_TELEMETRY):
         _log.warning(
-            "onnxruntime was imported before edgeinfer used it, with its telemetry on. It is off from now "
-            "on, but may have sent something. Set %s=1, or do not import it before.",
+            "onnxruntime was imported before edgeinfer used it, with its telemetry on. It is asked to stop, "
+            "but sends what it has collected. Set %s=1, or do not import it before.",
             _NO_TELEMETRY,
         )
     os.environ[_NO_TELEMETRY] = os.environ.get(_NO_TELEMETRY) or "1"
@@ -284,6 +284,7 @@ def _create(
             if plugin_names & {name for name, _ in providers}
             else ort.InferenceSession(source.model, settings, providers=built_in)
         )
+    check_ports(session)
     started = session.get_providers()
     missing = [name for name, _ in providers if name not in started]
     if missing:

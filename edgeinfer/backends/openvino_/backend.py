@@ -7,27 +7,25 @@ the machine; the manifest says to which.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import glob
 import io
-import logging
-import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Set
 from typing import Any, final
 
 import attrs
 
 from edgeinfer.artifact.artifact import Payload
 from edgeinfer.backends.facts import machine_facts
-from edgeinfer.backends.forked import keep_in_forked_children
-from edgeinfer.backends.onnx_payload import OnnxSource, onnx_source, payload_of_onnx
+from edgeinfer.backends.onnx_payload import onnx_source, payload_of_onnx
 from edgeinfer.backends.openvino_.cache import verified_cache
+from edgeinfer.backends.openvino_.compile import Compiled, compile_onnx, import_blob, vendor_errors
 from edgeinfer.backends.openvino_.devices import check_device
 from edgeinfer.backends.openvino_.dialect import DIALECT
 from edgeinfer.backends.openvino_.options import OpenVINOOptions, find_untrusted
+from edgeinfer.backends.openvino_.process import core, vendor_module
 from edgeinfer.backends.openvino_.runner import OpenVINORunner
+from edgeinfer.backends.openvino_.tensors import input_names
 from edgeinfer.backends.option_checks import notes_on, options_of_artifact
 from edgeinfer.backends.options import options_from
 from edgeinfer.backends.protocol import (
@@ -38,7 +36,7 @@ from edgeinfer.backends.protocol import (
     LoadOptions,
     ModelToCompile,
 )
-from edgeinfer.errors import CompileError, OptionsError
+from edgeinfer.errors import InputError
 
 __all__ = ["OpenVINOBackend", "OpenVINOOptions"]
 
@@ -49,8 +47,6 @@ BLOB_NAME = "model.blob"
 _WITHOUT = Capabilities(
     available=False, dialect=DIALECT, threads_option="threads", float16_devices=("GPU", "NPU")
 )
-_log = logging.getLogger(__name__)
-_TELEMETRY = "openvino_telemetry"
 _PRECISIONS = {"FP32": "float32", "FP16": "float16", "BF16": "bfloat16", "INT8": "int8"}
 
 
@@ -64,6 +60,7 @@ class OpenVINOBackend:
     def capabilities(self) -> Capabilities:
         """Return what the installed OpenVINO can do here."""
         try:
+            core()  # no longer works in a fork of a process that used it
             return _capabilities()
         except ImportError as error:
             return attrs.evolve(_WITHOUT, reason=f"openvino cannot be imported: {error}")
@@ -85,12 +82,13 @@ class OpenVINOBackend:
         kept, notes = chosen.portable(), notes_on(chosen.not_portable())
         payload = attrs.evolve(payload_of_onnx(model, device=device, options=kept), notes=notes)
         with verified_cache(chosen.cache):
-            compiled = _compile(onnx_source(payload), device, chosen)
+            compiled = _compile(payload, device, chosen)
+        input_names(compiled.model.inputs, [spec.name for spec in model.signature.inputs])
         if not chosen.export:
             return payload
         return Payload(
             entry=BLOB_NAME,
-            files={BLOB_NAME: _blob(compiled, device)},
+            files={BLOB_NAME: _blob(compiled.model, device)},
             kind="device-bound",
             device=device,
             requires=_requirements(device),
@@ -113,21 +111,17 @@ class OpenVINOBackend:
         chosen = options_from(OpenVINOOptions, kept, options.options, backend=NAME)
         device = check_device(options.device or payload.device or "CPU", _capabilities())
 
-        def compiled(options: OpenVINOOptions) -> Any:
-            if payload.kind != "device-bound":
-                return _compile(onnx_source(payload), device, options)
-            with _vendor_errors("OpenVINO cannot import the blob", device):
-                return _core().import_model(io.BytesIO(payload.read()), device, options.config(device))
+        def compiled(given: Set[str] = frozenset(), counting: bool = False) -> Compiled:
+            """Compile; `counting` with the performance counters of each layer, which no cache has."""
+            options = chosen
+            if counting:
+                properties = {**chosen.properties, "PERF_COUNT": True}
+                options = attrs.evolve(chosen, properties=properties, cache_dir=None)
+            with verified_cache(options.cache) as removed:
+                made = _compile(payload, device, options, given)
+            return attrs.evolve(made, notes=(*made.notes, *removed, *_unmet_precision(made.model, options)))
 
-        def counting() -> Any:
-            """Compile again, with the performance counters of each layer."""
-            properties = {**chosen.properties, "PERF_COUNT": True}
-            return compiled(attrs.evolve(chosen, properties=properties, cache_dir=None))
-
-        with verified_cache(chosen.cache) as removed:
-            ready = compiled(chosen)
-        notes = [*removed, *_unmet_precision(ready, chosen)]
-        return keep_in_forked_children(OpenVINORunner(_runtime(), ready, device, counting, notes))
+        return OpenVINORunner(vendor_module(), compiled, device, options.signature)
 
 
 def _unmet_precision(compiled: Any, options: OpenVINOOptions) -> list[str]:
@@ -139,47 +133,15 @@ def _unmet_precision(compiled: Any, options: OpenVINOOptions) -> list[str]:
     return [] if found == asked else [f"inference_precision {asked} was asked for, and {found} is used"]
 
 
-def _runtime() -> Any:
-    """Import OpenVINO without its telemetry, which sends an event when it is imported.
-
-    OpenVINO has a stand-in for a telemetry package that is not installed; so for the time of its import it is
-    not.
-    """
-    if "openvino" not in sys.modules:
-        before = sys.modules.get(_TELEMETRY)
-        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # what Python takes for "not installed"
-        try:
-            import openvino
-        finally:
-            del sys.modules[_TELEMETRY]
-            if before is not None:
-                sys.modules[_TELEMETRY] = before
-    import openvino
-
-    telemetry = getattr(sys.modules.get("openvino.tools.ovc"), "telemetry", None)
-    if getattr(telemetry, "consent", False):
-        telemetry.consent = False  # type: ignore[union-attr]
-        _log.warning(
-            "openvino was imported before edgeinfer used it, with its telemetry on. It is off from now on, "
-            "but may have sent something. Uninstall openvino-telemetry, or do not import openvino before."
-        )
-    return openvino
-
-
-@functools.cache
-def _core() -> Any:
-    return keep_in_forked_children(_runtime().Core())
-
-
 @functools.cache
 def _capabilities() -> Capabilities:
-    core = _core()
-    build = str(_runtime().get_version())
+    vendor = core()
+    build = str(vendor_module().get_version())
     return attrs.evolve(
         _WITHOUT,
         available=True,
         version=build.split("-", maxsplit=1)[0],
-        devices=tuple(_describe(core, name) for name in core.available_devices),
+        devices=tuple(_describe(vendor, name) for name in vendor.available_devices),
         facts={**machine_facts(), "openvino_build": build},
     )
 
@@ -203,14 +165,14 @@ def _runtime_requirements(device: str) -> str:
     """Return what OpenVINO says that a blob for the device needs, asked of a model that does nothing."""
     import numpy as np
 
-    ov = _runtime()
+    ov = vendor_module()
     parameter = ov.op.Parameter(ov.Type.f32, ov.Shape([1]))
     one = ov.op.Constant(np.ones(1, np.float32))
     nothing = ov.Model([ov.opset13.add(parameter, one)], [parameter])
     try:
         # With our options, not the vendor's: OpenVINO hands a model's threads on to the next one, and whether
         # they are pinned goes with them.
-        compiled = _core().compile_model(nothing, device, OpenVINOOptions().config(device))
+        compiled = core().compile_model(nothing, device, OpenVINOOptions().config(device))
         return str(compiled.get_property("RUNTIME_REQUIREMENTS"))
     except RuntimeError:  # a device that does not tell
         return ""
@@ -224,40 +186,34 @@ def _requirements(device: str) -> dict[str, tuple[str, ...]]:
     return {fact: (glob.escape(value),) for fact, value in facts.items() if value}
 
 
-def _compile(source: OnnxSource, device: str, options: OpenVINOOptions) -> Any:
-    """Compile a model from memory. With a path, OpenVINO would open the files that the model names itself."""
-    core = _core()
-    with _vendor_errors("OpenVINO cannot read the model", device):
-        # Not `read_model`, which guesses the format: the bytes were looked through as ONNX.
-        reader = _runtime().frontend.FrontEndManager().load_by_framework("onnx")
-        read = reader.convert(reader.load(io.BytesIO(source.with_addresses())))
-    strings = [port.get_any_name() for port in read.inputs if port.element_type.get_type_name() == "string"]
-    if strings:  # OpenVINO 2026.4 frees such memory twice when it hands a string through, and aborts
-        raise CompileError(
-            "Strings cannot be passed to OpenVINO safely.",
-            where=f"input {strings[0]!r}",
-            hint="Use backend 'onnxruntime', or give the part of the model behind its tokenizer.",
+def _compile(
+    payload: Payload, device: str, options: OpenVINOOptions, given: Set[str] = frozenset()
+) -> Compiled:
+    config = options.config(device)
+    if payload.kind == "device-bound":
+        if given:
+            raise InputError(
+                "The defaults are built into OpenVINO's blob; it takes no other values.",
+                where=f"input {min(given)!r}",
+                hint="Compile the model without export=True.",
+            )
+        blob = payload.read()
+        return import_blob(
+            lambda config: core().import_model(io.BytesIO(blob), device, dict(config)), device, config
         )
-    with _vendor_errors("OpenVINO cannot compile the model", device):
-        return core.compile_model(read, device, options.config(device))
+    return compile_onnx(
+        vendor_module(),
+        core(),
+        onnx_source(payload),
+        device,
+        config,
+        allow_float64_as_float32=options.allow_float64_as_float32,
+        given=given,
+    )
 
 
 def _blob(compiled: Any, device: str) -> bytes:
-    with _vendor_errors("OpenVINO cannot export the compiled model", device):
+    with vendor_errors("OpenVINO cannot export the compiled model", device):
         stream = compiled.export_model()
     blob: bytes = stream.getvalue()
     return blob
-
-
-@contextlib.contextmanager
-def _vendor_errors(what: str, device: str) -> Iterator[None]:
-    """Turn OpenVINO's exceptions into OptionsError, for a refused property, and CompileError."""
-    try:
-        yield
-    except Exception as error:
-        # "Exception from file:line:" are the steps of the way; what comes after the last one is the message.
-        message = re.split(r"Exception from [^\n]*\n", str(error))[-1].strip() or str(error)
-        where = f"device {device}"
-        if re.search(r"Unsupported property|Wrong value|property key|Property was not found", message):
-            raise OptionsError(f"OpenVINO refuses an option: {message}", where=where) from error
-        raise CompileError(f"{what}: {message}", where=where) from error

@@ -89,6 +89,8 @@ class OpenVINOOptions:
             holds is verified before each use; cached models that changed are removed, with a warning. Never
             taken from an artifact.
         export: Make a device-bound artifact from OpenVINO's compiled blob.
+        allow_float64_as_float32: Accept that OpenVINO computes float64 as float32; else a model that computes
+            in float64 is refused.
         properties: Further OpenVINO properties by their names, such as `{"ENABLE_HYPER_THREADING": False}`.
             An artifact keeps those that are known to name no file.
     """
@@ -107,6 +109,7 @@ class OpenVINOOptions:
     pinning: bool | None = attrs.field(default=False, validator=flag(optional=True))
     cache_dir: str | None = attrs.field(default=None, converter=_path, validator=text)
     export: bool = attrs.field(default=False, validator=flag())
+    allow_float64_as_float32: bool = attrs.field(default=False, validator=flag())
     properties: Mapping[str, object] = attrs.field(
         factory=dict, converter=as_mapping, validator=_check_properties
     )

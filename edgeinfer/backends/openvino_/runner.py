@@ -2,204 +2,172 @@
 
 Where the time of a call goes when the model is small (medians): OpenVINO's own inference about 6 µs, its
 Python dispatch of inputs and outputs (`compiled_model(x)`) as much again or more. So requests are kept with
-their input tensors set, and the extension's `infer` is called directly: small inputs are copied into those
-tensors, large ones are lent for the call. The extension copies the outputs into new arrays, which the caller
-owns.
+their input tensors set, inputs are copied into those, and the extension's `infer` is called directly. The
+extension copies the outputs into new arrays, which the caller owns.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, final
 
 import numpy as np
 
+from edgeinfer.artifact.signature import Signature
+from edgeinfer.backends.openvino_.binding import OpenVINOBinding
+from edgeinfer.backends.openvino_.compile import Compiled
+from edgeinfer.backends.openvino_.engine import NO_INPUTS, Engine, Infer
+from edgeinfer.backends.openvino_.narrowing import is_wide
+from edgeinfer.backends.openvino_.tensors import MovingInput, dtype_of, new_tensor
 from edgeinfer.backends.reports import ExecutionReport, LayerTime
-from edgeinfer.errors import InferenceError
+from edgeinfer.numerics.packing import is_packed
 
 __all__ = ["OpenVINORunner"]
 
-# A request's `infer`, the inputs that are copied into buffers, those that are lent, and `set_input_tensor`.
+# How to run a request, the inputs that are copied into one place, the others, the request, what it runs.
 # A plain tuple, because it is unpacked on each run, and Python unpacks no other type as quickly.
-_Request: TypeAlias = tuple[
-    Callable[..., Mapping[Any, np.ndarray]],
-    tuple[tuple[str, np.ndarray], ...],
-    tuple[tuple[int, str, Any], ...],
-    Callable[..., None],
-]
-
-# Up to this size copying an input costs less than telling OpenVINO where it is (about 3 µs).
-_COPY_BYTES = 32 << 10
+_Request: TypeAlias = (
+    "tuple[Infer, tuple[tuple[str, np.ndarray], ...], tuple[MovingInput, ...], Any, Compiled]"
+)
 
 
 @final
 class OpenVINORunner:
-    """Runs one `CompiledModel`. Each call takes a request from a pool, so threads do not wait for each other.
+    """Runs one graph. Each call takes a request from a pool, so threads do not wait for each other.
 
     Args:
         ov: The `openvino` module.
-        compiled: The compiled model.
-        device: The device name that it was compiled for.
-        counting: Compiles the model again with performance counters.
-        notes: What the execution report must say besides.
+        compile_model: Compiles the graph: `given` are inputs with a default that are inputs here, not
+            constants; with `counting`, with performance counters.
+        device: The device name that it is compiled for.
+        signature: The inputs and outputs, where they are known.
     """
 
     thread_safe = True
+    takes_optional_inputs = True
 
     def __init__(
         self,
         ov: Any,
-        compiled: Any,
+        compile_model: Callable[..., Compiled],
         device: str,
-        counting: Callable[[], Any],
-        notes: Sequence[str] = (),
+        signature: Signature | None = None,
     ) -> None:
-        self._ov = ov
-        self._compiled = compiled
+        self._engine = Engine(ov, compile_model, signature)
+        self._compile_model = compile_model
         self._device = device
-        self._counting = counting
-        self._notes = tuple(notes)
-        self._bfloat16 = tuple(
-            index for index, port in enumerate(compiled.outputs) if port.element_type == ov.Type.bf16
-        )
-        self._pool: deque[_Request] = deque()
+        self._optional = frozenset(spec.name for spec in signature.optional) if signature else frozenset()
+        self._variants: dict[frozenset[str], OpenVINORunner] = {}
+        self._lock = threading.Lock()
+        converts = enumerate(self._engine.converts)
+        self._converts = tuple((index, convert) for index, convert in converts if convert is not None)
 
     def run(self, feeds: Mapping[str, np.ndarray], /) -> Sequence[np.ndarray]:
         """Run once; see `Runner`."""
-        pool = self._pool  # `close` replaces it, so what comes back late is dropped with the old one
+        if self._optional and not self._optional.isdisjoint(feeds):
+            return self._variant(feeds).run(feeds)
+        engine = self._engine
+        pool = engine.pool  # replaced once requests are out of date, so that a late one is dropped with it
         try:
             request = pool.pop()
         except IndexError:
-            request = self._new_request(feeds)
-        infer, copied, lent, set_input = request
-        for name, buffer in copied:
+            request = self._new_request()
+        infer, fixed, moving, raw, compiled = request
+        for name, buffer in fixed:
             buffer[...] = feeds[name]
-        for index, name, element_type in lent:
-            set_input(index, self._tensor(feeds[name], element_type))
-        outputs = [*infer(_NO_INPUTS, False, False).values()]
+        for one in moving:
+            one.put(feeds[one.name])
+        try:
+            outputs = [*infer(NO_INPUTS, False, True).values()]
+        except Exception:
+            engine.give_up(compiled)
+            raise
+        for index, convert in self._converts:
+            outputs[index] = convert(raw, index, outputs[index])
+        if engine.compiled is not compiled and not engine.closed:  # a call in another thread failed meanwhile
+            return self.run(feeds)
         pool.append(request)
-        for index in self._bfloat16:
-            outputs[index] = _as_bfloat16(outputs[index])
         return outputs
 
-    def bind(self, shapes: Mapping[str, tuple[int, ...]], /) -> _OpenVINOBinding:
+    def bind(self, shapes: Mapping[str, tuple[int, ...]], /) -> OpenVINOBinding:
         """Bind buffers; see `Bindable`."""
-        return _OpenVINOBinding(self, shapes)
+        if not self._optional.isdisjoint(shapes):
+            return self._variant(shapes).bind(shapes)
+        return OpenVINOBinding(self._engine, shapes)
 
     def execution(self) -> ExecutionReport:
         """Return what the compiled model says of itself."""
         from edgeinfer.backends.openvino_.execution import report_of
 
-        return report_of(self._compiled.get_runtime_model(), device=self._device, notes=self._notes)
+        compiled = self._engine.current()
+        return report_of(compiled.model.get_runtime_model(), device=self._device, notes=compiled.notes)
 
     def profile(self, feeds: Mapping[str, np.ndarray], runs: int, /) -> Sequence[LayerTime]:
         """Compile again with performance counters, and run; see `Profiles`."""
         from edgeinfer.backends.openvino_.execution import layer_times
 
-        counting = OpenVINORunner(self._ov, self._counting(), self._device, self._counting)
-        request = counting._raw_request()
-        for index, port in enumerate(counting._compiled.inputs):
-            tensor = self._tensor(feeds[_name_of(port, feeds)], port.element_type)
-            request.set_input_tensor(index, tensor)
+        compiled = self._compile_model(given=self._optional.intersection(feeds), counting=True)
+        counting = OpenVINORunner(self._engine.ov, lambda: compiled, self._device, self._with(feeds))
+        infer, fixed, moving, raw, _ = counting._new_request()
+        for name, buffer in fixed:
+            buffer[...] = feeds[name]
+        for one in moving:
+            one.put(feeds[one.name])
         infos = []
         for _ in range(runs + 1):  # the first one warms up
-            request.infer(_NO_INPUTS, True, False)
-            infos.append(request.profiling_info)
-        return layer_times(infos[1:], counting._compiled.get_runtime_model())
+            infer(NO_INPUTS, True, False)
+            infos.append(raw.profiling_info)
+        return layer_times(infos[1:], compiled.model.get_runtime_model())
 
     def close(self) -> None:
-        """Free the compiled model and its requests."""
-        self._pool = deque(maxlen=0)
-        del self._compiled, self._counting
+        """Free the compiled models and their requests."""
+        self._engine.close()
+        with self._lock:
+            variants, self._variants = self._variants, {}
+        for variant in variants.values():
+            variant.close()
+        del self._compile_model
 
-    def _new_request(self, names: Iterable[str]) -> _Request:
-        """Return a request; `names` are the signature's, of which OpenVINO may know a port by several."""
-        raw = self._raw_request()
-        copied, lent = [], []
-        for index, port in enumerate(self._compiled.inputs):
-            name, kind = _name_of(port, names), port.element_type
-            shape = port.partial_shape
-            if shape.is_static and port.tensor.size * kind.size <= _COPY_BYTES and kind != self._ov.Type.bf16:
-                buffer = np.zeros(tuple(shape.to_shape()), kind.to_dtype())
-                raw.set_input_tensor(index, self._tensor(buffer, kind))
-                copied.append((name, buffer))
-            else:
-                lent.append((index, name, kind))
-        return raw.infer, tuple(copied), tuple(lent), raw.set_input_tensor
+    def _variant(self, names: Iterable[str]) -> OpenVINORunner:
+        """Return the runner of a graph in which these optional inputs are inputs, not constants.
 
-    def _raw_request(self) -> Any:
-        """Return a request of the extension itself, without the Python layer over it."""
-        extension_class: Any = type(self._compiled).__mro__[1]
-        return extension_class.create_infer_request(self._compiled)
-
-    def _tensor(self, array: np.ndarray, element_type: Any) -> Any:
-        """Return a tensor on the array's memory. This constructor also takes read-only and 0-d arrays."""
-        if element_type == self._ov.Type.bf16:
-            return self._ov.Tensor(array.view(np.uint16), array.shape, element_type)
-        return self._ov.Tensor(array, array.shape, element_type)
-
-
-_NO_INPUTS: Mapping[Any, Any] = {}
-
-
-@final
-class _OpenVINOBinding:
-    """A request whose inputs and outputs are arrays that do not move."""
-
-    def __init__(self, runner: OpenVINORunner, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        raw = runner._raw_request()
-        self.inputs: dict[str, np.ndarray] = {}
-        for index, port in enumerate(runner._compiled.inputs):
-            name, kind = _name_of(port, shapes), port.element_type
-            self.inputs[name] = _zeros(shapes[name], kind)
-            raw.set_input_tensor(index, runner._tensor(self.inputs[name], kind))
-        raw.infer(_NO_INPUTS, True, False)  # a first run tells the outputs' shapes
-        self.outputs: dict[str, np.ndarray] = {}
-        self._moving = []  # outputs whose shape depends on more than the graph says
-        for index, port in enumerate(runner._compiled.outputs):
-            name, kind = port.get_any_name(), port.element_type
-            if name in self.inputs:  # OpenVINO does not copy it: one buffer is both
-                self.outputs[name] = self.inputs[name]
-                continue
-            self.outputs[name] = _zeros(tuple(raw.get_output_tensor(index).shape), kind)
-            raw.set_output_tensor(index, runner._tensor(self.outputs[name], kind))
-            if not port.partial_shape.is_static:
-                self._moving.append((index, name))
-        self._raw = raw
-        self._infer = raw.infer
-
-    def run(self) -> None:
-        """Read `inputs`, overwrite `outputs`."""
-        self._infer(_NO_INPUTS, True, False)
-        for index, name in self._moving:
-            shape = tuple(self._raw.get_output_tensor(index).shape)
-            if shape != self.outputs[name].shape:
-                raise InferenceError(
-                    "An output's shape depends on the data, so it cannot be bound.",
-                    where=f"output {name!r}",
-                    expected=self.outputs[name].shape,
-                    found=shape,
-                    hint="Use session.infer for this model.",
+        As constants they are folded and laid out for the kernels, which is much faster; so each set of inputs
+        that is given has a graph of its own, compiled when it is first asked for.
+        """
+        given = self._optional.intersection(names)
+        with self._lock:
+            found = self._variants.get(given)
+            if found is None:
+                compile_model = self._compile_model
+                found = self._variants[given] = OpenVINORunner(
+                    self._engine.ov,
+                    lambda counting=False: compile_model(given=given, counting=counting),
+                    self._device,
+                    self._with(given),
                 )
+        return found
 
-    def close(self) -> None:
-        """Free the request. The arrays stay with those who hold them."""
-        self._raw = self._infer = None
+    def _with(self, names: Iterable[str]) -> Signature | None:
+        """Return the signature of the graph in which these optional inputs are inputs."""
+        signature = self._engine.signature
+        if signature is None:
+            return None
+        given = self._optional.intersection(names)
+        inputs = (*signature.inputs, *(spec for spec in signature.optional if spec.name in given))
+        return Signature(inputs=inputs, outputs=signature.outputs)
 
-
-def _name_of(port: Any, names: Iterable[str]) -> str:
-    known: set[str] = port.get_names()
-    return next((name for name in names if name in known), None) or next(iter(known))
-
-
-def _zeros(shape: tuple[int, ...], element_type: Any) -> np.ndarray:
-    zeros = np.zeros(shape, element_type.to_dtype())
-    return _as_bfloat16(zeros) if element_type.get_type_name() == "bf16" else zeros
-
-
-def _as_bfloat16(array: np.ndarray) -> np.ndarray:
-    """Return the array as what it is: OpenVINO's Python layer calls bfloat16 float16."""
-    import ml_dtypes
-
-    return array.view(ml_dtypes.bfloat16)
+    def _new_request(self) -> _Request:
+        engine = self._engine
+        compiled = engine.current()
+        infer, raw = engine.new_request(compiled)
+        fixed, moving = [], []
+        for index, (port, name) in enumerate(zip(compiled.model.inputs, engine.input_names, strict=True)):
+            kind, shape = port.element_type, port.partial_shape
+            if shape.is_dynamic or is_wide(kind) or is_packed(dtype_of(kind)):
+                moving.append(MovingInput(engine.ov, raw, index, port, name))
+                continue
+            tensor, array = new_tensor(engine.ov, kind, tuple(shape.to_shape()))
+            raw.set_input_tensor(index, tensor)
+            fixed.append((name, array))
+        return infer, tuple(fixed), tuple(moving), raw, compiled

@@ -2,8 +2,9 @@
 
 Split by concern: `tensorrt_flavours` (what a version can do), `_options` and `_validators`, `_record`.
 Building: `_build`, `_profiles`, `_parse` (errors that name ONNX nodes), `_precision`, `_progress`.
-Loading and running, which needs no ONNX: `_load`, `_refit`, `_cuda`, `_slot` and `_run`, `_explain`.
-For both: `_dialect`, `_caches`, `_log`.
+Loading, which needs no ONNX: `_load`, `_refit`. Running: `_run` (a pool of slots), `_slot` (one request),
+`_place` and `_tensors`, `_graphs`, `_shapes`, `_explain`. Memory: `_cuda`, `_memory`, `_staging`,
+`_input_locks`, `_shared`, `_device_output`. For all: `_dialect`, `_caches`, `_log`.
 """
 
 from __future__ import annotations

@@ -5,16 +5,14 @@ The rest of the adapter talks to `Cuda` only.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 from typing import Any, final
 
 import attrs
-import numpy as np
 
 from edgeinfer.errors import DeviceError, InferenceError
 
-__all__ = ["Buffer", "Cuda", "Gpu", "find_gpus"]
+__all__ = ["Cuda", "Gpu", "find_gpus"]
 
 
 @final
@@ -49,25 +47,23 @@ def find_gpus() -> tuple[tuple[Gpu, ...], str]:
     try:
         count = cuda.call("cudaGetDeviceCount")
         driver = cuda.call("cudaDriverGetVersion")
+        found = [cuda.call("cudaGetDeviceProperties", index) for index in range(count)]
     except InferenceError as error:
         return (), f"no NVIDIA GPU can be used here: {error.what}"
-    if not count:
-        return (), "no NVIDIA GPU was found here"
-    gpus = []
-    for index in range(count):
-        found = cuda.call("cudaGetDeviceProperties", index)
-        name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
-        gpus.append(
-            Gpu(
-                index=index,
-                name=name.rstrip("\0"),
-                compute_capability=f"{found.major}.{found.minor}",
-                memory_bytes=int(found.totalGlobalMem),
-                cuda_driver=f"{driver // 1000}.{driver % 1000 // 10}",
-                integrated=bool(found.integrated),
-            )
-        )
-    return tuple(gpus), ""
+    gpus = tuple(_gpu(index, properties, driver) for index, properties in enumerate(found))
+    return gpus, "" if gpus else "no NVIDIA GPU was found here"
+
+
+def _gpu(index: int, properties: Any, driver: int) -> Gpu:
+    name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+    return Gpu(
+        index=index,
+        name=name.rstrip("\0"),
+        compute_capability=f"{properties.major}.{properties.minor}",
+        memory_bytes=int(properties.totalGlobalMem),
+        cuda_driver=f"{driver // 1000}.{driver % 1000 // 10}",
+        integrated=bool(properties.integrated),
+    )
 
 
 @final
@@ -107,6 +103,7 @@ class Cuda:
         """
         status, *values = getattr(self._runtime, function)(*arguments)
         if int(status) != 0:
+            self._runtime.cudaGetLastError()  # else TensorRT takes it for an error of its own next call
             text = self._runtime.cudaGetErrorString(status)[1]
             message = text.decode() if isinstance(text, bytes) else str(text)
             raise InferenceError(
@@ -133,6 +130,35 @@ class Cuda:
         """Enqueue a copy to pinned host memory."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self.call("cudaMemcpyAsync", host, device, size, kind, stream)
+
+    def on_device(self, to: int, source: int, size: int, stream: Any) -> None:
+        """Enqueue a copy within device memory."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self.call("cudaMemcpyAsync", to, source, size, kind, stream)
+
+    def copy_to_host(self, host: int, device: int, size: int) -> None:
+        """Copy to any host memory, and wait for the end of it."""
+        self.call("cudaMemcpy", host, device, size, self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+
+    def synchronize(self, stream: Any) -> None:
+        """Wait for all that is enqueued on a stream."""
+        self.call("cudaStreamSynchronize", stream)
+
+    def page_lock(self, address: int, size: int) -> bool:
+        """Let the GPU copy from and to memory of the process; return whether it can.
+
+        Memory that stays the process's own, unlike that of cudaMallocHost: it can be read when the lock is
+        gone, and in a forked child.
+        """
+        try:
+            self.call("cudaHostRegister", address, size, 0)
+        except InferenceError:  # a platform that cannot, too much of it, or locked by somebody else
+            return False
+        return True
+
+    def page_unlock(self, address: int) -> None:
+        """Undo `page_lock`."""
+        self.call("cudaHostUnregister", address)
 
     def begin_capture(self, stream: Any) -> None:
         """Begin to record what this thread enqueues on the stream."""
@@ -165,47 +191,3 @@ class _Current:
     def __exit__(self, *_: object) -> None:
         if self._before != self._cuda.device:
             self._cuda.call("cudaSetDevice", self._before)
-
-
-@final
-class Buffer:
-    """Device memory and, beside it, pinned host memory of the same size. Grows when it must."""
-
-    def __init__(self, cuda: Cuda, *, on_device: bool = True) -> None:
-        self._cuda = cuda
-        self._on_device = on_device
-        self.device = 0
-        self.host = 0
-        self.capacity = 0
-
-    @property
-    def device_bytes(self) -> int:
-        """The device memory held."""
-        return self.capacity if self._on_device else 0
-
-    def ensure(self, size: int) -> bool:
-        """Make room for that many bytes; return whether the addresses changed."""
-        if size <= self.capacity and self.capacity:
-            return False
-        self.free()
-        size = max(size, 1)  # a null pointer is no address, even of an empty tensor
-        self.host = int(self._cuda.call("cudaMallocHost", size))
-        if self._on_device:
-            self.device = int(self._cuda.call("cudaMalloc", size))
-        self.capacity = size
-        return True
-
-    def view(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
-        """Return the host memory as an array; it is valid until the buffer grows or is freed."""
-        count = int(np.prod(shape, dtype=np.int64))
-        raw: Any = (ctypes.c_byte * max(1, count * dtype.itemsize)).from_address(self.host)
-        flat: np.ndarray = np.frombuffer(raw, np.uint8, count * dtype.itemsize)
-        return flat.view(dtype).reshape(shape)
-
-    def free(self) -> None:
-        """Give the memory back."""
-        if self.host:
-            self._cuda.call("cudaFreeHost", self.host)
-        if self.device:
-            self._cuda.call("cudaFree", self.device)
-        self.device = self.host = self.capacity = 0

@@ -33,6 +33,8 @@ def execution_report(trt: Any, engine: Any, record: BuildRecord, notes: Sequence
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     layers = parse_layers(text, known=tuple(record.precisions))
+    if not layers:
+        notes = [*notes, "what the engine inspector says of the layers cannot be read"]
     return ExecutionReport(backend="tensorrt", layers=layers, notes=(*notes, *_shortfalls(layers, record)))
 
 

@@ -14,7 +14,7 @@ import attrs
 from edgeinfer.backends.options import options_from
 from edgeinfer.backends.tensorrt_ import validators as check
 from edgeinfer.backends.tensorrt_.validators import Triple
-from edgeinfer.errors import ArtifactError, OptionsError
+from edgeinfer.errors import ArtifactTrustError, OptionsError
 
 __all__ = ["TensorRTOptions", "Triple"]
 
@@ -53,8 +53,9 @@ _optional = attrs.converters.optional
 class TensorRTOptions:
     """Options of the TensorRT backend. What a version cannot do is refused, never ignored.
 
-    Options up to `cancel` are those of compiling. The next three count when loading; an artifact keeps them
-    as its defaults. The others are given to `load` alone: they name files, or are decisions of trust.
+    Options up to `cancel` are those of compiling. The next ones, up to the budget, count when loading; an
+    artifact keeps them as its defaults. The others are given to `load` alone: they name files, or are
+    decisions of trust.
 
     Attributes:
         flavour: `tensorrt` or `tensorrt-rtx`. None: the first that is installed, in that order.
@@ -90,6 +91,12 @@ class TensorRTOptions:
         cancel: A function that is asked at each step; True ends the build.
         cuda_graphs: Capture inference into a CUDA graph once a shape repeats, and replay it.
         max_in_flight: How many requests may run at once, each with its own context, stream and buffers.
+        outputs: `host`: numpy arrays. `device`: `infer` returns arrays that stay on the GPU, with
+            `__cuda_array_interface__`, for PyTorch, CuPy or the next session.
+        pin_memory: Page-lock an input array that comes again, until it is freed, and the memory of large
+            outputs, so that the GPU copies by itself. Otherwise they are copied once more on the host.
+        copy_threads: How many threads copy a large input array that is not page-locked, the caller's
+            included. None: half of the cores, four at most.
         weight_streaming_budget_bytes: Device memory for weights when they stream. None: TensorRT's choice.
         engine_host_code_allowed: Load engines that carry host code. That code runs with your rights when the
             engine is loaded: a decision to trust its maker.
@@ -131,6 +138,11 @@ class TensorRTOptions:
     cancel: Callable[[], bool] | None = attrs.field(default=None, validator=check.optional(check.callback))
     cuda_graphs: bool = _flag(True, **_OF_SESSION)
     max_in_flight: int = _option(2, check.whole(1), check.as_whole, **_OF_SESSION)
+    outputs: str = _option("host", check.one_of("host", "device"), **_OF_SESSION)
+    pin_memory: bool = _flag(True, **_OF_SESSION)
+    copy_threads: int | None = _option(
+        None, check.optional(check.whole(1, 64)), check.as_whole, **_OF_SESSION
+    )
     weight_streaming_budget_bytes: int | None = _option(
         None, check.optional(check.whole(0)), check.as_whole, **_OF_SESSION
     )
@@ -185,7 +197,7 @@ class TensorRTOptions:
         """
         for name in _names("loader"):
             if kept.get(name) not in (None, getattr(_DEFAULTS, name)):
-                raise ArtifactError(
+                raise ArtifactTrustError(
                     f"The artifact's manifest sets {name}, which only whoever loads it may.",
                     where=f"option {name}",
                     found=kept[name],

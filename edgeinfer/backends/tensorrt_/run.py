@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
@@ -14,7 +15,9 @@ from edgeinfer.backends.tensorrt_.cuda import Cuda
 from edgeinfer.backends.tensorrt_.explain import execution_report
 from edgeinfer.backends.tensorrt_.flavours import Flavour
 from edgeinfer.backends.tensorrt_.options import TensorRTOptions
+from edgeinfer.backends.tensorrt_.place import Place
 from edgeinfer.backends.tensorrt_.record import BuildRecord
+from edgeinfer.backends.tensorrt_.shared import Shared
 from edgeinfer.backends.tensorrt_.slot import Slot
 from edgeinfer.backends.tensorrt_.tensors import check_range, read_tensors
 from edgeinfer.errors import InferenceError, SessionClosedError
@@ -52,12 +55,17 @@ class TensorRTRunner:
             self._notes.append(
                 f"{flavour} runs {limit} request(s) at a time: one for each optimization profile"
             )
-        self._pool = _Pool(self._new_slot, limit)
+        self._shared = Shared.of(cuda, options, self._outputs)
+        self._pool = _Pool(lambda: self._new_slot(self._shared), limit)
         self._bound: list[Slot] = []
         self._pool.give(self._pool.take())  # the first slot is made now: loading is when memory may run out
 
     def run(self, feeds: Mapping[str, np.ndarray], /) -> Sequence[np.ndarray]:
-        """Run once; see `Runner`. Inputs may be `DeviceArray`, which are read where they lie."""
+        """Run once; see `Runner`.
+
+        Inputs may be `DeviceArray`, which are read where they lie. With `outputs="device"` the outputs are
+        `DeviceOutput`.
+        """
         slot = self._pool.take()
         try:
             with self._cuda.current():
@@ -67,7 +75,7 @@ class TensorRTRunner:
 
     def bind(self, shapes: Mapping[str, tuple[int, ...]], /) -> TensorRTBinding:
         """Bind pinned buffers for inputs of exactly these shapes; see `Bindable`."""
-        slot = self._new_slot()
+        slot = self._new_slot(None)
         try:
             with self._cuda.current():
                 binding = TensorRTBinding(self._cuda, slot, shapes, self._unbind)
@@ -79,11 +87,13 @@ class TensorRTRunner:
 
     @property
     def device_memory_bytes(self) -> dict[str, int]:
-        """Device memory in bytes by what holds it: `contexts`, `buffers`, and `weights` where it is known."""
+        """Device memory in bytes by what holds it: contexts, buffers, outputs that stay there, weights."""
         slots = [*self._pool.slots, *self._bound]
         size = getattr(self._engine, "device_memory_size_v2", None)
         scratch = int(self._engine.device_memory_size if size is None else size)
         found = {"contexts": scratch * len(slots), "buffers": sum(slot.buffer_bytes for slot in slots)}
+        if self._shared.device_pool is not None:
+            found["outputs"] = self._shared.device_pool.held_bytes
         if hasattr(self._engine, "get_engine_stat"):
             found["weights"] = int(self._engine.get_engine_stat(self._trt.EngineStat.TOTAL_WEIGHTS_SIZE))
         return found
@@ -98,11 +108,13 @@ class TensorRTRunner:
         memory = ", ".join(f"{what} {size / 1e6:.2f} MB" for what, size in self.device_memory_bytes.items())
         notes.append(f"device memory: {memory}")
         slots = [*self._pool.slots, *self._bound]
-        reasons = {slot.graph_reason for slot in slots if slot.graph_reason}
+        reasons = {slot.graphs.reason for slot in slots if slot.graphs.reason}
         notes.append(
             "; ".join(sorted(reasons))
-            or f"{sum(slot.uses_graph for slot in slots)} of {len(slots)} slots run as CUDA graphs now"
+            or f"{sum(slot.graphs.used for slot in slots)} of {len(slots)} slots run as CUDA graphs now"
         )
+        if not all(slot.pinned for slot in slots):
+            notes.append("memory of the host cannot be page-locked here, which makes copies slower")
         if not self._flavour.has("inspector"):
             notes.append(f"{self._flavour} does not tell which layers an engine has")
             return ExecutionReport(backend="tensorrt", layers=(), notes=notes)
@@ -112,19 +124,23 @@ class TensorRTRunner:
     def close(self) -> None:
         """Wait for the requests that run, then free everything."""
         slots = self._pool.close()
-        for slot in [*slots, *self._bound]:
-            self._free(slot)
-        self._bound.clear()
-        with self._cuda.current():
-            if self._cache is not None:
-                self._cache.save()
-            # In this order: TensorRT wants its children gone first.
-            self._cache = None
-            self._engine = None
-            while self._runtimes:
-                self._runtimes.pop()
+        bound, self._bound = self._bound, []
+        with self._cuda.current(), contextlib.ExitStack() as stack:  # each, whatever becomes of the others
+            stack.callback(self._drop_engine)
+            stack.callback(self._shared.close)
+            for slot in (*slots, *bound):
+                stack.callback(slot.free)
 
-    def _new_slot(self) -> Slot:
+    def _drop_engine(self) -> None:
+        if self._cache is not None:
+            self._cache.save()
+        # In this order: TensorRT wants its children gone first.
+        self._cache = None
+        self._engine = None
+        while self._runtimes:
+            self._runtimes.pop()
+
+    def _new_slot(self, shared: Shared | None) -> Slot:
         with self._cuda.current():
             context = (
                 self._engine.create_execution_context()
@@ -144,6 +160,7 @@ class TensorRTRunner:
                 self._inputs,
                 self._outputs,
                 cuda_graphs=self._options.cuda_graphs,
+                shared=shared,
             )
 
     def _unbind(self, slot: Slot) -> None:
@@ -158,7 +175,7 @@ class TensorRTRunner:
 
 @final
 class TensorRTBinding:
-    """The bound mode: `inputs` and `outputs` are pinned host memory, so a run copies nothing on the host."""
+    """The bound mode: `inputs` and `outputs` are page-locked, so a run copies nothing on the host."""
 
     def __init__(
         self, cuda: Cuda, slot: Slot, shapes: Mapping[str, tuple[int, ...]], free: Callable[[Slot], None]
@@ -172,35 +189,33 @@ class TensorRTBinding:
                 where=f"outputs {sorted(slot.data_dependent_outputs)}",
                 hint="Use session.infer.",
             )
-        # Where the engine's dtype is not the signature's (int64 on TensorRT 8), a run converts.
-        self._converted_inputs = [t for t in slot.inputs if t.is_converted]
-        self._converted_outputs = [t for t in slot.outputs if t.is_converted]
-        converted = {t.name for t in (*self._converted_inputs, *self._converted_outputs)}
-        arrays = {
-            t.name: np.zeros(slot.host_view(t).shape, t.public_dtype)
-            if t.name in converted
-            else slot.host_view(t)
-            for t in (*slot.inputs, *slot.outputs)
-        }
-        self.inputs: Mapping[str, np.ndarray] = {t.name: arrays[t.name] for t in slot.inputs}
-        self.outputs: Mapping[str, np.ndarray] = {t.name: arrays[t.name] for t in slot.outputs}
-        for array in arrays.values():
-            array[...] = 0
+        # Where the engine's dtype is not the signature's, a run converts.
+        self._converted_inputs = [place for place in slot.inputs if place.tensor.is_converted]
+        self._converted_outputs = [place for place in slot.outputs if place.tensor.is_converted]
+        self.inputs: Mapping[str, np.ndarray] = {p.tensor.name: _bound_array(p) for p in slot.inputs}
+        self.outputs: Mapping[str, np.ndarray] = {p.tensor.name: _bound_array(p) for p in slot.outputs}
 
     def run(self) -> None:
         """Read `inputs`, overwrite `outputs`."""
-        for tensor in self._converted_inputs:
-            check_range(tensor, self.inputs[tensor.name])
-            self._slot.host_view(tensor)[...] = self.inputs[tensor.name]
+        for place in self._converted_inputs:
+            check_range(place.tensor, self.inputs[place.tensor.name])
+            np.copyto(place.view, self.inputs[place.tensor.name], casting="unsafe")
         with self._cuda.current():
             self._slot.run_staged()
-        for tensor in self._converted_outputs:
-            self.outputs[tensor.name][...] = self._slot.host_view(tensor)
+        for place in self._converted_outputs:
+            self.outputs[place.tensor.name][...] = place.view
 
     def close(self) -> None:
-        """Free the buffers; the arrays must not be touched after this."""
-        self.inputs = self.outputs = {}
+        """Free the buffers. The arrays stay readable: their memory is the process's own."""
         self._free(self._slot)
+
+
+def _bound_array(place: Place) -> np.ndarray:
+    """Return what the caller writes or reads: the slot's own memory, unless values are converted."""
+    tensor = place.tensor
+    array = np.zeros(place.shape, tensor.public_dtype) if tensor.is_converted else place.view
+    array[...] = 0
+    return array
 
 
 @final

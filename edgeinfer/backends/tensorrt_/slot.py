@@ -1,30 +1,56 @@
-"""One request's worth of a running engine: a context, a stream, buffers, and the CUDA graph over them.
+"""One request's worth of a running engine: a context, a stream, buffers, and the CUDA graphs over them.
 
-The order of one run: stage inputs in pinned memory, enqueue copies to the device, `execute_async_v3`, copies
-back, wait for the stream. When a shape repeats, those calls are captured into a CUDA graph, which is then all
-that is launched.
+The order of one run: large inputs on their way to the device, then the inference with the copies of small
+tensors around it, then large outputs on their way back, then the wait for the stream. When addresses and
+shapes repeat, the middle part is captured into a CUDA graph, which is then all that is launched. In the bound
+mode the caller writes and reads the slot's own memory, and the graph holds everything.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
 
 from edgeinfer.artifact.device_array import DeviceArray
-from edgeinfer.backends.tensorrt_.cuda import Buffer, Cuda
-from edgeinfer.backends.tensorrt_.tensors import EngineTensor, check_range
+from edgeinfer.backends.tensorrt_.cuda import Cuda
+from edgeinfer.backends.tensorrt_.device_output import DeviceOutput
+from edgeinfer.backends.tensorrt_.graphs import Graphs
+from edgeinfer.backends.tensorrt_.memory import DeviceBlock, Lease
+from edgeinfer.backends.tensorrt_.place import Place, allocator
+from edgeinfer.backends.tensorrt_.shapes import choose_profile
+from edgeinfer.backends.tensorrt_.shared import Shared
+from edgeinfer.backends.tensorrt_.staging import stage
+from edgeinfer.backends.tensorrt_.tensors import EngineTensor, check_place, check_range
 from edgeinfer.errors import InferenceError, InputError
 
 __all__ = ["Slot"]
 
-_DEVICE_MEMORY = (2, 3)  # cudaMemoryTypeDevice, cudaMemoryTypeManaged
+# Up to this size a tensor is copied within the graph, by way of the slot's own memory: less than what a call
+# of CUDA takes.
+_SMALL_BYTES = 64 << 10
+# What TensorRT asks of addresses (IExecutionContext::setTensorAddress). A slice of a caller's array may have
+# less, and is then copied on the device.
+_ALIGNMENT = 256
 
 
 @final
 class Slot:
-    """Runs one request at a time. Not thread-safe; a pool hands slots out."""
+    """Runs one request at a time, on the device that is current. Not thread-safe; a pool hands slots out.
+
+    Args:
+        trt: The module.
+        cuda: The device.
+        engine: The engine.
+        context: An execution context of it, for this slot alone.
+        inputs: The engine's inputs.
+        outputs: Its outputs.
+        cuda_graphs: Whether to capture runs into CUDA graphs.
+        shared: What it shares with other slots. None for the bound mode: the caller reads and writes the
+            host memory of the slot itself.
+    """
 
     def __init__(
         self,
@@ -36,54 +62,61 @@ class Slot:
         outputs: Sequence[EngineTensor],
         *,
         cuda_graphs: bool,
+        shared: Shared | None,
     ) -> None:
-        self._cuda, self._engine, self._context = cuda, engine, context
-        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self._cuda, self._engine, self._context, self._shared = cuda, engine, context, shared
+        self.inputs = tuple(Place(cuda, tensor) for tensor in inputs)
+        self.outputs = tuple(Place(cuda, tensor) for tensor in outputs)
+        self._allocators = {place: allocator(trt, place) for place in self.outputs}
+        self._to_host = shared is None or shared.device_pool is None
+        self._small = None if shared is None else _SMALL_BYTES
+        self._profile = 0
+        self._shapes: tuple[Any, ...] | None = None
+        self._addresses: dict[str, int] = {}
         self._stream = cuda.stream()
         self._handle = int(self._stream)
-        # An output that decides shapes is written on the host, too.
-        self._buffers = {t.name: Buffer(cuda, on_device=not t.is_shape) for t in (*inputs, *outputs)}
-        self._allocators = {t.name: _allocator(trt, self._buffers[t.name]) for t in outputs}
-        self._shapes: dict[str, tuple[int, ...]] | None = None
-        self._dynamic_outputs: frozenset[str] = frozenset()
-        self._profile = 0
-        self._graph: Any = None
-        self._runs = 0
-        self._elsewhere: set[str] = set()  # inputs whose address is not our buffer's
-        self._graphs_allowed = cuda_graphs
-        self.graph_reason = "" if cuda_graphs else "CUDA graphs were switched off"
-
-    @property
-    def uses_graph(self) -> bool:
-        """Whether the next run of the same shapes launches a CUDA graph."""
-        return self._graph is not None
+        self.graphs = Graphs(cuda, self._stream, allowed=cuda_graphs)
 
     @property
     def buffer_bytes(self) -> int:
         """Device memory of the inputs and outputs."""
-        return sum(buffer.device_bytes for buffer in self._buffers.values())
+        return sum(p.device.size for p in (*self.inputs, *self.outputs) if p.device is not None)
 
-    def run(self, feeds: Mapping[str, Any]) -> list[np.ndarray]:
-        """Run once. The outputs are fresh arrays."""
+    @property
+    def pinned(self) -> bool:
+        """Whether all memory on the host is page-locked."""
+        return all(p.host is None or p.host.pinned for p in (*self.inputs, *self.outputs))
+
+    @property
+    def data_dependent_outputs(self) -> list[str]:
+        """The outputs whose shapes are known only after a run."""
+        return [place.tensor.name for place in self.outputs if place.dynamic]
+
+    def run(self, feeds: Mapping[str, Any]) -> list[Any]:
+        """Run once. The outputs are the caller's."""
         self.set_shapes(feeds)
-        on_device = {t.name: f for t in self.inputs if isinstance(f := feeds[t.name], DeviceArray)}
-        for tensor in self.inputs:
-            if tensor.name in on_device:
-                self._use_device_array(tensor, on_device[tensor.name])
-            else:
-                self._stage(tensor, feeds[tensor.name])
-        self._execute(skip=frozenset(on_device))
-        return [
-            np.array(self.host_view(tensor), dtype=tensor.public_dtype, copy=True) for tensor in self.outputs
-        ]
+        leases: dict[Place, Lease] = {}
+        try:
+            on_device = self._give_inputs(feeds)
+            self._take_outputs(leases)
+            self._launch(on_device)
+            self._fetch(leases)
+            self._cuda.synchronize(self._stream)
+            self._fetch_dynamic(leases)
+        except BaseException:
+            self._settle()
+            leases.clear()  # the traceback keeps this frame, and must not keep what was lent
+            raise
+        return [self._output(place, leases.get(place)) for place in self.outputs]
 
     def run_staged(self) -> None:
-        """Run over what lies in the host buffers."""
-        self._execute(skip=frozenset())
-
-    def host_view(self, tensor: EngineTensor) -> np.ndarray:
-        """Return the pinned host memory of a tensor, in the engine's dtype and the present shape."""
-        return self._buffers[tensor.name].view(tensor.dtype, self._shape(tensor.name))
+        """Run over what lies in the slot's host memory; for the bound mode."""
+        try:
+            self._launch(())
+            self._cuda.synchronize(self._stream)
+        except BaseException:
+            self._settle()
+            raise
 
     def set_shapes(self, feeds: Mapping[str, Any]) -> None:
         """Tell the context the shapes of the inputs, unless they are those of the last run.
@@ -91,229 +124,177 @@ class Slot:
         Raises:
             InputError: No optimization profile has them.
         """
-        shapes = {t.name: tuple(feeds[t.name].shape) for t in self.inputs}
-        values_matter = any(tensor.is_shape for tensor in self.inputs)
-        if shapes == self._shapes and not values_matter:
+        shapes = tuple([feeds[place.tensor.name].shape for place in self.inputs])
+        if shapes == self._shapes:
             return
-        self._drop_graph()
+        self.graphs.drop()
         self._shapes = None
+        self._addresses.clear()
         self._choose_profile(shapes)
-        for tensor in self.inputs:
-            shape = shapes[tensor.name]
-            if not self._context.set_input_shape(tensor.name, shape):
-                raise InputError("TensorRT refuses the shape.", where=f"input {tensor.name!r}", found=shape)
-            self._reserve(tensor, shape)
-            if tensor.is_shape:
-                self._buffers[tensor.name].view(tensor.dtype, shape)[...] = feeds[tensor.name]
+        for place, shape in zip(self.inputs, shapes, strict=True):
+            name = place.tensor.name
+            if not self._context.set_input_shape(name, shape):
+                raise InputError("TensorRT refuses the shape.", where=f"input {name!r}", found=shape)
+            place.fit(tuple(shape), small=self._small)
+            self._point(place, place.address)
+            if place.tensor.is_shape:
+                if isinstance(feeds[name], DeviceArray):
+                    check_place(self._cuda, place.tensor, feeds[name])
+                np.copyto(place.view, feeds[name], casting="unsafe")
         missing = self._context.infer_shapes()
         if missing:
             raise InferenceError("TensorRT cannot infer the output shapes.", where=f"inputs {list(missing)}")
-        found = {t.name: tuple(self._context.get_tensor_shape(t.name)) for t in self.outputs}
-        self._dynamic_outputs = frozenset(name for name, shape in found.items() if -1 in shape)
-        for tensor in self.outputs:
-            if tensor.name in self._dynamic_outputs:
-                self._context.set_output_allocator(tensor.name, self._allocators[tensor.name])
-            else:
-                self._reserve(tensor, found[tensor.name])
-        self._shapes = shapes
-        self._runs = 0
-
-    @property
-    def data_dependent_outputs(self) -> frozenset[str]:
-        """The outputs whose shapes are known only after a run."""
-        return self._dynamic_outputs
+        for place in self.outputs:
+            name = place.tensor.name
+            found = tuple(self._context.get_tensor_shape(name))
+            place.dynamic = -1 in found
+            if not place.dynamic and self._to_host:
+                place.fit(found, small=self._small)
+                self._point(place, place.address)
+            elif not place.dynamic:
+                place.settle(found)
+            elif not self._context.set_output_allocator(name, self._allocators[place]):
+                raise InferenceError("TensorRT takes no allocator.", where=f"output {name!r}")
+        values_count = any(place.tensor.is_shape for place in self.inputs)
+        if values_count or self.data_dependent_outputs:
+            self.graphs.forbid("shapes depend on data, so there is no CUDA graph")
+        self._shapes = None if values_count else shapes
 
     def free(self) -> None:
-        """Give everything back."""
-        self._cuda.call("cudaStreamSynchronize", self._stream)
-        self._drop_graph()
-        self._context = None  # before the buffers that it points to
-        for buffer in self._buffers.values():
-            buffer.free()
-        self._cuda.call("cudaStreamDestroy", self._stream)
+        """Give everything back, also after an error of CUDA from which there is no way back."""
+        with contextlib.ExitStack() as stack:  # each of these, whatever becomes of the others
+            stack.callback(self._cuda.call, "cudaStreamDestroy", self._stream)
+            for place in (*self.inputs, *self.outputs):
+                stack.callback(place.free)
+            stack.callback(setattr, self, "_context", None)  # before the buffers that it points to
+            stack.callback(self.graphs.drop)
+            self._cuda.synchronize(self._stream)
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        if name in self._dynamic_outputs:
-            shape: tuple[int, ...] = self._allocators[name].shape
-            return shape
-        return tuple(self._context.get_tensor_shape(name))
+    def _choose_profile(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        tensors = [place.tensor for place in self.inputs]
+        index = choose_profile(self._engine, tensors, shapes, first=self._profile)
+        if index != self._profile:
+            if not self._context.set_optimization_profile_async(index, self._handle):
+                raise InferenceError("TensorRT cannot change the optimization profile.", found=index)
+            self._profile = index
 
-    def _choose_profile(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        count = self._engine.num_optimization_profiles
-        for index in (self._profile, *(i for i in range(count) if i != self._profile)):
-            if all(self._fits(tensor, shapes[tensor.name], index) for tensor in self.inputs):
-                if index != self._profile:
-                    if not self._context.set_optimization_profile_async(index, self._handle):
-                        raise InferenceError("TensorRT cannot change the optimization profile.", found=index)
-                    self._profile = index
-                return
-        ranges = [
-            f"{t.name} {tuple(low)} to {tuple(high)}"
-            for index in range(count)
-            for t in self.inputs
-            if not t.is_shape
-            for low, _, high in [self._engine.get_tensor_profile_shape(t.name, index)]
-        ]
-        raise InputError(
-            "The shapes are outside of what the engine was built for.",
-            expected="; ".join(ranges),
-            found=", ".join(f"{name} {shape}" for name, shape in shapes.items()),
-            hint="Compile again with options={'dims': {name: (least, usual, greatest)}}.",
-        )
+    def _point(self, place: Place, address: int) -> None:
+        name = place.tensor.name
+        if self._addresses.get(name) != address:
+            if not self._context.set_tensor_address(name, address):
+                raise InferenceError("TensorRT refuses an address.", where=f"tensor {name!r}")
+            self._addresses[name] = address
 
-    def _fits(self, tensor: EngineTensor, shape: tuple[int, ...], profile: int) -> bool:
-        if tensor.is_shape:
-            return True
-        low, _, high = self._engine.get_tensor_profile_shape(tensor.name, profile)
-        low, high = tuple(low), tuple(high)
-        return len(low) == len(shape) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
+    def _give_inputs(self, feeds: Mapping[str, Any]) -> tuple[str, ...]:
+        """Put the inputs where the inference reads them; return which lie on the device as they came."""
+        assert self._shared is not None
+        on_device = []
+        for place in self.inputs:
+            feed = feeds[place.tensor.name]
+            if isinstance(feed, DeviceArray):
+                check_place(self._cuda, place.tensor, feed)
+                self._cuda.synchronize(feed.stream)  # its producer may still be writing
+                aligned = feed.pointer and feed.pointer % _ALIGNMENT == 0
+                self._point(place, feed.pointer if aligned else place.address)
+                if not aligned and place.nbytes:
+                    self._cuda.on_device(place.address, feed.pointer, place.nbytes, self._stream)
+                on_device.append(place.tensor.name)
+            elif not place.tensor.is_shape:
+                check_range(place.tensor, feed)
+                self._point(place, place.address)
+                if place.inline:
+                    np.copyto(place.view, feed, casting="unsafe")
+                else:
+                    self._send(place, feed, self._shared)
+        return tuple(on_device)
 
-    def _reserve(self, tensor: EngineTensor, shape: tuple[int, ...]) -> None:
-        buffer = self._buffers[tensor.name]
-        buffer.ensure(int(np.prod(shape, dtype=np.int64)) * tensor.dtype.itemsize)
-        address = buffer.host if tensor.is_shape else buffer.device
-        if not self._context.set_tensor_address(tensor.name, address):
-            raise InferenceError("TensorRT refuses an address.", where=f"tensor {tensor.name!r}")
-
-    def _stage(self, tensor: EngineTensor, array: np.ndarray) -> None:
-        check_range(tensor, array)
-        np.copyto(self.host_view(tensor), array, casting="unsafe")
-        if tensor.name in self._elsewhere:
-            self._elsewhere.discard(tensor.name)
-            self._context.set_tensor_address(tensor.name, self._buffers[tensor.name].device)
-
-    def _use_device_array(self, tensor: EngineTensor, array: DeviceArray) -> None:
-        if array.dtype != tensor.dtype or tensor.is_shape:
-            raise InputError(
-                "This input cannot be read where it lies in device memory.",
-                where=f"input {tensor.name!r}",
-                expected=f"{tensor.dtype} on the {'host' if tensor.is_shape else 'device'}",
-                found=f"{array.dtype} on the device",
-                hint="Pass it as a numpy array.",
-            )
-        self._check_place(tensor, array)
-        self._cuda.call("cudaStreamSynchronize", array.stream)  # its producer may still be writing
-        if not self._context.set_tensor_address(tensor.name, array.pointer):
-            raise InferenceError("TensorRT refuses an address.", where=f"tensor {tensor.name!r}")
-        self._elsewhere.add(tensor.name)
-
-    def _check_place(self, tensor: EngineTensor, array: DeviceArray) -> None:
-        if not array.nbytes:
+    def _send(self, place: Place, feed: np.ndarray, shared: Shared) -> None:
+        if not place.tensor.is_converted and shared.locks is not None and shared.locks.covers(feed):
+            address = int(feed.__array_interface__["data"][0])
+            self._cuda.to_device(place.address, address, place.nbytes, self._stream)
             return
-        found = self._cuda.call("cudaPointerGetAttributes", array.pointer)
-        if int(found.type) not in _DEVICE_MEMORY:
-            raise InputError(
-                "An input that says so is not in the memory of a GPU.",
-                where=f"input {tensor.name!r}",
-                found=f"address {array.pointer:#x}",
-                hint="Its owner may have freed it already.",
-            )
-        if found.device != self._cuda.device:
-            raise InputError(
-                "An input lies on another GPU than the session's.",
-                where=f"input {tensor.name!r}",
-                expected=f"GPU.{self._cuda.device}",
-                found=f"GPU.{found.device}",
-                hint=f"Move it there first: tensor.to('cuda:{self._cuda.device}').",
-            )
+        host = place.need_host()
+        stage(self._cuda, shared.threads, feed, host, place.view, place.address, self._stream)
 
-    def _execute(self, skip: frozenset[str]) -> None:
-        if self._graph is not None and not skip:
-            self._cuda.call("cudaGraphLaunch", self._graph, self._stream)
-        elif self._runs and self._may_capture(skip):
-            self._capture()
-            if self._graph is not None:
-                self._cuda.call("cudaGraphLaunch", self._graph, self._stream)
-            else:
-                self._enqueue(skip)
-        else:
-            self._enqueue(skip)
-        self._cuda.call("cudaStreamSynchronize", self._stream)
-        self._fetch_dynamic()
-        self._runs += 1
+    def _take_outputs(self, leases: dict[Place, Lease]) -> None:
+        """Borrow memory for the outputs that are not copied by way of the slot's own."""
+        for place in self.outputs:
+            if not place.dynamic and not self._to_host:
+                self._point(place, self._borrow(place, leases))
+            elif not place.dynamic and not place.inline:
+                self._borrow(place, leases)
 
-    def _enqueue(self, skip: frozenset[str]) -> None:
-        for tensor in self.inputs:
-            if tensor.name not in skip and not tensor.is_shape:
-                buffer = self._buffers[tensor.name]
-                self._cuda.to_device(buffer.device, buffer.host, self._size(tensor), self._stream)
-        if not self._context.execute_async_v3(self._handle):
-            raise InferenceError("TensorRT could not enqueue the inference.", where="execute_async_v3")
-        for tensor in self.outputs:
-            if tensor.name not in self._dynamic_outputs and not tensor.is_shape:
-                buffer = self._buffers[tensor.name]
-                self._cuda.to_host(buffer.host, buffer.device, self._size(tensor), self._stream)
+    def _borrow(self, place: Place, leases: dict[Place, Lease]) -> int:
+        assert self._shared is not None
+        pool = self._shared.host_pool if self._to_host else self._shared.device_pool
+        lent = not self._to_host or (place.nbytes > _SMALL_BYTES and not place.tensor.is_converted)
+        lease = pool.take(place.nbytes) if pool is not None and lent else None
+        leases[place] = lease if lease is not None else Lease(place.need_host())
+        return int(leases[place].block.address)
 
-    def _fetch_dynamic(self) -> None:
-        for tensor in self.outputs:
-            if tensor.name in self._dynamic_outputs:
-                buffer = self._buffers[tensor.name]
-                self._cuda.to_host(buffer.host, buffer.device, self._size(tensor), self._stream)
-        if self._dynamic_outputs:
-            self._cuda.call("cudaStreamSynchronize", self._stream)
+    def _launch(self, on_device: tuple[str, ...]) -> None:
+        """Enqueue the inference and the copies of small tensors, as a CUDA graph where there is one.
 
-    def _size(self, tensor: EngineTensor) -> int:
-        return int(np.prod(self._shape(tensor.name), dtype=np.int64)) * tensor.dtype.itemsize
-
-    def _may_capture(self, skip: frozenset[str]) -> bool:
-        if not self._graphs_allowed or skip:
-            return False
-        if self._dynamic_outputs or any(tensor.is_shape for tensor in self.inputs):
-            self.graph_reason = "shapes depend on data, so there is no CUDA graph"
-            return False
-        capturable = getattr(self._context, "is_stream_capturable", None)
-        if capturable is not None and not capturable(self._handle):
-            self.graph_reason = "TensorRT says that this inference cannot be captured into a CUDA graph"
-            self._graphs_allowed = False
-        return self._graphs_allowed
-
-    def _capture(self) -> None:
-        """Record one run as a CUDA graph. It never runs here: the caller launches it, or enqueues as before.
-
-        The first run of a shape is not captured: TensorRT then still sets itself up (its guide asks for one
-        plain run before a capture).
+        A graph holds addresses, so there is one for each set of them.
         """
-        self._cuda.begin_capture(self._stream)
-        try:
-            self._enqueue(frozenset())
-        except InferenceError as error:
-            self._no_graph(error)
-        try:
-            graph = self._cuda.end_capture(self._stream)
-        except InferenceError as error:
-            self._no_graph(error)
-        else:
-            self._graph = graph
-            if not self._graphs_allowed:
-                self._drop_graph()
+        key = (on_device, tuple(self._addresses.values()))
+        if self.graphs.launch(key):
+            return
+        if self.graphs.may_capture(key, self._context, self._handle):
+            self.graphs.capture(key, lambda: self._enqueue(on_device))
+            if self.graphs.launch(key):
+                return
+        self._enqueue(on_device)
 
-    def _no_graph(self, error: InferenceError) -> None:
-        self._graphs_allowed = False
-        self.graph_reason = f"the capture into a CUDA graph failed: {error.what}"
+    def _enqueue(self, on_device: tuple[str, ...]) -> None:
+        for place in self.inputs:
+            if place.inline and not place.tensor.is_shape and place.tensor.name not in on_device:
+                assert place.host is not None
+                self._cuda.to_device(place.address, place.host.address, place.nbytes, self._stream)
+        if not self._context.execute_async_v3(self._handle):
+            self._raise_errors()
+            raise InferenceError("TensorRT could not enqueue the inference.", where="execute_async_v3")
+        for place in self.outputs:
+            if place.inline and not place.dynamic and not place.tensor.is_shape and self._to_host:
+                assert place.host is not None
+                self._cuda.to_host(place.host.address, place.address, place.nbytes, self._stream)
 
-    def _drop_graph(self) -> None:
-        if self._graph is not None:
-            self._cuda.call("cudaGraphExecDestroy", self._graph)
-            self._graph = None
+    def _fetch(self, leases: dict[Place, Lease]) -> None:
+        """Enqueue the copies of large outputs."""
+        for place, lease in leases.items() if self._to_host else ():
+            self._cuda.to_host(lease.block.address, place.address, place.nbytes, self._stream)
 
+    def _fetch_dynamic(self, leases: dict[Place, Lease]) -> None:
+        """Copy the outputs whose shapes are known now; their memory was made while the inference ran."""
+        dynamic = [place for place in self.outputs if place.dynamic]
+        if not dynamic:
+            return
+        self._raise_errors()
+        copy = self._cuda.to_host if self._to_host else self._cuda.on_device
+        for place in dynamic:
+            address = self._borrow(place, leases)
+            if place.nbytes:
+                copy(address, place.address, place.nbytes, self._stream)
+        self._cuda.synchronize(self._stream)
 
-def _allocator(trt: Any, buffer: Buffer) -> Any:
-    class OutputAllocator(trt.IOutputAllocator):  # type: ignore[misc]
-        """Gives TensorRT room for an output whose shape it learns while it runs."""
+    def _raise_errors(self) -> None:
+        """Raise what an allocator met, which could not be raised where it was met."""
+        for place in self.outputs:
+            if place.error is not None:
+                error, place.error = place.error, None
+                raise error
 
-        def __init__(self) -> None:
-            trt.IOutputAllocator.__init__(self)
-            self.shape: tuple[int, ...] = ()
+    def _output(self, place: Place, lease: Lease | None) -> Any:
+        tensor = place.tensor
+        if lease is None:
+            return np.array(place.view, dtype=tensor.public_dtype, copy=True)
+        if isinstance(lease.block, DeviceBlock):
+            return DeviceOutput(self._cuda, lease, tensor.dtype, place.shape)
+        if lease.block is place.host:  # the slot's own memory: nobody else may keep it
+            return np.array(lease.array(tensor.dtype, place.shape), dtype=tensor.public_dtype, copy=True)
+        return lease.array(tensor.dtype, place.shape)
 
-        # The arguments are positional, as TensorRT gives them: name, memory, size, alignment (, stream).
-        def reallocate_output(self, *given: Any) -> int:
-            buffer.ensure(int(given[2]))  # cudaMalloc aligns to 256 bytes, which is all that TensorRT needs
-            return buffer.device
-
-        def reallocate_output_async(self, *given: Any) -> int:
-            return self.reallocate_output(*given)
-
-        def notify_shape(self, _: str, shape: Any) -> None:
-            self.shape = tuple(shape)
-
-    return OutputAllocator()
+    def _settle(self) -> None:
+        """Wait for what is still under way after an error: it uses memory that is given to others next."""
+        with contextlib.suppress(InferenceError):  # the error that is being raised says it
+            self._cuda.synchronize(self._stream)

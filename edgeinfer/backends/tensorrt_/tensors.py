@@ -9,9 +9,13 @@ import attrs
 import ml_dtypes
 import numpy as np
 
+from edgeinfer.artifact.device_array import DeviceArray
+from edgeinfer.backends.tensorrt_.cuda import Cuda
 from edgeinfer.errors import ArtifactFormatError, InputError
 
-__all__ = ["DTYPES", "EngineTensor", "check_range", "read_tensors"]
+__all__ = ["DTYPES", "EngineTensor", "check_place", "check_range", "read_tensors"]
+
+_DEVICE_MEMORY = (2, 3)  # cudaMemoryTypeDevice, cudaMemoryTypeManaged
 
 # By the name of TensorRT's DataType. What is missing has less than a byte an element (INT4, FP4), or is a
 # scale alone (E8M0).
@@ -102,4 +106,38 @@ def check_range(tensor: EngineTensor, array: np.ndarray) -> None:
             where=f"input {tensor.name!r}",
             expected=f"{low} to {high}",
             found=f"{array.min()} to {array.max()}",
+        )
+
+
+def check_place(cuda: Cuda, tensor: EngineTensor, array: DeviceArray) -> None:
+    """Refuse an array in device memory that the engine cannot read where it lies.
+
+    Raises:
+        InputError: With the reason. A wrong address would end all CUDA in this process.
+    """
+    if array.dtype != tensor.dtype or tensor.is_shape:
+        raise InputError(
+            "This input cannot be read where it lies in device memory.",
+            where=f"input {tensor.name!r}",
+            expected=f"{tensor.dtype} on the {'host' if tensor.is_shape else 'device'}",
+            found=f"{array.dtype} on the device",
+            hint="Pass it as a numpy array.",
+        )
+    if not array.nbytes:
+        return
+    found = cuda.call("cudaPointerGetAttributes", array.pointer)
+    if int(found.type) not in _DEVICE_MEMORY:
+        raise InputError(
+            "An input that says so is not in the memory of a GPU.",
+            where=f"input {tensor.name!r}",
+            found=f"address {array.pointer:#x}",
+            hint="Its owner may have freed it already.",
+        )
+    if found.device != cuda.device:
+        raise InputError(
+            "An input lies on another GPU than the session's.",
+            where=f"input {tensor.name!r}",
+            expected=f"GPU.{cuda.device}",
+            found=f"GPU.{found.device}",
+            hint=f"Move it there first: tensor.to('cuda:{cuda.device}').",
         )

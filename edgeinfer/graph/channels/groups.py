@@ -15,10 +15,12 @@ import attrs
 import onnx_ir as ir
 
 import edgeinfer.graph.channels.propagate_channelwise
+import edgeinfer.graph.channels.propagate_layout
 import edgeinfer.graph.channels.propagate_positions  # noqa: F401  (these modules register their rules)
 from edgeinfer.graph.channels.labels import Axes, Labels, Locked, dims
 from edgeinfer.graph.channels.propagate import RULES
-from edgeinfer.graph.layers import Layer, find_layers
+from edgeinfer.graph.layers import find_layers
+from edgeinfer.graph.weights import Linear
 
 __all__ = ["AxisSlice", "ChannelGroup", "Dependencies", "Locked", "analyze"]
 
@@ -85,7 +87,7 @@ class Dependencies:
     locked: tuple[Locked, ...]
     rows: Mapping[ir.Value, Axes]
     members: Mapping[str, tuple[int, ...]]
-    layers: tuple[Layer, ...]
+    layers: tuple[Linear, ...]
 
 
 def analyze(graph: ir.Graph) -> Dependencies:
@@ -117,7 +119,7 @@ def _visit(node: ir.Node, labels: Labels, pinned: list[tuple[ir.Value, str, str]
             pinned += [(v, node.name or "", "it is read inside control flow") for v in graph.outputs]
     known = node.domain in ("", "ai.onnx") and node.op_type in RULES
     if known and all(v is None or v.shape is not None for v in node.inputs):
-        results = RULES[node.op_type](node, labels)
+        results = RULES[node.op_type].propagate(node, labels)
     else:
         what = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
         reason = "the rank of an input is not known" if known else f"there is no rule for {what}"
@@ -172,7 +174,7 @@ def _collect(graph: ir.Graph, labels: Labels) -> Dependencies:
 
 
 def _made_and_read(
-    layers: list[Layer], rows: Mapping[ir.Value, Axes]
+    layers: list[Linear], rows: Mapping[ir.Value, Axes]
 ) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
     """Return by class the layers that make it, and those that weigh and sum it. Depthwise ones only make."""
     made: dict[int, list[str]] = defaultdict(list)
@@ -181,9 +183,9 @@ def _made_and_read(
         weight = layer.node.inputs[1]
         assert weight is not None
         axes = rows.get(weight, [None] * 4)
-        outputs = axes[layer.out_axis] if len(axes) > layer.out_axis else None
-        inputs = axes[layer.in_axis] if len(axes) > layer.in_axis else None
-        if layer.group > 1 and layer.kind == "conv_transpose" and outputs is None:
+        outputs = axes[layer.channel_axis] if len(axes) > layer.channel_axis else None
+        inputs = axes[layer.input_axis] if len(axes) > layer.input_axis else None
+        if layer.groups > 1 and layer.kind == "ConvTranspose" and outputs is None:
             outputs, inputs = inputs, None
         for label in set() if outputs is None else set(outputs.tolist()):
             made[label].append(layer.name)

@@ -47,8 +47,11 @@ class Labels:
     def __init__(self) -> None:
         self._parent: list[int] = []
         self._locks: dict[int, tuple[str, str]] = {}
-        self._made: set[int] = set()
         self.axes: dict[ir.Value, Axes] = {}
+
+    def __len__(self) -> int:
+        """How many labels there are."""
+        return len(self._parent)
 
     def fresh(self, count: int) -> Row:
         """Return `count` new labels."""

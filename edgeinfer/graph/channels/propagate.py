@@ -1,51 +1,62 @@
 """How each family of operators carries channel labels: one rule a family.
 
-A rule reads the labels of a node's inputs, unites what must go together, locks what must stay, and returns
-the labels of the outputs. Operators without a rule lock everything that they touch. Further rules are
-in `propagate_channelwise`, `propagate_layout` and `propagate_positions`.
+A rule says what removing channels takes: it reads the labels of a node's inputs, unites what must go
+together, locks what must stay, and returns the labels of the outputs. And it says what scaling channels does
+there. Operators without a rule lock and block everything that they touch. Further rules are in
+`propagate_channelwise`, `propagate_layout` and `propagate_positions`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.graph.channels.labels import Axes, Labels, Row, dims
+from edgeinfer.graph.channels.moves import attribute
 
-__all__ = ["RULES", "Rule", "attribute", "constant", "rule"]
+__all__ = ["RULES", "Rule", "Scale", "broadcast", "meet", "present", "rule"]
 
-Rule: TypeAlias = "Callable[[ir.Node, Labels], list[Axes]]"
+Propagate: TypeAlias = "Callable[[ir.Node, Labels], list[Axes]]"
+Scale: TypeAlias = Literal["passes", "passes by channel", "equal", "joins", "moves", "layer", "blocks"]
+"""What a factor s > 0 for each channel of the input does at an operator, where f(x / s) = f(x) / s is wanted:
+
+- passes: it holds for each element;
+- passes by channel: it holds where the factor is one for all of a channel, which is worked on as one;
+- equal: operands are added, so their factors must be equal;
+- joins, moves: the factors are joined and moved as the values are (see `moves`);
+- layer: what is divided before it is multiplied into its weight, and its outputs have factors of their own;
+- blocks: factors must be 1.
+"""
+
+
+class Rule(NamedTuple):
+    """What an operator couples.
+
+    Attributes:
+        propagate: For removal: unites the labels that go together, locks those that stay, and returns the
+            labels of the outputs.
+        scale: For scaling.
+    """
+
+    propagate: Propagate
+    scale: Scale
+
 
 RULES: dict[str, Rule] = {}
 """The rule by operator type of the default domain."""
 
 
-def rule(*op_types: str) -> Callable[[Rule], Rule]:
+def rule(*op_types: str, scale: Scale = "blocks") -> Callable[[Propagate], Propagate]:
     """Register a rule for operator types."""
 
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(op_types, function))
+    def register(function: Propagate) -> Propagate:
+        RULES.update(dict.fromkeys(op_types, Rule(function, scale)))
         return function
 
     return register
-
-
-def attribute(node: ir.Node, name: str, default: object = None) -> object:
-    """Return an attribute's value, or `default`."""
-    found = node.attributes.get(name)
-    return default if found is None else found.value
-
-
-def constant(node: ir.Node, index: int) -> np.ndarray | None:
-    """Return an input's value if the graph fixes it."""
-    value = node.inputs[index] if index < len(node.inputs) else None
-    if value is None or value.const_value is None:
-        return None
-    array: np.ndarray = value.const_value.numpy()
-    return array
 
 
 def present(node: ir.Node) -> list[ir.Value]:
@@ -62,78 +73,19 @@ def meet(labels: Labels, node: ir.Node, first: Row | None, second: Row | None, w
         labels.lock(row, node.name or node.op_type, f"{what} meets an axis that is not followed")
 
 
-ELEMENTWISE = [
-    "Abs",
-    "Acos",
-    "Acosh",
-    "Add",
-    "And",
-    "Asin",
-    "Asinh",
-    "Atan",
-    "Atanh",
-    "BitShift",
-    "Cast",
-    "CastLike",
-    "Ceil",
-    "Celu",
-    "Clip",
-    "Cos",
-    "Cosh",
-    "Div",
-    "Dropout",
-    "Elu",
-    "Equal",
-    "Erf",
-    "Exp",
-    "Floor",
-    "Gelu",
-    "Greater",
-    "GreaterOrEqual",
-    "HardSigmoid",
-    "HardSwish",
-    "Identity",
-    "IsInf",
-    "IsNaN",
-    "LeakyRelu",
-    "Less",
-    "LessOrEqual",
-    "Log",
-    "Max",
-    "Mean",
-    "Min",
-    "Mish",
-    "Mod",
-    "Mul",
-    "Neg",
-    "Not",
-    "Or",
-    "PRelu",
-    "Pow",
-    "Reciprocal",
-    "Relu",
-    "Round",
-    "Selu",
-    "Shrink",
-    "Sigmoid",
-    "Sign",
-    "Sin",
-    "Sinh",
-    "Softplus",
-    "Softsign",
-    "Sqrt",
-    "Sub",
-    "Sum",
-    "Swish",
-    "Tan",
-    "Tanh",
-    "ThresholdedRelu",
-    "Where",
-    "Xor",
-]
+_OTHER_ELEMENTWISE = tuple(
+    """
+    Abs Acos Acosh And Asin Asinh Atan Atanh BitShift Cast CastLike Ceil Celu Clip Cos Cosh Div Elu
+    Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN Less
+    LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or Pow Reciprocal Round Selu Shrink Sigmoid
+    Sign Sin Sinh Softplus Softsign Sqrt Sub Swish Tan Tanh ThresholdedRelu Where Xor
+""".split()  # noqa: SIM905 (one a line would be longer than all rules here)
+)
 
 
-@rule(*ELEMENTWISE)
+@rule("Dropout", "Identity", "LeakyRelu", "PRelu", "Relu", scale="passes")
+@rule("Add", "Sum", scale="equal")
+@rule(*_OTHER_ELEMENTWISE)
 def _elementwise(node: ir.Node, labels: Labels) -> list[Axes]:
     """Broadcast: axes are aligned at the right, and axes of more than one position go together."""
     operands = present(node)
@@ -174,7 +126,7 @@ def _meet_all(node: ir.Node, labels: Labels, operands: list[ir.Value], back: int
     return rows[0] if rows else None
 
 
-@rule("Conv")
+@rule("Conv", scale="layer")
 def _conv(node: ir.Node, labels: Labels) -> list[Axes]:
     """Conv: W is (M, C/group, k...). Groups of one input channel are depthwise; others keep equal sizes."""
     x, weight = node.inputs[0], node.inputs[1]
@@ -234,7 +186,7 @@ def _conv_transpose(node: ir.Node, labels: Labels) -> list[Axes]:
     return [_with_bias(node, labels, filters, len(dims(x)))]
 
 
-@rule("Gemm")
+@rule("Gemm", scale="layer")
 def _gemm(node: ir.Node, labels: Labels) -> list[Axes]:
     """Gemm: (M, K) x (K, N) + C, either factor transposed."""
     a, b = node.inputs[0], node.inputs[1]
@@ -250,7 +202,7 @@ def _gemm(node: ir.Node, labels: Labels) -> list[Axes]:
     return [out]
 
 
-@rule("MatMul")
+@rule("MatMul", scale="layer")
 def _matmul(node: ir.Node, labels: Labels) -> list[Axes]:
     """MatMul: inner axes go together, batch axes broadcast; a batch axis of attention is its heads."""
     a, b = node.inputs[0], node.inputs[1]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgeinfer.graph.channels.labels import Axes, Labels, dims
-from edgeinfer.graph.channels.propagate import attribute, constant, meet, rule
+from edgeinfer.graph.channels.moves import attribute, fixed_input
+from edgeinfer.graph.channels.propagate import meet, rule
 
 __all__: list[str] = []
 
@@ -81,16 +82,8 @@ def _across(node: ir.Node, labels: Labels) -> list[Axes]:
     return [list(labels.of(x))]
 
 
-@rule(
-    "MaxPool",
-    "AveragePool",
-    "LpPool",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "GlobalLpPool",
-    "Resize",
-    "Upsample",
-)
+@rule("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "Resize", scale="passes by channel")
+@rule("LpPool", "GlobalLpPool", "Upsample")
 def _spatial(node: ir.Node, labels: Labels) -> list[Axes]:
     """Work within each channel; the channel axis must keep its size."""
     x, y = node.inputs[0], node.outputs[0]
@@ -113,7 +106,7 @@ def _lock_odd_resize(node: ir.Node, labels: Labels, axes: Axes) -> None:
     if attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
         labels.lock_all(axes, node.name or "", "a Resize with a region of interest")
     sizes = node.inputs[3] if len(node.inputs) > 3 else None
-    if sizes is not None and constant(node, 3) is None:
+    if sizes is not None and fixed_input(node, 3) is None:
         labels.lock_all(axes, node.name or "", "the sizes of a Resize are computed")
 
 
@@ -133,7 +126,7 @@ def _reduce(node: ir.Node, labels: Labels) -> list[Axes]:
     assert x is not None
     rows = labels.of(x)
     given = attribute(node, "axes")
-    array = constant(node, 1)
+    array = fixed_input(node, 1)
     computed = len(node.inputs) > 1 and node.inputs[1] is not None and array is None
     if computed:
         labels.lock_all(rows, node.name or "", "the axes of a reduction are computed")

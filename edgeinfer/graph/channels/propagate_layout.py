@@ -1,4 +1,4 @@
-"""Rules for operators that move positions about: Reshape, Transpose, Concat, Split, Slice, Gather, Pad."""
+"""Rules for operators that move positions about: Reshape, Transpose, Concat, Split, Slice, Gather."""
 
 from __future__ import annotations
 
@@ -6,74 +6,41 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.graph.channels.labels import Axes, Labels, Row, dims, is_weight
-from edgeinfer.graph.channels.propagate import attribute, constant, meet, present, rule
+from edgeinfer.graph.channels.moves import (
+    MOVES,
+    StuckError,
+    attribute,
+    fixed_input,
+    match_axes,
+    slice_parts,
+)
+from edgeinfer.graph.channels.propagate import meet, present, rule
 from edgeinfer.graph.shapes import literal_elements
 
-__all__ = ["all_rows", "slice_rows"]
+__all__ = ["all_rows"]
 
 
-@rule("Transpose")
-def _transpose(node: ir.Node, labels: Labels) -> list[Axes]:
-    x = node.inputs[0]
-    assert x is not None
-    rows = all_rows(labels, x)
-    perm = attribute(node, "perm") or list(reversed(range(len(rows))))
-    return [[rows[int(axis)] for axis in perm]]  # type: ignore[attr-defined]
-
-
-@rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-def _reshape(node: ir.Node, labels: Labels) -> list[Axes]:
-    """Match axes by their sizes; an axis that splits or merges carries its labels along.
+def _carried(node: ir.Node, labels: Labels, rows: Axes) -> list[Axes]:
+    """Move the labels of each followed axis as the node moves values; follow one axis of what they become.
 
     Where an axis splits in two, one of the parts is followed and the other kept whole: the positions within
     a channel shuffle's groups, the heads of attention.
     """
-    x, y = node.inputs[0], node.outputs[0]
-    assert x is not None
-    rows, before, after = all_rows(labels, x), dims(x), dims(y)
-    name = node.name or node.op_type
-    if y.shape is None:
-        labels.lock_all(rows, name, "the shape after it is not known")
-        return [[]]
-    if node.op_type == "Squeeze" and len(node.inputs) < 2 and "axes" not in node.attributes:
-        labels.lock_all(rows, name, "a Squeeze without axes would drop an axis pruned to one channel")
-    out: Axes = [None] * len(after)
-    for sources, targets in match_axes(before, after):
-        followed = [axis for axis in sources if rows[axis] is not None]
-        if not followed:
+    results: list[Axes] = [[None] * len(dims(value)) for value in node.outputs]
+    for axis, row in enumerate(rows):
+        if row is None:
             continue
-        sizes = [before[axis] for axis in sources]
-        new = [after[axis] for axis in targets]
-        if len(sources) == len(targets) == 1:
-            out[targets[0]] = rows[sources[0]]
-        elif len(followed) > 1 or not _static(sizes) or not _static(new):
-            reason = (
-                "two followed axes become one" if len(followed) > 1 else "the shapes around it are not static"
-            )
-            labels.lock_all([rows[axis] for axis in followed], name, reason)
-        else:
-            axis = followed[0]
-            shape = [size if source == axis else 1 for source, size in zip(sources, sizes, strict=True)]
-            grid = np.broadcast_to(np.reshape(rows[axis], shape), sizes).reshape(new)  # type: ignore[arg-type]
-            kept, row = _follow_one(node, labels, grid)
-            if row is not None:
-                out[targets[kept]] = row
-    if node.op_type == "Reshape":
-        _lock_computed_target(node, labels, out)
-    return [out]
-
-
-def _lock_computed_target(node: ir.Node, labels: Labels, out: Axes) -> None:
-    target = node.inputs[1]
-    assert target is not None
-    elements = literal_elements(target)
-    for axis, row in enumerate(out):
-        if row is not None and (elements is None or axis >= len(elements) or elements[axis] is None):
-            labels.lock(row, node.name or "", "the target shape of a Reshape is computed from data")
-
-
-def _static(sizes: list[int | str | None]) -> bool:
-    return all(isinstance(size, int) for size in sizes)
+        grid = row.reshape([-1 if index == axis else 1 for index in range(len(rows))])
+        try:
+            moved = MOVES[node.op_type](node, grid)
+        except StuckError as stuck:
+            labels.lock(row, node.name or node.op_type, str(stuck))
+            continue
+        for out, made in zip(results, moved, strict=False):
+            target, followed = _follow_one(node, labels, made)
+            if followed is not None:
+                out[target] = followed
+    return results
 
 
 def _follow_one(node: ir.Node, labels: Labels, grid: np.ndarray) -> tuple[int, Row | None]:
@@ -104,60 +71,48 @@ def _is_shuffle(node: ir.Node) -> bool:
     )
 
 
-def match_axes(
-    before: list[int | str | None], after: list[int | str | None]
-) -> list[tuple[list[int], list[int]]]:
-    """Pair the axes of two shapes of one tensor: blocks of axes with equal products, outermost first.
-
-    Axes of unknown size pair with one another from both ends; what is left between them is one block.
-    """
-    left: list[tuple[list[int], list[int]]] = []
-    right: list[tuple[list[int], list[int]]] = []
-    i, j, m, n = 0, 0, len(before), len(after)
-    while i < m and j < n:
-        block = _block(before[i:m], after[j:n])
-        if block is None:
-            break
-        p, q = block
-        left.append((list(range(i, i + p)), list(range(j, j + q))))
-        i, j = i + p, j + q
-    while m > i and n > j:
-        block = _block(before[i:m][::-1], after[j:n][::-1])
-        if block is None:
-            break
-        p, q = block
-        right.append((list(range(m - p, m)), list(range(n - q, n))))
-        m, n = m - p, n - q
-    if i < m or j < n:
-        left.append((list(range(i, m)), list(range(j, n))))
-    return left + right[::-1]
+@rule("Transpose", scale="moves")
+def _transpose(node: ir.Node, labels: Labels) -> list[Axes]:
+    return _carried(node, labels, all_rows(labels, node.inputs[0]))
 
 
-def _block(before: list[int | str | None], after: list[int | str | None]) -> tuple[int, int] | None:
-    """Return how many axes at the front of both shapes have one product, or None."""
-    first, second = before[0], after[0]
-    if not isinstance(first, int) or not isinstance(second, int):
-        known = isinstance(first, int) or isinstance(second, int)
-        return None if known or (first is not None and second is not None and first != second) else (1, 1)
-    p = q = 1
-    left, right = first, second
-    while left != right:
-        shorter, at = (before, p) if left < right else (after, q)
-        factor = shorter[at] if at < len(shorter) else None
-        if not isinstance(factor, int):
-            return None
-        if left < right:
-            left, p = left * factor, p + 1
-        else:
-            right, q = right * factor, q + 1
-    return p, q
+@rule("Reshape", "Flatten", "Squeeze", "Unsqueeze", scale="moves")
+def _reshape(node: ir.Node, labels: Labels) -> list[Axes]:
+    """An axis that splits or merges carries its labels along; to be adapted its size must be literal."""
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None
+    rows, name = list(all_rows(labels, x)), node.name or node.op_type
+    if y.shape is None:
+        labels.lock_all(rows, name, "the shape after it is not known")
+        return [[]]
+    if node.op_type == "Squeeze" and len(node.inputs) < 2 and "axes" not in node.attributes:
+        labels.lock_all(rows, name, "a Squeeze without axes would drop an axis pruned to one channel")
+    for sources, _ in match_axes(dims(x), dims(y)):
+        followed = [axis for axis in sources if rows[axis] is not None]
+        if len(followed) > 1:
+            labels.lock_all([rows[axis] for axis in followed], name, "two followed axes become one")
+            for axis in followed:
+                rows[axis] = None
+    (out,) = _carried(node, labels, rows)
+    if node.op_type == "Reshape":
+        _lock_computed_target(node, labels, out)
+    return [out]
 
 
-@rule("Concat")
+def _lock_computed_target(node: ir.Node, labels: Labels, out: Axes) -> None:
+    target = node.inputs[1]
+    assert target is not None
+    elements = literal_elements(target)
+    for axis, row in enumerate(out):
+        if row is not None and (elements is None or axis >= len(elements) or elements[axis] is None):
+            labels.lock(row, node.name or "", "the target shape of a Reshape is computed from data")
+
+
+@rule("Concat", scale="joins")
 def _concat(node: ir.Node, labels: Labels) -> list[Axes]:
     operands = present(node)
     rank = len(dims(node.outputs[0]))
-    axis = int(attribute(node, "axis")) % max(rank, 1)  # type: ignore[call-overload]
+    axis = node.attributes.get_int("axis", 0) % max(rank, 1)
     name = node.name or ""
     rows = [all_rows(labels, value) for value in operands]
     out: Axes = [None] * rank
@@ -173,82 +128,55 @@ def _concat(node: ir.Node, labels: Labels) -> list[Axes]:
 
 
 def _joined(labels: Labels, name: str, parts: Axes, sizes: list[int | str | None]) -> Row | None:
-    if not _static(sizes):
-        labels.lock_all(parts, name, "the sizes of what it joins are not static")
-        return None
     filled = []
     for part, size in zip(parts, sizes, strict=True):
+        if not isinstance(size, int):
+            labels.lock_all(parts, name, "the sizes of what it joins are not static")
+            return None
         if part is None:
-            assert isinstance(size, int)
             part = labels.fresh(size)
             labels.lock(part, name, "it is joined with channels that are not followed")
         filled.append(part)
     return np.concatenate(filled)
 
 
-@rule("Split")
+@rule("Split", scale="moves")
 def _split(node: ir.Node, labels: Labels) -> list[Axes]:
-    x = node.inputs[0]
-    assert x is not None
-    rows = all_rows(labels, x)
-    axis = int(attribute(node, "axis", 0)) % len(rows)  # type: ignore[call-overload]
-    row = rows[axis]
-    sizes = [dims(value)[axis] if dims(value) else None for value in node.outputs]
-    computed = len(node.inputs) > 1 and node.inputs[1] is not None and constant(node, 1) is None
-    if row is not None and (computed or not _static(sizes)):
-        labels.lock(row, node.name or "", "the sizes of a Split are computed from data")
-        row = None
-    starts = np.cumsum([0, *sizes]) if row is not None else [0] * (len(sizes) + 1)
-    result = []
-    for index in range(len(node.outputs)):
-        part = None if row is None else row[starts[index] : starts[index + 1]]
-        result.append([*rows[:axis], part, *rows[axis + 1 :]])
-    return result
+    rows = list(all_rows(labels, node.inputs[0]))
+    axis = node.attributes.get_int("axis", 0) % max(len(rows), 1)
+    if len(node.inputs) > 1 and node.inputs[1] is not None and fixed_input(node, 1) is None:
+        labels.lock(rows[axis], node.name or "", "the sizes of a Split are computed from data")
+        rows[axis] = None
+    return _carried(node, labels, rows)
 
 
-@rule("Slice")
+@rule("Slice", scale="moves")
 def _slice(node: ir.Node, labels: Labels) -> list[Axes]:
-    x = node.inputs[0]
-    assert x is not None
-    rows = all_rows(labels, x)
-    parts = slice_rows(node, len(rows))
-    out: Axes = list(rows)
-    if parts is None:
-        labels.lock_all(rows, node.name or "", "the bounds of a Slice are computed from data")
-        return [[None] * len(rows)]
-    for axis, part in parts.items():
-        row = rows[axis]
-        if row is None:
-            continue
+    rows = all_rows(labels, node.inputs[0])
+    for axis, part in (slice_parts(node, len(rows)) or {}).items():
         if part.step not in (None, 1):
-            labels.lock(row, node.name or "", "a Slice with a step runs over these channels")
-        out[axis] = row[part]
-    return [out]
+            labels.lock(rows[axis], node.name or "", "a Slice with a step runs over these channels")
+    return _carried(node, labels, rows)
 
 
-def slice_rows(node: ir.Node, rank: int) -> dict[int, slice] | None:
-    """Return the Python slice by axis of a Slice node, or None when its bounds are not constants."""
-    if "starts" in node.attributes:  # opset 9 and older
-        starts, ends = attribute(node, "starts"), attribute(node, "ends")
-        axes, steps = attribute(node, "axes"), None
-    else:
-        fixed = [constant(node, index) for index in range(1, 5)]
-        given = [index < len(node.inputs) and node.inputs[index] is not None for index in range(1, 5)]
-        if any(value is None and there for value, there in zip(fixed, given, strict=True)):
-            return None
-        starts, ends, axes, steps = (None if value is None else value.tolist() for value in fixed)
-    count = len(starts)  # type: ignore[arg-type]
-    axes = list(range(count)) if axes is None else axes
-    steps = [1] * count if steps is None else steps
-    result = {}
-    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):  # type: ignore[call-overload]
-        # ONNX clamps where Python wraps: an end before the first position means "through the first one".
-        result[axis % rank] = slice(start, None if step < 0 and end < -(1 << 31) else end, step)
-    return result
+@rule("Gather", scale="moves")
+def _gather(node: ir.Node, labels: Labels) -> list[Axes]:
+    data = node.inputs[0]
+    assert data is not None
+    rank = len(dims(data))
+    axis = int(attribute(node, "axis", 0)) % max(rank, 1)  # type: ignore[call-overload]
+    rows = [labels.axis(data, index) if index != axis else labels.of(data)[index] for index in range(rank)]
+    picks = fixed_input(node, 1)
+    if rows and rows[axis] is not None and (picks is None or picks.ndim != 1):
+        labels.lock(rows[axis], node.name or "", "a Gather picks single channels")
+        rows[axis] = None
+    return _carried(node, labels, rows)
 
 
-def all_rows(labels: Labels, value: ir.Value) -> Axes:
+def all_rows(labels: Labels, value: ir.Value | None) -> Axes:
     """Return the labels of all axes; those of a weight are made on demand."""
+    if value is None:
+        return []
     if is_weight(value):
         return [labels.axis(value, axis) for axis in range(len(dims(value)))]
     return labels.of(value)

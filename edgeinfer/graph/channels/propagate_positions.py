@@ -1,4 +1,4 @@
-"""Rules for operators that pick, add, repeat or count positions: Gather, Pad, DepthToSpace, Expand, Shape."""
+"""Rules for operators that add, repeat or count positions: Pad, DepthToSpace, Expand, Shape."""
 
 from __future__ import annotations
 
@@ -8,31 +8,15 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.graph.channels.labels import Axes, Labels, dims
-from edgeinfer.graph.channels.propagate import attribute, constant, rule
+from edgeinfer.graph.channels.moves import attribute, fixed_input
+from edgeinfer.graph.channels.propagate import rule
 from edgeinfer.graph.channels.propagate_layout import all_rows
 from edgeinfer.graph.shapes import literal_elements
 
 __all__ = ["pad_amounts"]
 
 
-@rule("Gather")
-def _gather(node: ir.Node, labels: Labels) -> list[Axes]:
-    data, indices = node.inputs[0], node.inputs[1]
-    assert data is not None
-    assert indices is not None
-    rank = len(dims(data))
-    axis = int(attribute(node, "axis", 0)) % max(rank, 1)  # type: ignore[call-overload]
-    rows = [labels.axis(data, index) if index != axis else labels.of(data)[index] for index in range(rank)]
-    row, picks = rows[axis], constant(node, 1)
-    middle: Axes = [None] * len(dims(indices))
-    if row is not None and picks is not None and picks.ndim == 1:
-        middle = [row[picks]]
-    else:
-        labels.lock(row, node.name or "", "a Gather picks single channels")
-    return [[*rows[:axis], *middle, *rows[axis + 1 :]]]
-
-
-@rule("Pad")
+@rule("Pad", scale="blocks")  # but for zeros, see `ChannelScales`
 def _pad(node: ir.Node, labels: Labels) -> list[Axes]:
     """Pad: padding of a followed axis makes channels of its own, which go with what they meet."""
     x = node.inputs[0]
@@ -60,13 +44,13 @@ def pad_amounts(node: ir.Node, rank: int) -> list[tuple[int, int]] | None:
     if "pads" in node.attributes:
         flat = [int(v) for v in attribute(node, "pads")]  # type: ignore[attr-defined]
     else:
-        array = constant(node, 1)
+        array = fixed_input(node, 1)
         if array is None:
             return None
         flat = array.tolist()
     axes = list(range(rank))
     if len(node.inputs) > 3 and node.inputs[3] is not None:
-        chosen = constant(node, 3)
+        chosen = fixed_input(node, 3)
         if chosen is None:
             return None
         axes = [int(axis) % rank for axis in chosen]
@@ -130,7 +114,9 @@ def _shape(node: ir.Node, labels: Labels) -> list[Axes]:
     end: Any = attribute(node, "end")
     read = set(range(len(rows))[slice(start, end)])
     uses = node.outputs[0].uses()
-    picks = [constant(user, 1) if user.op_type == "Gather" and index == 0 else None for user, index in uses]
+    picks = [
+        fixed_input(user, 1) if user.op_type == "Gather" and index == 0 else None for user, index in uses
+    ]
     if not node.outputs[0].is_graph_output() and all(pick is not None for pick in picks):
         ordered = sorted(read)
         read = {ordered[int(i)] for pick in picks if pick is not None for i in np.ravel(pick)}

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from edgeinfer.graph.channels.groups import Dependencies
 from edgeinfer.graph.channels.labels import Row, dims
-from edgeinfer.graph.layers import Layer
+from edgeinfer.graph.weights import Linear
 
 __all__ = ["Axis", "CostModel", "Metric", "Term"]
 
@@ -155,7 +155,7 @@ def _axis(row: Row, owner: Mapping[int, tuple[str, int]]) -> Axis:
 
 
 def _weight_term(
-    layer: Layer,
+    layer: Linear,
     dependencies: Dependencies,
     metric: Metric,
     shapes: Mapping[str, tuple[int, ...]],

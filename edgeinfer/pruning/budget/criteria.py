@@ -22,7 +22,8 @@ import numpy as np
 
 from edgeinfer.calibration.moments import MomentObserver
 from edgeinfer.graph.channels.groups import ChannelGroup
-from edgeinfer.graph.layers import Layer, read_weight
+from edgeinfer.graph.initializers import constant
+from edgeinfer.graph.weights import Linear
 from edgeinfer.numerics.fixed_order import inverse as invert
 from edgeinfer.numerics.fixed_order import matmul, solve
 
@@ -55,7 +56,7 @@ class Ranking:
 
 def rank(
     group: ChannelGroup,
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, Linear],
     moments: Mapping[str, MomentObserver],
     criterion: Criterion,
     seed: int = 0,
@@ -86,26 +87,26 @@ def rank(
     )
 
 
-def weight_columns(group: ChannelGroup, layer: Layer) -> np.ndarray | None:
+def weight_columns(group: ChannelGroup, layer: Linear) -> np.ndarray | None:
     """Return the columns of W (see `Layer.matrix`) that each channel occupies, (channels, columns each)."""
     weight = layer.node.inputs[1]
     assert weight is not None
     for part in group.slices:
-        if part.tensor == weight.name and part.axis == layer.in_axis:
+        if part.tensor == weight.name and part.axis == layer.input_axis:
             positions = np.array(part.positions)
-            if layer.kind == "conv":
+            if layer.kind == "Conv":
                 taps = np.arange(layer.taps)
                 return (positions[..., None] * layer.taps + taps).reshape(len(positions), -1)
-            return positions if layer.group == 1 else None
+            return positions if layer.groups == 1 else None
     return None
 
 
-def compensated(layer: Layer, moments: MomentObserver, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def compensated(layer: Linear, moments: MomentObserver, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return W and the change of b that make up for the loss of some columns as well as can be.
 
     W'_T = W H_:T (H_TT + λI)⁻¹ for the columns T that stay, and b takes the change of the mean.
     """
-    weight = layer.matrix(read_weight(layer.weight))
+    weight = layer.matrices()
     cov, mean = moments.covariance, moments.mean
     stay = np.setdiff1d(np.arange(weight.shape[2]), columns)
     result = np.zeros_like(weight)
@@ -124,7 +125,7 @@ def _damping(moments: MomentObserver, size: int) -> float:
 
 
 def _second_order(
-    group: ChannelGroup, layers: Mapping[str, Layer], moments: Mapping[str, MomentObserver]
+    group: ChannelGroup, layers: Mapping[str, Linear], moments: Mapping[str, MomentObserver]
 ) -> Ranking:
     states = []
     for name in group.consumers:
@@ -161,8 +162,8 @@ class _State:
     energy: float
 
     @classmethod
-    def of(cls, layer: Layer, moments: MomentObserver, columns: np.ndarray) -> _State:
-        weight = layer.matrix(read_weight(layer.weight))
+    def of(cls, layer: Linear, moments: MomentObserver, columns: np.ndarray) -> _State:
+        weight = layer.matrices()
         cov = moments.covariance
         energy = float((matmul(weight, cov) * weight).sum())
         damp = _damping(moments, cov.shape[1]) * np.trace(cov, axis1=1, axis2=2) / cov.shape[1] + 1e-12
@@ -191,25 +192,25 @@ class _State:
 
 
 def _activation(
-    group: ChannelGroup, layers: Mapping[str, Layer], moments: Mapping[str, MomentObserver]
+    group: ChannelGroup, layers: Mapping[str, Linear], moments: Mapping[str, MomentObserver]
 ) -> np.ndarray:
     scores = np.zeros(group.size)
     for name in group.consumers:
         columns = weight_columns(group, layers[name])
         if columns is not None and name in moments:
-            weight = layers[name].matrix(read_weight(layers[name].weight))
+            weight = layers[name].matrices()
             power = np.einsum("gkk->gk", moments[name].hessian)
             parts = (np.square(weight).sum(1) * power).sum(0)
             scores += parts[columns].sum(1) / max(parts.sum(), 1e-30)
     return scores
 
 
-def _magnitude(group: ChannelGroup, layers: Mapping[str, Layer]) -> np.ndarray:
+def _magnitude(group: ChannelGroup, layers: Mapping[str, Linear]) -> np.ndarray:
     scores = np.zeros(group.size)
     weights = {layer.node.inputs[1].name: layer.weight for layer in layers.values() if layer.node.inputs[1]}
     for part in group.slices:
         if part.tensor in weights:
-            array = np.moveaxis(read_weight(weights[part.tensor]).astype(np.float64), part.axis, 0)
+            array = np.moveaxis(constant(weights[part.tensor]).astype(np.float64), part.axis, 0)
             norms = np.square(array).reshape(len(array), -1).sum(1)
             scores += np.array([norms[list(p)].sum() for p in part.positions]) / max(norms.sum(), 1e-30)
     return scores

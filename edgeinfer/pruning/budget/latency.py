@@ -25,7 +25,7 @@ from edgeinfer.display import track
 from edgeinfer.errors import PreconditionError
 from edgeinfer.graph.build import compile_model
 from edgeinfer.graph.channels.labels import dims
-from edgeinfer.graph.layers import Layer
+from edgeinfer.graph.weights import Linear
 from edgeinfer.measure.timing import timing_clock, timing_options
 from edgeinfer.model.model import Model
 from edgeinfer.pruning.budget.allocate import step_of
@@ -65,7 +65,7 @@ class _LatencyTerm:
 
 def latency_cost(
     parameters: CostModel,
-    layers: Sequence[Layer],
+    layers: Sequence[Linear],
     shapes: Mapping[str, tuple[int, ...]],
     target: Target,
     multiple: int,
@@ -87,9 +87,10 @@ def latency_cost(
     terms: list[_LatencyTerm] = []
     for layer in track(layers, "timing layers", progress=progress):
         axes = sizes[layer.name]
-        out_axis, in_axis = axes[layer.out_axis], axes[layer.in_axis]
+        out_axis, in_axis = axes[layer.channel_axis], axes[layer.input_axis]
         outs, ins = _grid(out_axis, multiple), _grid(in_axis, multiple)
-        key = (layer.kind, layer.group, outs, ins, shapes.get(layer.x.name or ""), str(layer.node.attributes))
+        seen = shapes.get(layer.input.name or "")
+        key = (layer.kind, layer.groups, outs, ins, seen, str(layer.node.attributes))
         if key not in known:
             known[key] = np.array([[_time(layer, shapes, o, i, target) for i in ins] for o in outs])
         terms.append(
@@ -111,7 +112,7 @@ def _grid(axis: Axis, multiple: int) -> tuple[int, ...]:
     return (*(below[index] for index in chosen), full)
 
 
-def _time(layer: Layer, shapes: Mapping[str, tuple[int, ...]], outs: int, ins: int, target: Target) -> float:
+def _time(layer: Linear, shapes: Mapping[str, tuple[int, ...]], outs: int, ins: int, target: Target) -> float:
     (least,) = least_ms([_alone(layer, shapes, outs, ins)], None, target, seconds=0.0)
     return least
 
@@ -171,18 +172,18 @@ def _zeros(signature: Signature) -> dict[str, np.ndarray]:
     }
 
 
-def _alone(layer: Layer, shapes: Mapping[str, tuple[int, ...]], outs: int, ins: int) -> Model:
+def _alone(layer: Linear, shapes: Mapping[str, tuple[int, ...]], outs: int, ins: int) -> Model:
     """Return a model of one layer with so many channels, its weights random."""
     weight_shape = [int(d) for d in dims(layer.weight)]  # type: ignore[arg-type]
-    weight_shape[layer.out_axis], weight_shape[layer.in_axis] = outs, ins
-    x_shape = [1, *(shapes.get(layer.x.name or "") or (1,))[1:]]
-    channels = ins if layer.kind != "conv" else ins * layer.group
+    weight_shape[layer.channel_axis], weight_shape[layer.input_axis] = outs, ins
+    x_shape = [1, *(shapes.get(layer.input.name or "") or (1,))[1:]]
+    channels = ins if layer.kind != "Conv" else ins * layer.groups
     attributes = dict(layer.node.attributes.items())
-    if layer.group > 1 and layer.kind == "conv" and dims(layer.weight)[1] == 1:
+    if layer.groups > 1 and layer.kind == "Conv" and dims(layer.weight)[1] == 1:
         channels = outs
         attributes["group"] = ir.AttrInt64("group", outs)
-    x_shape[1 if layer.kind.startswith("conv") else -1] = channels
-    if layer.kind == "gemm":
+    x_shape[1 if layer.is_conv else -1] = channels
+    if layer.kind == "Gemm":
         attributes.pop("transA", None)
     rng = np.random.default_rng(0)
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(x_shape))

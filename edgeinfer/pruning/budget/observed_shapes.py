@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.errors import PreconditionError
-from edgeinfer.feeds.generate import FeedIterable
+from edgeinfer.feeds.feeds import FeedIterable
 from edgeinfer.pruning.reconstruction.frontier import run, tap
 
 __all__ = ["ObservedShapes", "observe_shapes", "one_sample"]

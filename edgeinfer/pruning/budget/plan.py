@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from edgeinfer.calibration.moments import MomentObserver
 from edgeinfer.display import track
-from edgeinfer.feeds.generate import FeedIterable
+from edgeinfer.feeds.feeds import FeedIterable
 from edgeinfer.graph.channels.groups import Dependencies
 from edgeinfer.pruning.budget.allocate import allocate_closely
 from edgeinfer.pruning.budget.cost import CostModel

@@ -17,8 +17,8 @@ from edgeinfer.calibration.moments import MomentObserver
 from edgeinfer.display import track
 from edgeinfer.graph.channels.groups import ChannelGroup
 from edgeinfer.graph.data_sizes import data_dependent_sizes
-from edgeinfer.graph.layers import Layer, find_layers, read_weight, write_weight
-from edgeinfer.graph.shapes import add_constant
+from edgeinfer.graph.layers import find_layers
+from edgeinfer.graph.weights import Linear
 from edgeinfer.pruning.budget.criteria import Ranking, compensated, weight_columns
 from edgeinfer.pruning.reconstruction.frontier import Frontier, cuts, run, tap
 
@@ -192,7 +192,7 @@ def compensate(
         moments: The moments of the inputs of the layers that read them, by name; others are left.
         new_biases: Give layers that have no bias one; channels of those could not be removed afterwards.
     """
-    layers: dict[str, Layer] = {layer.name: layer for layer in find_layers(model.graph)}
+    layers: dict[str, Linear] = {layer.name: layer for layer in find_layers(model.graph)}
     lost: dict[str, list[np.ndarray]] = {}
     for group in groups:
         for name in group.consumers if removed.get(group.name) else ():
@@ -202,19 +202,6 @@ def compensate(
     for name, parts in lost.items():
         layer = layers[name]
         matrix, shift = compensated(layer, moments[name], np.concatenate(parts))
-        write_weight(layer.weight, layer.unmatrix(matrix, read_weight(layer.weight).shape))
-        if layer.kind != "conv_transpose" and (new_biases or layer.bias is not None):
-            shift_bias(model, layer, shift.reshape(-1))
-
-
-def shift_bias(model: ir.Model, layer: Layer, shift: np.ndarray) -> None:
-    """Add to a layer's bias; make one where the operator can take one and has none."""
-    if layer.bias is not None:
-        bias = read_weight(layer.bias)
-        if bias.size == shift.size:
-            write_weight(layer.bias, bias.astype(np.float64) + shift.reshape(bias.shape))
-    elif layer.kind in ("conv", "gemm"):
-        fresh = add_constant(model.graph, f"{layer.name}_bias", shift.astype(read_weight(layer.weight).dtype))
-        if len(layer.node.inputs) < 3:
-            layer.node.resize_inputs(3)
-        layer.node.replace_input_with(2, fresh)
+        layer.write(matrix)
+        if layer.kind != "ConvTranspose" and layer.takes_bias and (new_biases or layer.bias is not None):
+            layer.write_bias(layer.bias_vector() + shift.reshape(-1))

@@ -7,7 +7,7 @@ from typing import Literal, final
 import attrs
 
 from edgeinfer.devices.profile import Target
-from edgeinfer.feeds.generate import FeedIterable
+from edgeinfer.feeds.feeds import FeedIterable
 from edgeinfer.pruning.budget.cost import Metric
 from edgeinfer.pruning.budget.criteria import Criterion
 

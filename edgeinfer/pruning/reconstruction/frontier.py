@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from edgeinfer.feeds.generate import FeedIterable
+from edgeinfer.feeds.feeds import FeedIterable
 from edgeinfer.graph.taps import probe
 from edgeinfer.model.model import Model
 from edgeinfer.runtime.session import Session

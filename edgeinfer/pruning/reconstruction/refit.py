@@ -1,4 +1,4 @@
-"""Layer-wise least squares: fit each layer of a pruned model to what the float model computes there.
+"""Linear-wise least squares: fit each layer of a pruned model to what the float model computes there.
 
 W', b' = argmin Σ ‖Y - (W X + b)‖² + λ ‖W - W₀‖², with X from the pruned model as refitted so far and Y from
 the float model, in topological order, so that errors are made up for and do not pile up. Where the layer's
@@ -16,11 +16,12 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.calibration.moments import MomentObserver
-from edgeinfer.feeds.generate import FeedIterable
+from edgeinfer.feeds.feeds import FeedIterable
 from edgeinfer.graph.data_sizes import data_dependent_sizes
 from edgeinfer.graph.im2col import Layout
-from edgeinfer.graph.layers import Layer, find_layers, read_weight, write_weight
-from edgeinfer.graph.shapes import add_constant
+from edgeinfer.graph.initializers import constant, set_constant
+from edgeinfer.graph.layers import find_layers
+from edgeinfer.graph.weights import Linear
 from edgeinfer.pruning.reconstruction.frontier import Frontier, cuts
 from edgeinfer.pruning.reconstruction.least_squares import Equations, best_ridge
 from edgeinfer.pruning.reconstruction.statistics import is_held_out
@@ -57,7 +58,7 @@ class Refitter:
         self.rewind()
 
     def refit(
-        self, model: ir.Model, layer: Layer, keep: np.ndarray | ChooseMask | None = None
+        self, model: ir.Model, layer: Linear, keep: np.ndarray | ChooseMask | None = None
     ) -> tuple[float, float]:
         """Refit one layer of `model` in place.
 
@@ -70,13 +71,13 @@ class Refitter:
         Returns:
             The relative squared error of the layer's output before and after.
         """
-        if layer.kind == "conv_transpose":
+        if layer.kind == "ConvTranspose":
             return self._refit_transposed(model, layer)
         fit, held, total = _equations(*self.collect(model, layer))
-        weight = layer.matrix(read_weight(layer.weight))
-        bias = _bias(layer, weight)
+        weight = layer.matrices()
+        bias = layer.bias_vector().reshape(weight.shape[:2])
         before = np.concatenate([weight, bias[..., None]], 2)
-        fit_bias = layer.bias is not None or layer.kind in ("conv", "gemm")
+        fit_bias = layer.takes_bias
 
         def solved(start: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
             ridge = self.ridge
@@ -93,14 +94,15 @@ class Refitter:
         losses = total.loss(before), total.loss(after)
         if not callable(keep) and losses[1] >= losses[0]:
             return losses[0], losses[0]
-        write_weight(layer.weight, layer.unmatrix(after[..., :-1], read_weight(layer.weight).shape))
-        _set_bias(model, layer, after[..., -1].reshape(-1), bias.reshape(-1))
+        layer.write(after[..., :-1])
+        if fit_bias and not np.allclose(after[..., -1], bias, atol=1e-12):
+            layer.write_bias(after[..., -1].reshape(-1))
         return losses
 
-    def _refit_transposed(self, model: ir.Model, layer: Layer) -> tuple[float, float]:
+    def _refit_transposed(self, model: ir.Model, layer: Linear) -> tuple[float, float]:
         """Refit a transposed convolution phase by phase; the bias takes what is left of the mean."""
-        weight = read_weight(layer.weight).astype(np.float64)
-        bias = None if layer.bias is None else read_weight(layer.bias).astype(np.float64).reshape(-1)
+        weight = constant(layer.weight).astype(np.float64)
+        bias = layer.bias_vector()
         parts: list[tuple[Phase, list[MomentObserver]]] = []
         for is_held, x, target in self._pairs(model, layer):
             if not parts:
@@ -111,13 +113,12 @@ class Refitter:
             for phase, observers in parts:
                 observers[is_held].update_pair(phase.read(x), phase.output(target))
         before = after = energy = 0.0
-        left = np.zeros(0 if bias is None else bias.size)
+        left = np.zeros(bias.size)
         count = sum(observer.count for _, observers in parts for observer in observers)
         for phase, observers in parts:
             fit, held, total = _equations(*observers)
             start = phase.matrix(weight)
-            wide = np.zeros(start.shape[:2]) if bias is None else bias.reshape(start.shape[:2])
-            start = np.concatenate([start, wide[..., None]], 2)
+            start = np.concatenate([start, bias.reshape(*start.shape[:2], 1)], 2)
             ridge = best_ridge(fit, held, start, fit_bias=False) if self.ridge is None else self.ridge
             solved = total.solve(start, ridge, fit_bias=False)
             power = total.power * observers[0].count
@@ -125,15 +126,14 @@ class Refitter:
             before, after, energy = before + old * power, after + min(old, new) * power, energy + power
             chosen = solved if new < old else start
             phase.write(weight, chosen[..., :-1])
-            if bias is not None:
-                missing = total.yx[..., -1] - (chosen * total.xx[:, None, :, -1]).sum(2)
-                left += missing.reshape(-1) * observers[0].count / count
-        write_weight(layer.weight, weight)
-        if layer.bias is not None and bias is not None:
-            write_weight(layer.bias, (bias + left).reshape(read_weight(layer.bias).shape))
+            missing = total.yx[..., -1] - (chosen * total.xx[:, None, :, -1]).sum(2)
+            left += missing.reshape(-1) * observers[0].count / count
+        set_constant(layer.weight, weight.astype(constant(layer.weight).dtype))
+        if layer.bias is not None:
+            layer.write_bias(bias + left)
         return before / max(energy, 1e-30), after / max(energy, 1e-30)
 
-    def collect(self, model: ir.Model, layer: Layer) -> tuple[MomentObserver, MomentObserver]:
+    def collect(self, model: ir.Model, layer: Linear) -> tuple[MomentObserver, MomentObserver]:
         """Return the moments of a layer, X of the pruned model and Y of the float model.
 
         The second ones are of feeds held out, to choose the ridge on; empty where there are few feeds.
@@ -147,25 +147,25 @@ class Refitter:
         """Return one for the feeds to fit to, and one for those held out."""
         return [MomentObserver(layout, max_columns=self.columns) for _ in range(2)]
 
-    def _pairs(self, model: ir.Model, layer: Layer) -> Iterator[tuple[bool, np.ndarray, np.ndarray]]:
+    def _pairs(self, model: ir.Model, layer: Linear) -> Iterator[tuple[bool, np.ndarray, np.ndarray]]:
         """Yield for each feed whether it is held out, the layer's input, and the output it ought to have."""
         anchor = residual_sum(layer)
-        names = list(dict.fromkeys([layer.x.name or "", layer.y.name or "", anchor.name or ""]))
+        names = list(dict.fromkeys([layer.input.name or "", layer.output.name or "", anchor.name or ""]))
         self._advance(model, layer)
         pruned = self._at[0].tap(model, names)
         pairs = zip(pruned, self._at[1].tap(self.reference, [anchor.name or ""]), strict=True)
         for index, (values, wanted) in enumerate(pairs):
             target = self._kept(anchor.name or "", wanted[anchor.name or ""])
-            if anchor is not layer.y:
-                target = values[layer.y.name or ""] + (target - values[anchor.name or ""])
-            yield is_held_out(index), values[layer.x.name or ""], target
+            if anchor is not layer.output:
+                target = values[layer.output.name or ""] + (target - values[anchor.name or ""])
+            yield is_held_out(index), values[layer.input.name or ""], target
 
     def rewind(self) -> None:
         """Start from the model's inputs again, for another sweep."""
         self._at = Frontier(feeds=self.feeds), Frontier(feeds=self.feeds)
         self._refused = set()
 
-    def _advance(self, model: ir.Model, layer: Layer) -> None:
+    def _advance(self, model: ir.Model, layer: Linear) -> None:
         """Move both models to the last cut before the layer; all layers before it are done."""
         order = {node.name: index for index, node in enumerate(model.graph)}
         here, there = cuts(model.graph), cuts(self.reference.graph)
@@ -200,33 +200,14 @@ def _equations(
     return fit, judged, Equations.of(moments)
 
 
-def residual_sum(layer: Layer) -> ir.Value:
+def residual_sum(layer: Linear) -> ir.Value:
     """Return the sum that the layer's output goes into, as far as nothing but Add is between."""
-    value = layer.y
+    value = layer.output
     while True:
         uses = list(value.uses())
         if len(uses) != 1 or uses[0].node.op_type != "Add" or value.is_graph_output():
             return value
         value = uses[0].node.outputs[0]
-
-
-def _bias(layer: Layer, weight: np.ndarray) -> np.ndarray:
-    if layer.bias is None:
-        return np.zeros(weight.shape[:2])
-    return np.broadcast_to(
-        read_weight(layer.bias).astype(np.float64).reshape(-1), weight[..., 0].size
-    ).reshape(weight.shape[:2])
-
-
-def _set_bias(model: ir.Model, layer: Layer, bias: np.ndarray, before: np.ndarray) -> None:
-    if layer.bias is not None:
-        if bias.size == read_weight(layer.bias).size:
-            write_weight(layer.bias, bias.reshape(read_weight(layer.bias).shape))
-    elif layer.kind in ("conv", "gemm") and not np.allclose(bias, before, atol=1e-12):
-        fresh = add_constant(model.graph, f"{layer.name}_bias", bias.astype(read_weight(layer.weight).dtype))
-        if len(layer.node.inputs) < 3:
-            layer.node.resize_inputs(3)
-        layer.node.replace_input_with(2, fresh)
 
 
 def refusals(graph: ir.Graph) -> dict[str, Refusal]:
@@ -238,13 +219,14 @@ def refusals(graph: ir.Graph) -> dict[str, Refusal]:
     dependent = data_dependent_sizes(graph)
     found = {}
     for layer in find_layers(graph):
-        source = dependent.get(layer.x) or dependent.get(layer.y) or dependent.get(residual_sum(layer))
+        seen = (layer.input, layer.output, residual_sum(layer))
+        source = next((dependent[value] for value in seen if value in dependent), "")
         reason = ""
         if source:
             reason = f"how many inputs it has depends on the data, by {source!r}"
         elif layer.shared:
             reason = "its weight is used by another node, too"
-        elif layer.kind == "conv_transpose":
+        elif layer.kind == "ConvTranspose":
             reason = refusal_of_transposed(layer.node)
         if reason:
             found[layer.name] = Refusal(layer.name, reason)

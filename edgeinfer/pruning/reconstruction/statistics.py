@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.calibration.moments import MomentObserver
-from edgeinfer.feeds.generate import FeedIterable
-from edgeinfer.graph.layers import Layer
+from edgeinfer.feeds.feeds import FeedIterable
+from edgeinfer.graph.weights import Linear
 from edgeinfer.pruning.reconstruction.frontier import run, tap
 
 __all__ = ["columns_of_each_feed", "input_moments", "is_held_out", "split_feeds"]
@@ -35,7 +35,7 @@ def columns_of_each_feed(feeds: FeedIterable, max_columns: int) -> int:
 
 
 def input_moments(
-    model: ir.Model, layers: Sequence[Layer], feeds: FeedIterable, columns: int
+    model: ir.Model, layers: Sequence[Linear], feeds: FeedIterable, columns: int
 ) -> dict[str, MomentObserver]:
     """Return the moments of the inputs of several layers, by layer name, in one pass.
 
@@ -46,8 +46,8 @@ def input_moments(
         columns: How many output positions to take of each feed.
     """
     result = {layer.name: MomentObserver(layer.layout, max_columns=columns) for layer in layers}
-    with tap(model, list(dict.fromkeys(layer.x.name or "" for layer in layers))) as session:
+    with tap(model, list(dict.fromkeys(layer.input.name or "" for layer in layers))) as session:
         for values in run(session, feeds):
             for layer in layers:
-                result[layer.name].update(values[layer.x.name or ""])
+                result[layer.name].update(values[layer.input.name or ""])
     return result

@@ -26,7 +26,8 @@ import numpy as np
 from edgeinfer.errors import PreconditionError
 from edgeinfer.graph.channels.groups import Dependencies, analyze
 from edgeinfer.graph.channels.labels import is_weight
-from edgeinfer.graph.layers import find_layers, read_weight, write_weight
+from edgeinfer.graph.initializers import constant, set_constant
+from edgeinfer.graph.layers import find_layers
 from edgeinfer.model.model import Model
 from edgeinfer.npz import write_npz
 from edgeinfer.pruning.structure.prepare import prepare
@@ -58,7 +59,7 @@ def export_training(model: Model, folder: str | os.PathLike[str]) -> TrainingFil
     files = TrainingFiles(
         weights=folder / "weights.npz", masks=folder / "masks.npz", groups=folder / "groups.json"
     )
-    arrays = {name: read_weight(v) for name, v in model.ir.graph.initializers.items() if is_weight(v)}
+    arrays = {name: constant(v) for name, v in model.ir.graph.initializers.items() if is_weight(v)}
     write_npz(files.weights, arrays)
     write_npz(files.masks, _masks(model))
     work = model.copy_ir()
@@ -93,7 +94,7 @@ def import_weights(
                 expected="names as exported",
                 hint="Import into the very model that was exported.",
             )
-        shape = read_weight(value).shape
+        shape = constant(value).shape
         if array.shape != shape or not np.isfinite(array).all():
             raise PreconditionError(
                 "A weight does not fit.",
@@ -101,12 +102,13 @@ def import_weights(
                 expected=f"finite numbers of shape {shape}",
                 found=f"shape {array.shape}" if array.shape != shape else "values that are not finite",
             )
-        write_weight(value, array * masks[name] if name in masks else array)
+        kept = array * masks[name] if name in masks else array
+        set_constant(value, kept.astype(constant(value).dtype))
     return Model.from_ir(work, path=model.path)
 
 
 def _masks(model: Model) -> dict[str, np.ndarray]:
-    return {layer.weight.name or "": read_weight(layer.weight) != 0 for layer in find_layers(model.ir.graph)}
+    return {layer.weight.name or "": constant(layer.weight) != 0 for layer in find_layers(model.ir.graph)}
 
 
 def _group_map(dependencies: Dependencies) -> dict[str, Any]:

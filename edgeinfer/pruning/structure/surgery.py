@@ -11,10 +11,9 @@ import onnx_ir.passes.common as common_passes
 
 from edgeinfer.graph.channels.groups import Dependencies
 from edgeinfer.graph.channels.labels import Axes, dims
-from edgeinfer.graph.channels.propagate import attribute, constant
-from edgeinfer.graph.channels.propagate_layout import slice_rows
+from edgeinfer.graph.channels.moves import attribute, fixed_input, slice_parts
 from edgeinfer.graph.channels.propagate_positions import pad_amounts
-from edgeinfer.graph.layers import read_weight, write_weight
+from edgeinfer.graph.initializers import constant, set_constant
 from edgeinfer.graph.shapes import add_constant, literal_elements, with_elements
 
 __all__ = ["kept_rows", "remove_channels"]
@@ -63,7 +62,7 @@ def remove_channels(model: ir.Model, dependencies: Dependencies, removed: Iterab
             if mask is None or mask.all():
                 continue
             if value.const_value is not None:
-                write_weight(value, np.compress(mask, read_weight(value), axis=axis))
+                set_constant(value, np.compress(mask, constant(value), axis=axis))
             elif value.shape is not None:
                 shape = [*value.shape]
                 shape[axis] = int(mask.sum())
@@ -120,7 +119,7 @@ def _split(node: ir.Node, masks: Masks, graph: ir.Graph) -> None:
 def _slice(node: ir.Node, masks: Masks, graph: ir.Graph) -> None:
     x = node.inputs[0]
     assert x is not None
-    parts = slice_rows(node, len(dims(x))) or {}
+    parts = slice_parts(node, len(dims(x))) or {}
     starts, ends = [], []
     for axis, part in parts.items():
         mask = _mask(masks, x, axis)
@@ -136,7 +135,7 @@ def _slice(node: ir.Node, masks: Masks, graph: ir.Graph) -> None:
         node.attributes["ends"] = ir.AttrInt64s("ends", ends)
         return
     for index, (name, numbers) in enumerate((("starts", starts), ("ends", ends)), 1):
-        old = constant(node, index)
+        old = fixed_input(node, index)
         dtype = np.int64 if old is None else old.dtype
         clipped = np.clip(np.array(numbers, np.int64), np.iinfo(dtype).min, np.iinfo(dtype).max)
         _set_input(node, index, add_constant(graph, f"{node.name}_{name}", clipped.astype(dtype)))
@@ -146,7 +145,7 @@ def _gather(node: ir.Node, masks: Masks, graph: ir.Graph) -> None:
     data = node.inputs[0]
     assert data is not None
     axis = int(attribute(node, "axis", 0)) % len(dims(data))  # type: ignore[call-overload]
-    mask, picks = _mask(masks, data, axis), constant(node, 1)
+    mask, picks = _mask(masks, data, axis), fixed_input(node, 1)
     if mask is None or picks is None or picks.ndim != 1:
         return
     places = np.cumsum(mask) - 1

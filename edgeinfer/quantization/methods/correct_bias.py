@@ -53,6 +53,9 @@ class CorrectBias(GraphTransform):
     # The correction is an estimate; applying it again estimates what is left.
     idempotent = False
 
+    names_layers = True
+    reports_on = frozenset(("Conv", "Gemm", "MatMul"))
+
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Measure the shifts and correct them."""
         if not is_quantized(model):

@@ -1,8 +1,8 @@
 """Equalizing the ranges of an activation's channels, so that one scale for all of them wastes least.
 
 A runtime quantizes activations with one scale a tensor: a channel with a tenth of the tensor's range gets a
-tenth of the levels. Where channels may be scaled freely (see `channel_scales`), `x_i / s_i` with `s_i =
-(r_i / r)^alpha`, r_i the range of the channel and r that of the tensor, gives each its share. The layer in
+tenth of the levels. Where channels may be scaled freely (see `graph.channels.scales`), `x_i / s_i` with `s_i
+= (r_i / r)^alpha`, r_i the range of the channel and r that of the tensor, gives each its share. The layer in
 front takes `1 / s_i` in its output channels, which have scales of their own; the layer behind takes `s_i` in
 its input channels. With the activation's rounding alone in mind `alpha = 1` is never worse: the noise behind
 the next layer is `Σ ‖W_i‖² r_i²` in place of `r² Σ ‖W_i‖²`. But it makes the weights of the next layer less
@@ -21,8 +21,9 @@ import onnx_ir as ir
 from edgeinfer.calibration.channel_observers import ChannelRangeObserver
 from edgeinfer.calibration.statistics import Needs, as_statistics
 from edgeinfer.errors import CalibrationError
-from edgeinfer.graph.channels.scales import FIXED, ChannelScales, Layer
-from edgeinfer.graph.weights import constant, set_constant
+from edgeinfer.graph.channels.scales import FIXED, ChannelScales, ScaledLayer
+from edgeinfer.graph.rescaled import note_rescaled
+from edgeinfer.graph.weights import find_linear
 from edgeinfer.model.model import Model
 from edgeinfer.numerics.fixed_order import round_bits
 from edgeinfer.quantization.placement.prepare import prepare
@@ -52,6 +53,9 @@ class EqualizeActivations(GraphTransform):
     # After the first time the channels are alike, as far as alpha goes.
     idempotent = False
 
+    names_layers = True
+    reports_on = frozenset(("Conv", "Gemm", "MatMul"))
+
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Measure and scale."""
         if self.calibration is None:
@@ -63,9 +67,15 @@ class EqualizeActivations(GraphTransform):
         scales = ChannelScales(inferred.graph)
         ranges = self._ranges(Model(inferred), scales)
         factors = round_bits(_solve(scales, ranges) ** self.alpha)
+        # Exactly 1, so that the layers on both sides of a channel agree on leaving it alone.
+        factors[np.abs(np.log(factors)) < _NEGLIGIBLE] = 1.0
         own = dict(zip(inferred.graph, model.graph, strict=True))
         for layer in scales.layers:
             _scale(layer, own[layer.linear.node], scales, factors, report)
+        if report.applied:
+            note_rescaled(
+                model, {str(value.name): factors[scales.numbers(value)] for value in scales.tensors()}
+            )
 
     def declare(self, model: Model, /) -> Needs:
         """Return what the ranges of channels are found from; see `Declares`."""
@@ -131,27 +141,17 @@ def _solve(scales: ChannelScales, ranges: dict[ir.Value, np.ndarray]) -> np.ndar
 
 
 def _scale(
-    layer: Layer, node: ir.Node, scales: ChannelScales, factors: np.ndarray, report: ReportBuilder
+    layer: ScaledLayer, node: ir.Node, scales: ChannelScales, factors: np.ndarray, report: ReportBuilder
 ) -> None:
     """Scale the weights of `node`, the copy of the layer's node in the graph that is changed."""
     linear = layer.linear
     inputs = factors[scales.resolve(layer.inputs)]
     outputs = np.ones(linear.channels) if layer.outputs is None else factors[scales.resolve(layer.outputs)]
     largest = float(np.abs(np.log(np.concatenate([inputs, outputs]))).max())
-    if largest < _NEGLIGIBLE:
+    if not largest:
         report.skip(node, "its channels are equalized already, or cannot be scaled")
         return
-    weight = node.inputs[1]
-    assert weight is not None
-    array = constant(weight)
-    rows = array.shape[linear.channel_axis] // linear.groups
-    per_input = np.repeat(inputs.reshape(linear.groups, -1), rows, axis=0)  # (outputs, inputs of a group)
-    factor = per_input / outputs[:, None]
-    factor = factor if linear.channel_axis == 0 else factor.T
-    factor = factor.reshape(*factor.shape, *[1] * (array.ndim - 2))
-    set_constant(weight, (array * factor).astype(array.dtype))
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is not None and layer.outputs is not None:
-        shifted = constant(bias)
-        set_constant(bias, (shifted / outputs).astype(shifted.dtype))
+    own = find_linear(node)
+    assert not isinstance(own, str)
+    own.rescale(inputs=inputs, outputs=None if layer.outputs is None else outputs)
     report.apply(node, f"channels scaled by up to {np.exp(largest):.3g}")

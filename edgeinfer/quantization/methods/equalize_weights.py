@@ -15,26 +15,15 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.graph.weights import Linear, constant, find_linear, set_constant
+from edgeinfer.graph.channels.propagate import RULES
+from edgeinfer.graph.initializers import constant
+from edgeinfer.graph.rescaled import note_rescaled
+from edgeinfer.graph.weights import Linear, find_linear
 from edgeinfer.numerics.fixed_order import round_bits
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["EqualizeWeights"]
 
-# f(s x) = s f(x) for each channel by itself.
-_HOMOGENEOUS = frozenset(
-    {
-        "AveragePool",
-        "Dropout",
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "Identity",
-        "LeakyRelu",
-        "MaxPool",
-        "PRelu",
-        "Relu",
-    }
-)
 _STORED_HALF = "its weight is stored in another float type behind a Cast"
 _MAX_ROUNDS = 2000
 # In long chains the plain iteration passes ranges on by one layer a round: 419 rounds for a chain of 27
@@ -54,6 +43,9 @@ class EqualizeWeights(GraphTransform):
     A layer whose output goes to several layers is equalized with all of them at once. No calibration is
     needed. Apply it after FuseBatchNorm and before quantization.
     """
+
+    names_layers = True
+    reports_on = frozenset(("Conv", "Gemm", "MatMul"))
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Scale the channels between layers."""
@@ -80,6 +72,7 @@ class EqualizeWeights(GraphTransform):
                 report.skip(link.first.node, "its channels are equalized already")
                 continue
             _scale(link, factor)
+            note_rescaled(model, _scaled_tensors(link, factor))
             names = ", ".join(second.node.name or "" for second in link.seconds)
             report.apply(link.first.node, f"equalized with {names}, scales up to {np.exp(largest):.3g}")
 
@@ -113,7 +106,7 @@ def _link(first: Linear, outputs: set[ir.Value]) -> _Link | str:
         if not uses:
             return f"{value.name!r} is not used"
         for node, index in uses:
-            if node.op_type in _HOMOGENEOUS and index == 0:
+            if index == 0 and _is_homogeneous(node):
                 if node.op_type == "PRelu" and (node.inputs[1] is None or node.inputs[1].const_value is None):
                     return f"the slope of {node.name} is not constant"
                 pending.append(node.outputs[0])
@@ -130,10 +123,16 @@ def _link(first: Linear, outputs: set[ir.Value]) -> _Link | str:
                 return f"{node.name!r}: {_STORED_HALF}"
             if index != 0 or second.dequantize is not None:
                 return f"{node.name!r} does not read it as an activation with a float weight"
-            if _inputs(second) != first.channels:
-                return f"{node.name!r} reads {_inputs(second)} channels and not {first.channels}"
+            if second.input_channels != first.channels:
+                return f"{node.name!r} reads {second.input_channels} channels and not {first.channels}"
             seconds.append(second)
     return _Link(first=first, seconds=tuple(seconds))
+
+
+def _is_homogeneous(node: ir.Node) -> bool:
+    """Whether f(s x) = s f(x) for each channel by itself."""
+    rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    return rule is not None and rule.scale in ("passes", "passes by channel")
 
 
 def _solve(links: list[_Link], ranges: dict[ir.Value, np.ndarray]) -> list[np.ndarray]:
@@ -173,10 +172,6 @@ def _alive(link: _Link, ranges: dict[ir.Value, np.ndarray]) -> np.ndarray:
     return keep
 
 
-def _inputs(layer: Linear) -> int:
-    return int(constant(layer.weight).shape[layer.input_axis]) * layer.groups
-
-
 def _ranges(layer: Linear) -> np.ndarray:
     """Return the largest magnitudes `(output channels, input channels of a group)`, float64."""
     weights = np.abs(layer.array().astype(np.float64))
@@ -196,17 +191,19 @@ def _per_input(layer: Linear, factor: np.ndarray, rows: int) -> np.ndarray:
     return np.repeat(factor.reshape(layer.groups, -1), rows // layer.groups, axis=0)
 
 
+def _scaled_tensors(link: _Link, factor: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what each tensor between the layers is divided by."""
+    by_channel = factor.reshape(-1, *[1] * (constant(link.first.weight).ndim - 2))
+    found: dict[str, np.ndarray] = {}
+    pending = [link.first.output]
+    while pending:
+        value = pending.pop()
+        found[value.name or ""] = by_channel
+        pending += [node.outputs[0] for node, _ in value.uses() if _is_homogeneous(node)]
+    return found
+
+
 def _scale(link: _Link, factor: np.ndarray) -> None:
-    first = link.first
-    weights = constant(first.weight)
-    shape = [-1 if axis == first.channel_axis else 1 for axis in range(weights.ndim)]
-    set_constant(first.weight, (weights / factor.reshape(shape)).astype(weights.dtype))
-    if first.bias is not None:
-        bias = constant(first.bias)
-        set_constant(first.bias, (bias / factor).astype(bias.dtype))
+    link.first.rescale(outputs=factor)
     for second in link.seconds:
-        weights = constant(second.weight)
-        per_input = _per_input(second, factor, weights.shape[second.channel_axis])
-        per_input = per_input if second.channel_axis == 0 else per_input.T
-        per_input = per_input.reshape(*per_input.shape, *[1] * (weights.ndim - 2))
-        set_constant(second.weight, (weights * per_input).astype(weights.dtype))
+        second.rescale(inputs=factor)

@@ -72,6 +72,8 @@ class QuantizeStatic(GraphTransform):
     per_channel: bool = attrs.field(default=True, kw_only=True)
     ranges: Mapping[str, Range] | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
 
+    names_layers = True
+
     @property
     def min_opset(self) -> int:  # type: ignore[override]
         """The opset that Q/DQ of the chosen dtype needs."""
@@ -190,7 +192,7 @@ def _shapes(model: ir.Model, feeds: Iterable[Mapping[str, np.ndarray]]) -> dict[
     feed = next(iter(feeds), None)
     sized = model.clone()
     for value in sized.graph.inputs:
-        if feed is not None and value.name in feed and not value.is_initializer():
+        if feed is not None and value.name is not None and value.name in feed and not value.is_initializer():
             value.shape = ir.Shape(np.shape(feed[value.name]))
     for node in sized.graph:
         for value in node.outputs:

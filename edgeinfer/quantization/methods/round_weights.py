@@ -3,7 +3,8 @@
 It aims at the layer's own float weights for the inputs that it has in the float model: those of the quantized
 one differ by less than the damping, and would have to be gathered anew for each attempt. Aiming at the float
 model's *output* instead, so that the weights would make good the inputs' errors, too, was tried in one pass
-for all layers and lost 8 to 20 dB: each layer corrects for errors that those before it have corrected.
+for all layers and lost 8 to 20 dB: each layer corrects for errors that the layers before it have corrected
+already.
 """
 
 from __future__ import annotations
@@ -66,6 +67,9 @@ class RoundWeights(GraphTransform):
     )
     reference: ModelSource | None = attrs.field(default=None, kw_only=True, eq=False)
     damping: float = attrs.field(default=0.01, kw_only=True, validator=attrs.validators.gt(0))
+
+    names_layers = True
+    reports_on = frozenset(("Conv", "Gemm", "MatMul"))
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Round the weights."""

@@ -24,6 +24,7 @@ import onnx_ir as ir
 from edgeinfer.calibration.channel_observers import ChannelMagnitudeObserver
 from edgeinfer.calibration.statistics import Needs, as_statistics
 from edgeinfer.errors import CalibrationError, PreconditionError
+from edgeinfer.graph.rescaled import note_rescaled
 from edgeinfer.graph.weights import (
     Linear,
     add_initializer,
@@ -76,6 +77,9 @@ class SmoothQuant(GraphTransform):
     insert: bool = attrs.field(default=False, kw_only=True)
     keep_float: Collection[str] = attrs.field(default=(), kw_only=True, converter=as_frozenset)
 
+    names_layers = True
+    reports_on = frozenset(("Conv", "Gemm", "MatMul"))
+
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Measure the activations and scale."""
         names = (node.name for node in model.graph.all_nodes())
@@ -100,7 +104,9 @@ class SmoothQuant(GraphTransform):
                 else:
                     report.apply(layer.node, f"inputs scaled by up to {np.exp(largest):.3g}")
             if largest >= _NEGLIGIBLE:
+                scaled = _scaled_tensors(value) if source else ()
                 _scale(value, source, [layer.owned() for layer in groups[value]], factor)
+                note_rescaled(model, dict.fromkeys(scaled, factor))
 
     def declare(self, model: Model, /) -> Needs:
         """Return what the factors are found from; see `Declares`."""
@@ -145,15 +151,6 @@ class SmoothQuant(GraphTransform):
         factors = [_factor(activations.abs_max, weights, alpha) for alpha in _ALPHAS]
         noises = [_noise(factor, activations, layers) for factor in factors]
         return factors[int(np.argmin(noises))]
-
-
-def _factor(self, activations: ChannelMagnitudeObserver, layers: list[Linear]) -> np.ndarray:
-    weights = np.max([np.abs(layer.array()).max(axis=layer.channel_axis) for layer in layers], axis=0)
-    if self.alpha is not None:
-        return _factor(activations.abs_max, weights, self.alpha)
-    factors = [_factor(activations.abs_max, weights, alpha) for alpha in _ALPHAS]
-    noises = [_noise(factor, activations, layers) for factor in factors]
-    return factors[int(np.argmin(noises))]
 
 
 def _factor(activations: np.ndarray, weights: np.ndarray, alpha: float) -> np.ndarray:
@@ -219,6 +216,17 @@ def _source(value: ir.Value, readers: set[ir.Node]) -> list[tuple[ir.Value, int]
     return f"{node.op_type} {node.name!r} in front has no constants to fold the factors into"
 
 
+def _scaled_tensors(value: ir.Value) -> list[str]:
+    """Return the tensors that are divided by the factors when they are folded in front of `value`."""
+    names = [value.name or ""]
+    node = value.producer()
+    while node is not None and node.op_type == "Add":  # its bias is divided, and so is what it is added to
+        (value,) = (item for item in node.inputs if item is not None and item.const_value is None)
+        names.append(value.name or "")
+        node = value.producer()
+    return names
+
+
 def _own(constants: list[tuple[ir.Value, int]]) -> list[tuple[ir.Value, int]] | str:
     for value, _ in constants:
         if value.const_value is None or not value.is_initializer() or len(list(value.uses())) > 1:
@@ -237,9 +245,7 @@ def _scale(
     else:
         _insert(value, layers, factor)
     for layer in layers:
-        array = constant(layer.weight)
-        by_input = factor[:, None] if layer.input_axis == 0 else factor
-        set_constant(layer.weight, (array * by_input).astype(array.dtype))
+        layer.rescale(inputs=factor)
 
 
 def _insert(value: ir.Value, layers: list[Linear], factor: np.ndarray) -> None:

@@ -8,7 +8,7 @@ from typing import final
 import attrs
 import numpy as np
 
-from edgeinfer.measure.inspect import inspect
+from edgeinfer.measure.inspection import inspect
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.search.layer_gains import LayerGains, costs_of_float
 

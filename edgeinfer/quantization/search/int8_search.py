@@ -122,11 +122,13 @@ class Int8Search:
             self.report.data["gains"] = fallback.gains
         best = best_recipe(bench, effort, method=options.method, step=self.step)
         if not best.is_int8:
-            return self._float(best, fallback, "nothing in the model gains from int8; it stays in float")
+            self._stays_float(best, fallback, "nothing in the model gains from int8; it stays in float")
+            return None
         self.step("running on the target")
         checked = self._checked(bench, fallback, best)
         if isinstance(checked, str):
-            return self._float(best, fallback, checked)
+            self._stays_float(best, fallback, checked)
+            return None
         best = checked
         self.step("layers in float")
         if not self.meets(best):
@@ -135,7 +137,8 @@ class Int8Search:
             best = fallback.bargain(best)
         if not best.is_int8:
             why = "the tolerance leaves no layer in int8; the model stays in float"
-            return self._float(best, fallback, why)
+            self._stays_float(best, fallback, why)
+            return None
         inner = integer_nodes(best.model.ir)
         if effort.places:
             best = fallback.outputs(best)
@@ -148,7 +151,7 @@ class Int8Search:
         self._say_closeness(best)
         self._include(best, fallback)
         self.step("timing the result")
-        return self._timed(best.model, fallback)
+        return self._timed(best.model)
 
     def _bench(self) -> tuple[Workbench, FloatFallback]:
         options = self.options
@@ -313,11 +316,11 @@ class Int8Search:
             report.skip(name, why)
         report.notes = list(dict.fromkeys(report.notes))
 
-    def _float(self, best: Attempt, fallback: FloatFallback, why: str) -> None:
+    def _stays_float(self, best: Attempt, fallback: FloatFallback, why: str) -> None:
         self._include(best, fallback, applied=False)
         self.report.note(why)
 
-    def _timed(self, after: Model, fallback: FloatFallback) -> Model | None:
+    def _timed(self, after: Model) -> Model | None:
         """Return the int8 model unless it was measured not to be faster than the one that was given."""
         report = self.report
         if self.stopwatch is None:

@@ -44,9 +44,7 @@ def noisiest_layers(
     regions = [
         r for r in place(prepared.ir, dialect).regions if r.node.name in names and r.node.name in nodes
     ]
-    tensors = {
-        str(region.node.inputs[DATA].name) for region in regions if region.node.inputs[DATA] is not None
-    }
+    tensors = {str(data.name) for region in regions if (data := region.node.inputs[DATA]) is not None}
     seen = statistics.gather(prepared, {name: [RangesObserver()] for name in tensors})
     power = {name: _mean_square(cast("RangesObserver", found[0])) for name, found in seen.items()}
     noise = {}

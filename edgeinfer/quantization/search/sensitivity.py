@@ -17,7 +17,7 @@ import numpy as np
 from edgeinfer.calibration.statistics import as_statistics
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import Table, track
-from edgeinfer.measure.inspect import inspect
+from edgeinfer.measure.inspection import inspect
 from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
 from edgeinfer.quantization.placement.dialects import dialect_of
@@ -75,6 +75,10 @@ class Sensitivity:
     metric_float: float | None = None
     metric: float | None = None
     samples: int
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the figures as JSON-compatible values."""
+        return attrs.asdict(self)
 
     def table(self) -> Table:
         """Return one row a layer."""

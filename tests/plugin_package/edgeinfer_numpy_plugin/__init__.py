@@ -69,14 +69,15 @@ class NumpyRunner:
     thread_safe = (
         False  # the evaluator keeps state while it runs, so the session lets one thread in at a time
     )
+    takes_optional_inputs = True  # a value given for an initializer that is an input replaces it
 
     def __init__(self, model: bytes, verbose: int) -> None:
         self._evaluator = ReferenceEvaluator(onnx.load_model_from_string(model), verbose=verbose)
 
     def run(self, feeds: Mapping[str, np.ndarray], /) -> Sequence[np.ndarray]:
-        """Return fresh arrays, in the order of the graph's outputs."""
+        """Return fresh arrays, in the order of the graph's outputs; strings are objects."""
         outputs = self._evaluator.run(None, dict(feeds))
-        return [np.array(output) for output in outputs]
+        return [np.array(o, object if np.asarray(o).dtype.kind in "OUS" else None) for o in outputs]
 
     def execution(self) -> ExecutionReport:
         """Every node runs as it stands in the graph."""

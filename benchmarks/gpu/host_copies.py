@@ -1,0 +1,141 @@
+"""Plain `infer` beside the bound mode: what the copies on the host cost, and that they are right.
+
+Part of `run.py` (`--part host` runs it alone). The aim: `infer` at most 1.3 times the bound mode at batch 1,
+8 and 32, and its p99 at most 1.10 times its p50. Three ways to call `infer` are told apart, since they take
+different ways through the adapter: one array that comes again, new arrays each time, and outputs that stay on
+the GPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+
+import edgeinfer as ei
+from edgeinfer.transforms import FuseBatchNorm, Simplify, ToFloat16
+
+BATCHES = (1, 8, 32)
+AIM_RATIO, AIM_TAIL = 1.3, 1.10
+# More arrays than the adapter remembers, so that none of them comes again in its eyes.
+FRESH = 24
+HEAD = '<ir_version: 8, opset_import: ["" : 15]>\n'
+
+
+def check(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The rules of ownership on the real CUDA, which `test_tensorrt_host_copies.py` holds on a fake."""
+    text = HEAD + "g (float[N,65536] x) => (float[N,65536] y) { y = Neg(x) }"
+    artifact = ei.compile(
+        onnx.parser.parse_model(text), "tensorrt", options={**options, "dims": {"N": (1, 4, 64)}}
+    )
+    rng = np.random.default_rng(0)
+
+    def rows(count: int) -> np.ndarray:
+        return rng.standard_normal((count, 65536)).astype(np.float32)
+
+    with ei.load(artifact) as session:
+        held = []
+        for step in range(40):  # outputs are kept, dropped, sliced
+            x = rows(1 + step % 5)
+            y = session.infer({"x": x})["y"]
+            held.append((y[0, 7:99] if step % 3 == 0 else y, -x[0, 7:99] if step % 3 == 0 else -x))
+            if len(held) > 6 or step % 4 == 3:
+                held.pop(0)
+            for found, wanted in held:
+                np.testing.assert_array_equal(found, wanted)
+        x = rows(8)
+        for _ in range(10):  # read where it lies from the third time on, and changed at once
+            x[...] = rows(8)
+            wanted = -x
+            y = session.infer({"x": x})["y"]
+            x[...] = 0
+            np.testing.assert_array_equal(y, wanted)
+        locks = len(session._runner._shared.locks._locked)
+        assert locks == 1, f"{locks} arrays are page-locked"
+        del x
+        gc.collect()
+        assert not session._runner._shared.locks._locked, "an array that is gone is still page-locked"
+        for step in range(30):  # new arrays where old ones lay
+            x = rows(8)
+            for _ in range(1 + step % 4):
+                np.testing.assert_array_equal(session.infer({"x": x})["y"], -x)
+        large = rows(64)  # in pieces, by several threads
+        for _ in range(2):
+            np.testing.assert_array_equal(session.infer({"x": large + 1})["y"], -(large + 1))
+        kept = session.infer({"x": large})["y"]
+    np.testing.assert_array_equal(kept, -large)  # after the session
+    for found, wanted in held:
+        np.testing.assert_array_equal(found, wanted)
+    with ei.load(artifact, options={"outputs": "device"}) as session:
+        outputs = [session.infer({"x": k * large[:4]})["y"] for k in range(1, 6)]
+        for k, output in enumerate(outputs, 1):
+            np.testing.assert_array_equal(output.to_host(), -(k * large[:4]))
+        again = session.infer({"x": outputs[0]})["y"]
+        np.testing.assert_array_equal(again.to_host(), large[:4])
+    np.testing.assert_array_equal(outputs[2].to_host(), -(3 * large[:4]))
+    return {"copy_threads": session._runner._shared.threads.count}
+
+
+def build(
+    model: ei.Model,
+    shapes: Mapping[str, tuple[int, ...]],
+    precision: str,
+    options: Mapping[str, Any],
+    cache: Any,
+) -> ei.Artifact:
+    """One engine for all batches; every other dimension is fixed."""
+    steps: list[Any] = [Simplify(), FuseBatchNorm(), *([ToFloat16()] if precision == "float16" else [])]
+    dims = {}
+    for spec in model.signature.inputs:
+        for axis, dim in enumerate(spec.shape or ()):
+            if not isinstance(dim, int):
+                size = shapes[spec.name][axis]
+                dims[dim or f"{spec.name}.{axis}"] = BATCHES if axis == 0 else (size, size, size)
+    return ei.compile(
+        ei.optimize(model, steps), "tensorrt", options={**options, "dims": dims}, cache_dir=cache
+    )
+
+
+def measure(
+    artifact: ei.Artifact,
+    shapes: Mapping[str, tuple[int, ...]],
+    batch: int,
+    latency: Callable[..., dict[str, float]],
+    seconds: float,
+) -> dict[str, Any]:
+    """Return p50 and p99 of each way, and their ratios to the bound mode."""
+    rng = np.random.default_rng(0)
+    dtypes = {spec.name: spec.dtype for spec in artifact.signature.inputs}
+
+    def feed() -> dict[str, np.ndarray]:
+        return {
+            name: rng.standard_normal((batch, *shape[1:])).astype(dtypes[name])
+            for name, shape in shapes.items()
+        }
+
+    one, many = feed(), itertools.cycle([feed() for _ in range(FRESH)])
+    found: dict[str, Any] = {}
+    with (
+        ei.load(artifact) as session,
+        session.bind({name: array.shape for name, array in one.items()}) as bound,
+    ):
+        for name, array in one.items():
+            bound.inputs[name][...] = array
+        found["bound"] = latency(bound.run, seconds)
+        found["again"] = latency(lambda: session.infer(one), seconds)
+        found["fresh"] = latency(lambda: session.infer(next(many)), seconds)
+        found["notes"] = session.execution().notes
+    with ei.load(artifact, options={"outputs": "device"}) as session:
+        found["device outputs"] = latency(lambda: session.infer(one), seconds)
+    for way in ("again", "fresh"):
+        found[f"{way} / bound"] = found[way]["p50_ms"] / found["bound"]["p50_ms"]
+        found[f"{way} p99 / p50"] = found[way]["p99_ms"] / found[way]["p50_ms"]
+    found["aim reached"] = all(
+        found[f"{way} / bound"] <= AIM_RATIO and found[f"{way} p99 / p50"] <= AIM_TAIL
+        for way in ("again", "fresh")
+    )
+    return found

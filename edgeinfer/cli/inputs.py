@@ -1,0 +1,135 @@
+"""Arguments that say what to run, which several commands take: feeds, shapes, numbers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeinfer.errors import OptionsError
+
+if TYPE_CHECKING:
+    from edgeinfer.artifact.signature import Signature
+    from edgeinfer.feeds.feeds import Feeds
+    from edgeinfer.feeds.preprocessing import Preprocessing
+    from edgeinfer.feeds.shapes import Shapes
+
+__all__ = ["add_feeds", "add_shapes", "feeds_of", "number", "shape_values", "whole_number"]
+
+
+def add_feeds(parser: argparse.ArgumentParser, name: str, what: str) -> None:
+    """Add `--feeds` or `--calibration`, and `--images` with `--preprocessing`."""
+    parser.add_argument(
+        name, dest="feeds", metavar="PATH", help=f"{what}: an .npz or .npy file, or a folder of them"
+    )
+    parser.add_argument("--images", metavar="PATH", help=f"{what}: an image, or a folder of images")
+    parser.add_argument(
+        "--preprocessing",
+        metavar="FILE",
+        help="how an image becomes an input: a JSON file of the fields of Preprocessing, such as "
+        '{"size": [224, 224], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}',
+    )
+
+
+def feeds_of(arguments: argparse.Namespace, signature: Signature) -> Feeds | None:
+    """Return the feeds that the arguments name, or None.
+
+    Raises:
+        OptionsError: The arguments do not go together, or the preprocessing cannot be read.
+        FeedsError: There is nothing to read.
+    """
+    from edgeinfer.feeds.feeds import Feeds
+
+    if arguments.feeds and arguments.images:
+        raise OptionsError("Arrays or images, not both.", found=f"{arguments.feeds}, {arguments.images}")
+    if bool(arguments.images) != bool(arguments.preprocessing):
+        raise OptionsError(
+            "Images and their preprocessing belong together.",
+            expected="--images PATH --preprocessing FILE",
+            found="--images alone" if arguments.images else "--preprocessing alone",
+        )
+    if arguments.images:
+        return Feeds.of(arguments.images, signature, _preprocessing(Path(arguments.preprocessing)))
+    return Feeds.of(arguments.feeds, signature) if arguments.feeds else None
+
+
+def _preprocessing(path: Path) -> Preprocessing:
+    from edgeinfer.feeds.preprocessing import Preprocessing
+
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OptionsError(
+            "The preprocessing cannot be read.",
+            where=str(path),
+            expected="a JSON object with the fields of Preprocessing",
+            found=str(error),
+        ) from error
+    return Preprocessing.from_dict(fields)
+
+
+def add_shapes(parser: argparse.ArgumentParser, *, batch: bool = True) -> None:
+    """Add `--shape` and `--batch`."""
+    parser.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        type=_shape,
+        metavar="NAME=SIZE",
+        help="the size of a symbolic dimension (N=8) or the shape of an input (input=8x3x224x224); "
+        "may be repeated",
+    )
+    if batch:
+        parser.add_argument(
+            "--batch", type=whole_number(1), metavar="N", help="the size of the batch (default: 1)"
+        )
+
+
+def shape_values(arguments: argparse.Namespace) -> Shapes | None:
+    """Return what `--shape` gave."""
+    return dict(arguments.shape) or None
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """Return a type for argparse: an integer of at least `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+        return value
+
+    return parse
+
+
+def number(*, above: float = -math.inf) -> Callable[[str], float]:
+    """Return a type for argparse: a finite number above `above`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value > above):
+            limit = f" above {above:g}" if math.isfinite(above) else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number{limit}")
+        return value
+
+    return parse
+
+
+def _shape(text: str) -> tuple[str, Any]:
+    name, equals, value = text.rpartition("=")
+    try:
+        sizes = tuple(int(size) for size in value.replace(",", "x").split("x"))
+    except ValueError:
+        sizes = ()
+    if not equals or not name or not sizes or min(sizes) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SIZE or NAME=AxBxC")
+    return name, sizes[0] if len(sizes) == 1 else sizes

@@ -1,0 +1,1 @@
+"""What this machine is: read from files, never failing for what is absent."""
