@@ -27,8 +27,11 @@ __all__ = ["Feedback", "find_feedback"]
 
 # Words that tell the two ends of a loop apart, and numbers and letters that do.
 _ENDS = frozenset(
-    ["0", "1", "cur", "current", "in", "init", "initial", "inp", "input", "last", "n", "new", "next"]
-    + ["old", "out", "output", "past", "present", "prev", "previous", "t"]
+    re.split(
+        r"\s+",
+        """0 1 cur current in init initial inp input last n new next old out output past present
+    prev previous t""",
+    )
 )
 _FEEDS = 8  # that follow each other are looked at
 _AGREE = 1e-3  # of the greatest magnitude: what another runtime may have recorded
