@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import final
 
 import attrs
+import numpy as np
 
 from edgeinfer.backends.dialect import QDQDialect
 from edgeinfer.calibration.statistics import Statistics
@@ -114,6 +115,9 @@ class Workbench:
         self.keep_float = frozenset(keep_float)
         self.ledger = ledger if ledger is not None else Ledger()
         self._prepared: dict[tuple[GraphTransform, ...], tuple[Model, tuple[TransformReport, ...]]] = {}
+        self._memos: dict[
+            tuple[tuple[GraphTransform, ...], bool], dict[tuple[str, str, str], np.ndarray]
+        ] = {}
 
     def prepared(self, before: tuple[GraphTransform, ...]) -> tuple[Model, tuple[TransformReport, ...]]:
         """Return the float model after some steps, which is made once."""
@@ -165,9 +169,7 @@ class Workbench:
         model, reports = self.quantized(recipe, keep_float, dialect=dialect, tried=tried)
         if quantized_for(model.ir) is not None:
             statistics = self._statistics(recipe, tried=tried)
-            after: list[GraphTransform] = []
-            if recipe.rounds:
-                after.append(RoundWeights(calibration=statistics))
+            after: list[GraphTransform] = [self._round_weights(recipe, statistics)] if recipe.rounds else []
             # The mean of an error is known well from few feeds.
             after += [CorrectBias(calibration=self.few)] if recipe.corrects else []
             model, more = rewritten(model, after)
@@ -185,7 +187,7 @@ class Workbench:
         """Return an attempt with its weights rounded by their effect."""
         started = time.perf_counter()
         statistics = self._statistics(attempt.recipe, tried=tried)
-        model, reports = rewritten(attempt.model, [RoundWeights(calibration=statistics)])
+        model, reports = rewritten(attempt.model, [self._round_weights(attempt.recipe, statistics)])
         recipe = attrs.evolve(attempt.recipe, rounds=True)
         return self._judged(model, (*attempt.steps, *reports), recipe, attempt.keep_float, what, started)
 
@@ -201,6 +203,11 @@ class Workbench:
                 reports=attempt.steps,
             )
         )
+
+    def _round_weights(self, recipe: Recipe, statistics: Statistics) -> RoundWeights:
+        # With other layers in float those that stay in integers are rounded as before.
+        memo = self._memos.setdefault((recipe.before, statistics is self.few), {})
+        return RoundWeights(calibration=statistics, memo=memo)
 
     def _statistics(self, recipe: Recipe, *, tried: bool) -> Statistics:
         # The float model itself was gone through with all feeds at the start.
