@@ -179,11 +179,7 @@ class RoundWeights(GraphTransform):
     ) -> np.ndarray:
         if self.memo is None:
             return round_weights(weights, moment, grid, damping=self.damping)
-        steps = np.ascontiguousarray(grid.scale)
-        key = (
-            linear.node.name or "",
-            *(hashlib.sha256(each.tobytes()).hexdigest() for each in (stored, steps)),
-        )
+        key = (linear.node.name or "", _digest(stored), _digest(grid.scale))
         if key not in self.memo:
             self.memo[key] = round_weights(weights, moment, grid, damping=self.damping)
         return self.memo[key]
@@ -202,6 +198,10 @@ class RoundWeights(GraphTransform):
         assert tensor is not None
         facts = {"scale": scale.reshape(-1).tolist(), "axis": linear.channel_axis, "bits": self.bits}
         tensor.metadata_props[SCALE_KEY] = json.dumps(facts)
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _observer(linear: Linear, feeds: int) -> MomentObserver:

@@ -39,6 +39,11 @@ class Effort:
     layers: int
     seconds: float
 
+    @property
+    def steps(self) -> int:
+        """How many steps a search has."""
+        return 7 + 4 * self.prepares + self.rounds
+
 
 EFFORTS = {
     "fast": Effort(

@@ -65,8 +65,9 @@ def best_recipe(
         best = search.equalized(best, plain if best.recipe.before == () else None)
         step("other ranges")
         best = search.other_methods(best, {attempt.recipe.method: attempt for attempt in bare})
-    if best.recipe.before:
+    if effort.prepares:
         step("all feeds")
+    if best.recipe.before:
         whole = bench.attempt(best.recipe, "the same from all feeds")
         best = whole if whole.rank_db > best.rank_db - _PREPARATION_DB else best
     step("correcting biases")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, final
 
 import attrs
@@ -17,27 +17,19 @@ from edgeinfer.model.model import Model
 from edgeinfer.quantization.placement.dialects import dialect_of
 from edgeinfer.quantization.placement.pointwise import pointwise_as_gemm
 from edgeinfer.quantization.placement.prepare import prepare
-from edgeinfer.quantization.search.closed_loop import find_feedback
 from edgeinfer.quantization.search.effort import Effort
 from edgeinfer.quantization.search.float_fallback import FloatFallback
 from edgeinfer.quantization.search.int8_recipe import best_recipe
+from edgeinfer.quantization.search.judge import Judge
 from edgeinfer.quantization.search.layer_gains import integer_nodes
-from edgeinfer.quantization.search.layer_noise import SwitchedModel
-from edgeinfer.quantization.search.local_noise import noisiest_layers
-from edgeinfer.quantization.search.model_runs import Loop, run_outputs
-from edgeinfer.quantization.search.output_score import BROKEN, Score, Scorer
+from edgeinfer.quantization.search.output_score import Score
 from edgeinfer.quantization.search.price import Price
-from edgeinfer.quantization.search.scored_tensors import scored_tensors
-from edgeinfer.quantization.search.target_check import DIFFERS_DB, NotRun, TargetCheck
+from edgeinfer.quantization.search.target_check import DIFFERS_DB, NotRun
 from edgeinfer.quantization.search.workbench import Attempt, Workbench
 from edgeinfer.transforms.contract import ReportBuilder
 
-__all__ = ["FLOOR_DB", "Int8Search", "SearchOptions"]
+__all__ = ["Int8Search", "SearchOptions"]
 
-FLOOR_DB = 20.0
-_NOISE_FEEDS = 4  # enough to rank layers by
-_IN_A_ROW = 12  # feeds of a loop; what a state forgets meanwhile does not count
-_STEPS = 14  # at most
 _FINAL_SECONDS = 1.0
 
 
@@ -76,28 +68,20 @@ class Int8Search:
 
     def __init__(self, options: SearchOptions, model: Model, given: Model, report: ReportBuilder) -> None:
         self.options, self.model, self.given, self.report = options, model, given, report
-        self.step = Steps("QuantizeInt8", _STEPS, progress=options.progress)
+        self.step = Steps("QuantizeInt8", options.effort.steps, progress=options.progress)
         self.step("reading feeds")
         source = as_calibration(options.calibration, model.signature)
         self.kept = KeptFeeds(source, max_bytes=options.max_bytes)
-        first = list(self.kept.kept.values())
-        self.feedback = find_feedback(model, first, options.feedback)
-        in_a_row = _IN_A_ROW if self.feedback.back and self.feedback.in_order else 1
-        self.judged, starts = self.kept.hold_out(options.samples, in_a_row=in_a_row)
-        starts = starts if self.feedback.in_order else frozenset({0})
-        self.loop = Loop(back=self.feedback.back, starts=starts) if self.feedback.back else None
-        self.statistics = Statistics(self.kept.every, self.kept.count, shared=True)
-        self.scored = scored_tensors(model)
-        self.tensors = None if self.scored.are_outputs else self.scored.names
-        reference = run_outputs(model, self.judged, tensors=self.tensors, loop=self.loop)
-        self.scorer = Scorer(model, reference, self.tensors)
-        self.check = TargetCheck(
-            options.target, self.judged, self.scorer, tensors=self.tensors, loop=self.loop
+        self.judge = Judge(
+            model,
+            self.kept,
+            samples=options.samples,
+            target=options.target,
+            tolerance=options,
+            feedback=options.feedback,
         )
-        self.judged_on_target = False
-        self.least_db = FLOOR_DB
-        self.to_time = feeds_to_time(first)
-        self._float_metric: float | None = None
+        self.statistics = Statistics(self.kept.every, self.kept.count, shared=True)
+        self.to_time = feeds_to_time(self.kept.kept.values())
         self.stopwatch: Stopwatch | None = None
         if options.measure:
             self.stopwatch = options.stopwatch or TargetStopwatch(options.target)
@@ -107,7 +91,7 @@ class Int8Search:
         try:
             return self._search()
         finally:
-            self.report.data["source_passes"] = self.kept.passes
+            self.report.data.update(source_passes=self.kept.passes, **self.judge.metrics)
             self.step.close()
             if isinstance(self.stopwatch, TargetStopwatch):
                 self.stopwatch.close()
@@ -115,7 +99,7 @@ class Int8Search:
     def _search(self) -> Model | None:
         options, effort = self.options, self.options.effort
         bench, fallback = self._bench()
-        self._notes_on_judging()
+        self._note(*filter(None, [self.kept.describe()]), *self.judge.describe())
         self.step("placing quantizers")
         fallback.place(fit=effort.places)
         if fallback.gains is not None:
@@ -131,25 +115,20 @@ class Int8Search:
             return None
         best = checked
         self.step("layers in float")
-        if not self.meets(best):
+        if not self.judge.meets(best):
             best = fallback.meet(best)
         elif effort.places:
             best = fallback.bargain(best)
-        if not best.is_int8:
-            why = "the tolerance leaves no layer in int8; the model stays in float"
+        inner = integer_nodes(best.model.ir)
+        if effort.places and best.is_int8:
+            best = fallback.outputs(best)
+        ran = self._as_it_runs(fallback, best, checked) if best.is_int8 else best
+        if isinstance(ran, str) or not ran.is_int8:
+            why = ran if isinstance(ran, str) else "the tolerance leaves no layer in int8; it stays in float"
             self._stays_float(best, fallback, why)
             return None
-        inner = integer_nodes(best.model.ir)
-        if effort.places:
-            best = fallback.outputs(best)
-        last = sorted(integer_nodes(best.model.ir) - inner)
-        if last:
-            self.report.note(
-                f"outputs made by {', '.join(map(repr, last))} are 8-bit values, for the time that it saves; "
-                "keep_float=... keeps them fine"
-            )
-        self._say_closeness(best)
-        self._include(best, fallback)
+        best = ran
+        self._say(best, fallback, sorted(integer_nodes(best.model.ir) - inner))
         self.step("timing the result")
         return self._timed(best.model)
 
@@ -167,7 +146,7 @@ class Int8Search:
             attrs.evolve(dialect, costs=None),
             statistics,
             statistics if few >= statistics.count else statistics.subset(few),
-            self.judge,
+            self.judge.score,
             keep_float=options.keep_float,
         )
         self.report.data["ledger"] = bench.ledger
@@ -177,131 +156,94 @@ class Int8Search:
             self.to_time,
             Price(options.spend),
             self.stopwatch,
-            noise_of=self._noise_of(bench),
-            meets=self.meets,
+            noise_of=self.judge.noise_of(bench, statistics, options.effort.layers),
+            meets=self.judge.meets,
             seconds=options.effort.seconds,
             shapes=shapes,
         )
         return bench, fallback
 
-    # ---- judging ----
-
-    def judge(self, candidate: Model) -> Score:
-        """Return how close a candidate's outputs on the judged feeds are to float."""
-        if self.judged_on_target:
-            score = self.check.score(candidate)
-            return BROKEN if isinstance(score, NotRun) else score
-        outputs = run_outputs(candidate, self.judged, tensors=self.tensors, loop=self.loop)
-        return self.scorer.score(outputs)
-
-    def meets(self, attempt: Attempt) -> bool:
-        """Whether an attempt keeps every tolerance that was given."""
-        options = self.options
-        least_db = options.min_sqnr_db
-        if least_db is None and options.evaluate is None:
-            least_db = self.least_db
-        if least_db is not None and attempt.score.lower_db < least_db:
-            return False
-        if options.evaluate is None or options.max_drop is None:
-            return True
-        if self._float_metric is None:
-            self._float_metric = options.evaluate(self.model)
-            self.report.data["metric_float"] = self._float_metric
-        self.report.data["metric"] = options.evaluate(attempt.model)
-        return bool(self.report.data["metric"] >= self._float_metric - options.max_drop)
-
-    def _noise_of(self, bench: Workbench) -> Callable[[Attempt, Collection[str]], dict[str, float]]:
-        def noise_of(whole: Attempt, names: Collection[str]) -> dict[str, float]:
-            quantized, _ = bench.quantized(whole.recipe, whole.keep_float)
-            prepared, _ = bench.prepared(whole.recipe.before)
-            most = self.options.effort.layers
-            worth = list(names)
-            if len(worth) > most:
-                worth = noisiest_layers(prepared, quantized, bench.dialect, self.statistics, worth, most)
-            if self.judged_on_target:
-                every = integer_nodes(quantized.ir)
-                singles = self.check.singles(bench, whole, worth, every)
-                scores = {node: BROKEN if isinstance(s, NotRun) else s for node, s in singles.items()}
-            else:
-                switched = SwitchedModel.of(quantized, bench.dialect)
-                worth = [name for name in worth if name in switched.of_layer]
-                feeds = self.judged[:_NOISE_FEEDS]
-                found = switched.scores(
-                    [[name] for name in worth],
-                    feeds,
-                    self.scorer.first(_NOISE_FEEDS),
-                    tensors=self.tensors,
-                    loop=self.loop,
-                )
-                scores = dict(zip(worth, found, strict=True))
-            return {name: float(10.0 ** (-score.mean_db / 10)) for name, score in scores.items()}
-
-        return noise_of
-
     # ---- the target ----
 
     def _checked(self, bench: Workbench, fallback: FloatFallback, best: Attempt) -> Attempt | str:
         """Run the best on the target; return what it takes and computes rightly, or why nothing is."""
-        score = self.check.score(best.model)
+        score = self.judge.check.score(best.model)
         if isinstance(score, Score):
             return self._compared(best, score)
         if not score.refused:
             self.report.note(f"closeness is what the graph says, not the target's own: {score.reason}")
             return best
-        if self.check.refuses_float(self.model):
+        if self.judge.check.refuses_float(self.model):
             self.report.note(f"the target does not take the float model either: {score.reason}")
             return best
         every = integer_nodes(best.model.ir)
         some = sorted(every)[: self.options.effort.layers]
-        singles = self.check.singles(bench, best, some, every) if len(some) == len(every) else {}
+        singles = self.judge.check.singles(bench, best, some, every) if len(some) == len(every) else {}
         refused = [node for node, single in singles.items() if isinstance(single, NotRun)]
         if not refused or len(refused) == len(every):
-            return f"int8 is not for {self.check.target}: {score.reason}"
-        why = f"{self.check.target} refuses the model with it in int8"
+            return f"int8 is not for {self.judge.check.target}: {score.reason}"
+        why = f"{self.judge.check.target} refuses the model with it in int8"
         attempt = fallback.without(best, refused, why)
-        again = self.check.score(attempt.model)
+        again = self.judge.check.score(attempt.model)
         if isinstance(again, NotRun):
-            return f"int8 is not for {self.check.target}: {again.reason}"
-        self.report.note(f"{len(refused)} layers are in float that {self.check.target} refuses in int8")
+            return f"int8 is not for {self.judge.check.target}: {again.reason}"
+        which = "a layer is" if len(refused) == 1 else f"{len(refused)} layers are"
+        self.report.note(f"{which} in float that {self.judge.check.target} refuses in int8")
         return self._compared(attempt, again)
 
     def _compared(self, best: Attempt, on_target: Score) -> Attempt:
         """Judge on the target from now on if it computes something else than the graph says."""
-        if on_target.sqnr_db >= best.score.sqnr_db - DIFFERS_DB:
+        short = self.judge.close_enough(best.score) and not self.judge.close_enough(on_target)
+        if on_target.sqnr_db >= best.score.sqnr_db - DIFFERS_DB and not short:
             return best
         self.report.note(
-            f"{self.check.target} gives {on_target.sqnr_db:.1f} dB where the graph says "
+            f"{self.judge.check.target} gives {on_target.sqnr_db:.1f} dB where the graph says "
             f"{best.score.sqnr_db:.1f}: layers are judged on it"
         )
-        self.judged_on_target = True
-        self.least_db = max(self.least_db, min(best.score.lower_db - DIFFERS_DB, FLOOR_DB))
+        self.judge.on_target = True
         return attrs.evolve(best, score=on_target)
+
+    def _as_it_runs(self, fallback: FloatFallback, best: Attempt, checked: Attempt) -> Attempt | str:
+        """Return what the search ended with, with its score on the target, or why it does not run there.
+
+        Args:
+            fallback: Gives layers back where the target is below the tolerance and the graph is not.
+            best: What the search ended with.
+            checked: What ran on the target before layers were traded.
+        """
+        score = self.judge.check.score(best.model)
+        if isinstance(score, NotRun):
+            if not score.refused or self.judge.check.refuses_float(self.model):
+                return best
+            if best is checked or not self.judge.meets(checked):
+                return f"int8 is not for {self.judge.check.target}: {score.reason}"
+            self.report.note(f"layers are as they were before trading: {score.reason}")
+            return self._as_it_runs(fallback, checked, checked)
+        ran = attrs.evolve(best, score=score)
+        short = self.judge.close_enough(best.score) and not self.judge.close_enough(score)
+        self.judge.on_target = True
+        return fallback.meet(ran) if short else ran
 
     # ---- what there is to say ----
 
-    def _notes_on_judging(self) -> None:
-        for text in (self.kept.describe(), *self.scored.replaced):
-            if text:
-                self.report.note(text)
-        for name, source in self.feedback.back.items():
-            how = "as recorded" if self.feedback.in_order else "by their names"
-            self.report.note(
-                f"output {source!r} comes back as input {name!r} ({how}): judged in closed loop; "
-                "feedback={} if it does not"
-            )
+    def _note(self, *sentences: str) -> None:
+        for sentence in sentences:
+            self.report.note(sentence)
 
-    def _say_closeness(self, best: Attempt) -> None:
-        score, report = best.score, self.report
-        report.data["sqnr_db"], report.data["sqnr_db_at_least"] = score.sqnr_db, score.lower_db
-        report.note(
-            f"output SQNR {score.sqnr_db:.1f} dB on {len(self.judged)} feeds, "
-            f"with 95 % at least {score.lower_db:.1f} dB on others of the kind"
-        )
-        if self.options.evaluate is None:
-            report.note(
-                "the task's own metric was not checked: optimize(..., evaluate=..., max_drop=...) holds the "
-                "model to it"
+    def _say(self, best: Attempt, fallback: FloatFallback, outputs: Sequence[str]) -> None:
+        """Tell what was done, how close it is and what was not looked at."""
+        if outputs:
+            self.report.note(
+                f"outputs made by {', '.join(map(repr, outputs))} are 8-bit values, for the time that it "
+                "saves; keep_float=... keeps them fine"
             )
+        self._note(*self.judge.describe_score(best.score))
+        if fallback.unmeasured and self.options.effort.places and self.options.measure:
+            reason = fallback.unmeasured
+            self.report.note(f"no layer was timed, multiply-accumulates stand for time: {reason}")
+        self.report.data["sqnr_db"] = best.score.sqnr_db
+        self.report.data["sqnr_db_at_least"] = best.score.lower_db
+        self._include(best, fallback)
 
     def _include(self, best: Attempt, fallback: FloatFallback, *, applied: bool = True) -> None:
         """Tell what the steps of an attempt did, with one reason a node: ours before theirs."""
@@ -328,7 +270,11 @@ class Int8Search:
             return after
         speed = self.stopwatch.compare(self.given, after, self.to_time, seconds=_FINAL_SECONDS)
         if isinstance(speed, NotMeasured) and self.given is not self.model:
-            speed = self.stopwatch.compare(self.model, after, self.to_time, seconds=_FINAL_SECONDS)
+            # The target may not take what transforms before this one have rewritten.
+            against_ours = self.stopwatch.compare(self.model, after, self.to_time, seconds=_FINAL_SECONDS)
+            if not isinstance(against_ours, NotMeasured):
+                report.note(f"timed against the rewritten float model, not the given one: {speed.reason}")
+                speed = against_ours
         if isinstance(speed, NotMeasured):
             report.note(f"the speed was not measured: {speed.reason}")
             return after

@@ -16,7 +16,8 @@ from edgeinfer.measure.speedup import Stopwatch
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.qdq.marks import quantized_for, refuse_quantized
 from edgeinfer.quantization.search.effort import EFFORTS
-from edgeinfer.quantization.search.int8_search import FLOOR_DB, Int8Search, SearchOptions
+from edgeinfer.quantization.search.int8_search import Int8Search, SearchOptions
+from edgeinfer.quantization.search.judge import FLOOR_DB
 from edgeinfer.transforms.contract import GIVEN_KEY, GraphTransform, ReportBuilder
 from edgeinfer.transforms.options import require_nodes
 from edgeinfer.values import as_tuple
