@@ -92,8 +92,11 @@ class FloatFallback:
         """
         costly = self._costly()
         plain = Recipe(method="minmax")  # the ranges do not matter for speed
+        if not fit or self.stopwatch is None:
+            self._leave(costly)
+            return
         whole, _ = self.bench.quantized(plain)
-        if fit and costly and self.stopwatch is not None:
+        if costly:
             without, _ = self.bench.quantized(plain, costly)
             if self._faster(
                 without, whole, f"{len(costly)} layers that kernel costs leave in float, in int8"
@@ -101,10 +104,8 @@ class FloatFallback:
                 costly = {}
             else:
                 whole = without
-        elif costly:
-            whole, _ = self.bench.quantized(plain, costly)
         self._leave(costly)
-        if not fit or self.stopwatch is None or not integer_nodes(whole.ir):
+        if not integer_nodes(whole.ir):
             return
         gains = layer_gains(self.bench.model, whole, self.feeds[0], self.stopwatch, self.dialect)
         if isinstance(gains, NotMeasured):
@@ -138,8 +139,9 @@ class FloatFallback:
         for size in filter(None, sizes):
             candidate, _ = self.bench.quantized(plain, [layer.node for layer in slow[:size]])
             speed = self._faster(whole, candidate, f"{size} layers in float that are slower in int8")
-            if speed is not None and (found is None or speed.ratio > found[0].ratio):
-                found = speed, slow[:size]
+            if found is not None and (speed is None or speed.ratio <= found[0].ratio):
+                break
+            found = (speed, slow[:size]) if speed is not None else None
         if found is None:
             return
         speed, layers = found

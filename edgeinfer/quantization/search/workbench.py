@@ -19,13 +19,14 @@ from edgeinfer.model.model import Model
 from edgeinfer.quantization.methods.correct_bias import CorrectBias
 from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
 from edgeinfer.quantization.methods.round_weights import RoundWeights
+from edgeinfer.quantization.placement.prepare import INFERRED_KEY
 from edgeinfer.quantization.qdq.marks import quantized_for
 from edgeinfer.quantization.search.ledger import Ledger, Trial
 from edgeinfer.quantization.search.output_score import Score
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder, TransformReport
 from edgeinfer.values import as_frozenset, as_tuple
 
-__all__ = ["Attempt", "Recipe", "Workbench", "rewritten"]
+__all__ = ["Attempt", "Recipe", "Workbench"]
 
 
 @final
@@ -114,6 +115,7 @@ class Workbench:
         self.judge = judge
         self.keep_float = frozenset(keep_float)
         self.ledger = ledger if ledger is not None else Ledger()
+        self._inferred = frozenset(str(value.name) for node in model.ir.graph for value in node.outputs)
         self._prepared: dict[tuple[GraphTransform, ...], tuple[Model, tuple[TransformReport, ...]]] = {}
         self._memos: dict[
             tuple[tuple[GraphTransform, ...], bool], dict[tuple[str, str, str], np.ndarray]
@@ -122,7 +124,7 @@ class Workbench:
     def prepared(self, before: tuple[GraphTransform, ...]) -> tuple[Model, tuple[TransformReport, ...]]:
         """Return the float model after some steps, which is made once."""
         if before not in self._prepared:
-            self._prepared[before] = rewritten(self.model, before)
+            self._prepared[before] = self._rewritten(self.model, before)
         return self._prepared[before]
 
     def quantized(
@@ -148,7 +150,7 @@ class Workbench:
             method=recipe.method,
             keep_float={*self.keep_float, *keep_float},
         )
-        model, own = rewritten(prepared, (quantize,))
+        model, own = self._rewritten(prepared, (quantize,))
         return model, (*reports, *own)
 
     def attempt(
@@ -172,14 +174,14 @@ class Workbench:
             after: list[GraphTransform] = [self._round_weights(recipe, statistics)] if recipe.rounds else []
             # The mean of an error is known well from few feeds.
             after += [CorrectBias(calibration=self.few)] if recipe.corrects else []
-            model, more = rewritten(model, after)
+            model, more = self._rewritten(model, after)
             reports = (*reports, *more)
         return self._judged(model, reports, recipe, keep_float, what, started)
 
     def corrected(self, attempt: Attempt, what: str) -> Attempt:
         """Return an attempt with its biases corrected."""
         started = time.perf_counter()
-        model, reports = rewritten(attempt.model, [CorrectBias(calibration=self.few)])
+        model, reports = self._rewritten(attempt.model, [CorrectBias(calibration=self.few)])
         recipe = attrs.evolve(attempt.recipe, corrects=True)
         return self._judged(model, (*attempt.steps, *reports), recipe, attempt.keep_float, what, started)
 
@@ -187,9 +189,37 @@ class Workbench:
         """Return an attempt with its weights rounded by their effect."""
         started = time.perf_counter()
         statistics = self._statistics(attempt.recipe, tried=tried)
-        model, reports = rewritten(attempt.model, [self._round_weights(attempt.recipe, statistics)])
+        model, reports = self._rewritten(attempt.model, [self._round_weights(attempt.recipe, statistics)])
         recipe = attrs.evolve(attempt.recipe, rounds=True)
         return self._judged(model, (*attempt.steps, *reports), recipe, attempt.keep_float, what, started)
+
+    def _rewritten(
+        self, model: Model, steps: Iterable[GraphTransform]
+    ) -> tuple[Model, tuple[TransformReport, ...]]:
+        """Apply transforms to a model of the search, without the checks of their contract."""
+        reports = []
+        for step in steps:
+            started = time.perf_counter()
+            work, builder = model.copy_ir(), ReportBuilder()
+            work.meta[INFERRED_KEY] = self._inferred  # else each step infers all shapes anew
+            step.rewrite(work, builder)
+            del work.meta[INFERRED_KEY]
+            model = Model(work, model.path) if builder.applied else model
+            reports.append(
+                TransformReport(
+                    name=type(step).__name__,
+                    config=step.config(),
+                    applied=builder.applied,
+                    skipped=builder.skipped,
+                    notes=builder.notes,
+                    data=builder.data,
+                    modified=bool(builder.applied),
+                    digest_before="",
+                    digest_after="",
+                    seconds=time.perf_counter() - started,
+                )
+            )
+        return model, tuple(reports)
 
     def note(self, attempt: Attempt, what: str) -> None:
         """Write down that the search goes on with an attempt."""
@@ -234,28 +264,3 @@ class Workbench:
             )
         )
         return Attempt(model=model, steps=reports, score=score, recipe=recipe, keep_float=keep_float)
-
-
-def rewritten(model: Model, steps: Iterable[GraphTransform]) -> tuple[Model, tuple[TransformReport, ...]]:
-    """Apply transforms to a model of a search, without the checks of their contract."""
-    reports = []
-    for step in steps:
-        started = time.perf_counter()
-        work, builder = model.copy_ir(), ReportBuilder()
-        step.rewrite(work, builder)
-        model = Model(work, model.path) if builder.applied else model
-        reports.append(
-            TransformReport(
-                name=type(step).__name__,
-                config=step.config(),
-                applied=builder.applied,
-                skipped=builder.skipped,
-                notes=builder.notes,
-                data=builder.data,
-                modified=bool(builder.applied),
-                digest_before="",
-                digest_after="",
-                seconds=time.perf_counter() - started,
-            )
-        )
-    return model, tuple(reports)
