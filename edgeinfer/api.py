@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -11,11 +11,11 @@ import onnx_ir as ir
 
 from edgeinfer.artifact.artifact import Artifact
 from edgeinfer.devices.profile import Target
-from edgeinfer.errors import OptionsError
+from edgeinfer.errors import OptionsError, TransformOptionError
 from edgeinfer.graph.build import compile_model
 from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.recipe import hand_down, recipe
-from edgeinfer.transforms.contract import Pipeline, Transform
+from edgeinfer.transforms.contract import GIVEN_KEY, Pipeline, Transform
 
 __all__ = ["compile", "optimize"]
 
@@ -26,6 +26,9 @@ def optimize(
     *,
     target: Target | str | None = None,
     calibration: Any = None,
+    evaluate: Callable[[Model], float] | None = None,
+    max_drop: float | None = None,
+    min_sqnr_db: float | None = None,
 ) -> Model:
     """Apply transforms to a model, or the recipe of a target.
 
@@ -38,6 +41,10 @@ def optimize(
             handed down to transforms that take one, and remembered in the model.
         calibration: A re-iterable of feeds (mappings from input name to array with the batch axis), or one of
             the sources of `edgeinfer.quantization`. Handed down to transforms that take one.
+        evaluate: From a Model to the task's metric, of which more is better; with `max_drop` it holds
+            `QuantizeInt8` to it.
+        max_drop: How much of that metric may be lost.
+        min_sqnr_db: The SQNR in dB that the outputs of an int8 model must keep.
 
     Returns:
         A new Model; `model.history` says what was done, `model.report` says it at length.
@@ -45,21 +52,44 @@ def optimize(
     Raises:
         ModelError: The model cannot be read.
         TargetError: There is no such target.
-        TransformError: A transform cannot be applied.
+        TransformError: A transform cannot be applied, or a tolerance is given that none of them keeps.
     """
     loaded = Model.load(model)
     parsed = Target.parse(target) if target is not None else None
+    tolerances: dict[str, Any] = {"evaluate": evaluate, "max_drop": max_drop, "min_sqnr_db": min_sqnr_db}
     if transforms is None:
-        steps: tuple[Any, ...] = recipe(parsed, calibration)
+        steps: tuple[Any, ...] = recipe(parsed, calibration, **tolerances)
     elif isinstance(transforms, Iterable):
         steps = tuple(transforms)
     else:
         steps = (transforms,)
-    pipeline = Pipeline(tuple(hand_down(step, parsed, calibration) for step in steps))
-    result, report = pipeline.apply(loaded)
+    pipeline = Pipeline(tuple(hand_down(step, parsed, calibration, tolerances) for step in steps))
+    _require_kept(tolerances, pipeline)
+    result, report = pipeline.apply(_noting_given(loaded))
+    result.ir.meta.pop(GIVEN_KEY, None)
     if parsed is not None:
         result = result.with_metadata(edgeinfer_target=str(parsed))
     return attrs.evolve(result, report=report)
+
+
+def _noting_given(model: Model) -> Model:
+    """Return the model with a note of itself, against which transforms tell the speed of what they make."""
+    noted = model.copy_ir()
+    noted.meta[GIVEN_KEY] = model.ir
+    return Model(noted, model.path)
+
+
+def _require_kept(tolerances: Mapping[str, Any], pipeline: Pipeline) -> None:
+    """Refuse tolerances that no transform keeps: they would be forgotten silently."""
+    given = [name for name, value in tolerances.items() if value is not None]
+    steps = [getattr(step, "quantize", step) for step in pipeline.transforms]
+    if given and not any(all(getattr(step, name, None) is not None for name in given) for step in steps):
+        raise TransformOptionError(
+            "Nothing in these transforms keeps a tolerance.",
+            where=f"optimize, {', '.join(given)}",
+            expected="QuantizeInt8 among the transforms, or none named, and a calibration",
+            found=", ".join(type(step).__name__ for step in steps) or "no transforms",
+        )
 
 
 def compile(  # noqa: A001 (the verb of the design)

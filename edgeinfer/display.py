@@ -5,7 +5,9 @@ Reports build a `Table` of plain values. Nothing here knows what the table is ab
 
 from __future__ import annotations
 
+import logging
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias, TypeVar, final
 
@@ -13,9 +15,11 @@ import attrs
 
 from edgeinfer.values import as_tuple
 
-__all__ = ["Table", "in_notebook", "show_progress_with", "shows_progress", "track"]
+__all__ = ["Steps", "Table", "in_notebook", "show_progress_with", "shows_progress", "track"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger("edgeinfer")
 
 _BLOCK = "margin:0.5em 0"
 # Inline styles, because notebooks strip style sheets; grey that shows on light and on dark themes.
@@ -99,6 +103,40 @@ def track(
     # What runs on a device has no rich: it says what it does, and is done.
     sys.stderr.write(f"{description} ...\n")
     yield from items
+
+
+@final
+class Steps:
+    """The steps of something long: one bar, and a line each of the logger `edgeinfer` at INFO.
+
+    Args:
+        what: What is being done.
+        total: How many steps there are, at most.
+        progress: As for `track`.
+    """
+
+    def __init__(self, what: str, total: int, *, progress: bool | None = None) -> None:
+        self._what, self._total = what, total
+        self._done = 0
+        self._started = time.perf_counter()
+        self._bar = track(range(total), what, total=total, progress=progress)
+
+    def __call__(self, name: str) -> None:
+        """Say which step begins now."""
+        next(self._bar, None)
+        left = ""
+        if self._done:
+            taken = time.perf_counter() - self._started
+            rest = taken / self._done * (self._total - self._done)
+            left = f" ({taken:.0f} s so far, about {rest:.0f} s left)"
+        self._done = min(self._done + 1, self._total)
+        _log.info("%s, step %d of %d: %s%s", self._what, self._done, self._total, name, left)
+
+    def close(self) -> None:
+        """Say that all is done."""
+        for _ in self._bar:
+            pass
+        _log.info("%s: done in %.0f s", self._what, time.perf_counter() - self._started)
 
 
 Bar: TypeAlias = "Callable[[Iterable[Any], str, int | None], Iterator[Any]]"

@@ -5,34 +5,55 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 
+from edgeinfer.backends.registry import get_backend
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import EdgeInferError, TransformError
+from edgeinfer.model.model import Model
 from edgeinfer.transforms.contract import Pipeline, Transform
 
 __all__ = ["hand_down", "recipe"]
 
-# Devices that execute float16 faster than float32.
-_HALF_DEVICES = ("GPU", "NPU", "CUDA", "DLA")
 
+def recipe(
+    target: Target | None,
+    calibration: Any,
+    *,
+    evaluate: Callable[[Model], float] | None = None,
+    max_drop: float | None = None,
+    min_sqnr_db: float | None = None,
+) -> tuple[Transform, ...]:
+    """Return simplify, fuse, and the best precision that the target executes and that can be reached.
 
-def recipe(target: Target | None, calibration: Any) -> tuple[Transform, ...]:
-    """Return simplify, fuse, and the best precision that the target executes and that can be reached."""
+    Args:
+        target: Where the model will run.
+        calibration: Representative feeds; without them there is no int8.
+        evaluate: See `QuantizeInt8`, as the others.
+        max_drop: How much of that metric may be lost.
+        min_sqnr_db: The SQNR that the outputs must keep.
+    """
     from edgeinfer.transforms import FuseBatchNorm, QuantizeInt8, Simplify, ToFloat16
 
     if calibration is not None and _runs_int8(target):
         # Weights that are stored as float16 are computed with in float32, and that is what is quantized.
         simplify = Simplify(widen_weights=True)
-        quantize = QuantizeInt8(calibration=calibration, target=target)
+        quantize = QuantizeInt8(
+            calibration=calibration,
+            target=target,
+            evaluate=evaluate,
+            max_drop=max_drop,
+            min_sqnr_db=min_sqnr_db,
+        )
         if target is None or not _runs_float16(target):
             return (simplify, FuseBatchNorm(), quantize)
         from edgeinfer.quantization.search.int8_or_float16 import Int8OrFloat16
 
-        known = target.profile is not None or target.backend == "tensorrt"
+        dialect = get_backend(target.backend).capabilities().dialect
+        known = target.profile is not None or (dialect is not None and dialect.known_to_pay)
         return (simplify, FuseBatchNorm(), Int8OrFloat16(quantize, known_to_pay=known))
     if target is not None and _runs_float16(target):
         return (Simplify(), FuseBatchNorm(), ToFloat16())
@@ -46,11 +67,16 @@ def _runs_int8(target: Target | None) -> bool:
 def _runs_float16(target: Target) -> bool:
     if target.profile is not None:
         return "float16" in target.profile.precisions
-    return target.backend == "tensorrt" or target.device.upper().startswith(_HALF_DEVICES)
+    halves = get_backend(target.backend).capabilities().float16_devices
+    return any(target.device.upper().startswith(name) for name in halves)
 
 
-def hand_down(transform: Any, target: Target | None, calibration: Any) -> Any:
+def hand_down(
+    transform: Any, target: Target | None, calibration: Any, tolerances: Mapping[str, Any] | None = None
+) -> Any:
     """Give a transform the target and the calibration of `optimize` where it takes one and has none.
+
+    A transform that holds models to tolerances (it has all of the attributes) gets those of `optimize`, too.
 
     A transform takes one when it has an attribute of that name (`_target` and `_calibration` count, too), and
     has none when that is None. It may be an attrs class, a dataclass or any other object; it is copied.
@@ -59,12 +85,14 @@ def hand_down(transform: Any, target: Target | None, calibration: Any) -> Any:
         TransformError: It takes one that cannot be given to it.
     """
     if isinstance(transform, Pipeline):
-        steps = tuple(hand_down(step, target, calibration) for step in transform.transforms)
+        steps = tuple(hand_down(step, target, calibration, tolerances) for step in transform.transforms)
         return attrs.evolve(transform, transforms=steps)
     if isinstance(transform, type):
         return transform  # refused by the Pipeline, which says why
     given = {"target": target, "calibration": calibration}
     missing = {name: value for name, value in given.items() if value is not None and _lacks(transform, name)}
+    if tolerances and all(getattr(transform, name, "no such attribute") is None for name in tolerances):
+        missing |= {name: value for name, value in tolerances.items() if value is not None}
     return _with(transform, missing) if missing else transform
 
 

@@ -105,8 +105,8 @@ class QDQDialect:
             them, whose scale they share, is the only one.
         wrong_before: Operators that the runtime computes wrongly once it takes the quantizer behind them into
             their kernel; what reads them, or what is computed from them value by value, stays in float.
-        bias_where_shared: A convolution without a bias whose output several nodes read gets one, of next to
-            nothing.
+        bias_where_shared: A convolution without a bias, or with one of zeros, whose output several nodes read
+            gets one of next to nothing.
         keeps_float_by_axis: The runtime quantizes the weights of float layers between quantizers unasked,
             unless their input is dequantized with a scale for each channel; so it is.
         known_to_pay: Int8 is faster than float on every device, so that it need not be measured there.

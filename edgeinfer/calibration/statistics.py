@@ -114,13 +114,12 @@ class Statistics:
         missing = self._missing(digest, needs)
         here = dict(self._known)
         if missing:
-            here |= missing
             announced = self._missing(digest, self._announced.pop(digest, {}))
-            self._known |= announced
-            here |= announced
-            self._known |= missing if keep else {}
+            asked = missing | announced  # of two that ask for the same the announced one sees the feeds
+            here |= asked
+            self._known |= asked if keep else announced
             watching: dict[str, list[Observer]] = {}
-            for (_, tensor, _), observer in (missing | announced).items():
+            for (_, tensor, _), observer in asked.items():
                 watching.setdefault(tensor, []).append(observer)
             calibration = as_calibration(_Again(self._feeds), model.signature)
             self.passes += 1

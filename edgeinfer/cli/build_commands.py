@@ -34,6 +34,8 @@ def add_commands(commands: Commands) -> None:
                         help="transforms in order, such as Simplify FuseBatchNorm 'FixShapes({\"N\": 1})'; "
                         "without any, the recipe of the target")  # fmt: skip
     parser.add_argument("--target", help="a device profile, or a backend such as openvino:NPU")
+    parser.add_argument("--min-sqnr-db", type=float, metavar="DB",
+                        help="what the outputs of an int8 model must keep, against float")  # fmt: skip
     add_feeds(parser, "--calibration", "representative inputs")
     add_json(parser)
     parser.set_defaults(run=optimize)
@@ -56,7 +58,14 @@ def optimize(arguments: argparse.Namespace) -> None:
     model = ei.Model.load(arguments.model)
     calibration = feeds_of(arguments, model.signature)
     transforms = [parse_transform(text) for text in arguments.transform] if arguments.transform else None
-    print_result(ei.optimize(model, transforms, target=arguments.target, calibration=calibration), arguments)
+    result = ei.optimize(
+        model,
+        transforms,
+        target=arguments.target,
+        calibration=calibration,
+        min_sqnr_db=arguments.min_sqnr_db,
+    )
+    print_result(result, arguments)
 
 
 def print_result(result: Model, arguments: argparse.Namespace) -> None:

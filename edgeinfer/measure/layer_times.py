@@ -11,6 +11,7 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
+from edgeinfer.backends.registry import reference_backend
 from edgeinfer.backends.reports import LayerTime
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import Table
@@ -161,7 +162,7 @@ def measure_layers(
         CompileError: It refuses the model.
     """
     loaded = Model.load(model)
-    parsed = Target.parse(target or "onnxruntime")
+    parsed = Target.parse(target or reference_backend().name)
     chosen = choose_feeds(feeds, loaded.signature, shapes=shapes, batch=batch)
     feed = chosen.feeds[0]
     options = timing_options(parsed.backend, threads=threads)

@@ -72,24 +72,22 @@ class Grid:
             partners=None if self.partners is None else _reordered(self.partners, order),
         )
 
-    def column(self, k: int, integers: np.ndarray) -> Grid:
-        """Return the grid of one column of a grid that `take` has spread over the weights.
+    def limits(self, k: int, integers: np.ndarray) -> tuple[np.ndarray | int, np.ndarray | int]:
+        """Return the least and the greatest integer that a column may have.
 
         Args:
-            k: The column.
+            k: The column, of a grid that `take` has spread over the weights.
             integers: What the columns have now, `(G, R, K)`, 0 for those that are still to be rounded: their
                 partners limit the column.
         """
-        low, high = self.low, self.high
-        if self.partners is not None:
-            partners = self.partners[:, k]  # (G, partners)
-            beside = np.take_along_axis(integers, np.maximum(partners, 0)[:, None, :], axis=2)
-            beside = np.where(partners[:, None, :] >= 0, beside, 0)
-            high = np.minimum(high, GREATEST_PAIR - np.maximum(beside, 0).max(axis=2, initial=0))
-            low = np.maximum(low, -GREATEST_PAIR - np.minimum(beside, 0).min(axis=2, initial=0))
-        return attrs.evolve(
-            self, scale=self.scale[..., k], zero_point=self.zero_point[..., k], low=low, high=high
-        )
+        if self.partners is None:
+            return self.low, self.high
+        partners = self.partners[:, k]  # (G, partners)
+        groups = np.arange(len(partners))[:, None]
+        beside = integers[groups, :, np.maximum(partners, 0)]  # (G, partners, R)
+        beside = np.where(partners[..., None] >= 0, beside, 0)
+        high = np.minimum(self.high, GREATEST_PAIR - beside.max(axis=1, initial=0))
+        return np.maximum(self.low, -GREATEST_PAIR - beside.min(axis=1, initial=0)), high
 
 
 def output_error(weights: np.ndarray, rounded: np.ndarray, moment: np.ndarray) -> np.ndarray:
@@ -155,9 +153,11 @@ def _feedback(weights: np.ndarray, damped: np.ndarray, grid: Grid) -> np.ndarray
         if start:
             block += matmul(error[..., :start], feed[:, :start, start:stop], slices=_SLICES)
         for k in range(start, stop):
-            column = grid.column(k, integers)
-            integers[..., k] = column.quantize(block[..., k - start])
-            error[..., k] = weights[..., k] - column.dequantize(integers[..., k])
+            low, high = grid.limits(k, integers)
+            scale, zero = grid.scale[..., k], grid.zero_point[..., k]
+            chosen = np.clip(np.rint(block[..., k - start] / scale) + zero, low, high).astype(np.float32)
+            integers[..., k] = chosen
+            error[..., k] = weights[..., k] - (chosen - zero) * scale
             block[..., k + 1 - start :] += error[..., k, None] * feed[:, None, k, k + 1 : stop]
     return integers
 
@@ -174,10 +174,11 @@ def _descend(weights: np.ndarray, integers: np.ndarray, damped: np.ndarray, grid
         gradient = matmul(error, damped[:, :, start:stop], slices=_SLICES)
         for k in range(start, stop):
             at = k - start
-            column = grid.column(k, integers)
+            low, high = grid.limits(k, integers)
+            scale, zero = grid.scale[..., k], grid.zero_point[..., k]
             pull = gradient[..., at] / diagonal[:, None, k] - error[..., k]
-            best = column.quantize(weights[..., k] + pull)
-            change = column.dequantize(best) - column.dequantize(integers[..., k])
+            best = np.clip(np.rint((weights[..., k] + pull) / scale) + zero, low, high)
+            change = (best - zero) * scale - (integers[..., k] - zero) * scale
             integers[..., k] = best
             error[..., k] -= change
             gradient -= change[..., None] * inner[:, None, at, :]

@@ -38,6 +38,7 @@ from edgeinfer.model.transform_report import Applied, Skipped, TransformReport
 from edgeinfer.transforms.options import OurErrors
 
 __all__ = [
+    "GIVEN_KEY",
     "Applied",
     "GraphTransform",
     "OnnxIrPass",
@@ -49,6 +50,10 @@ __all__ = [
     "TransformResult",
     "as_transform",
 ]
+
+
+# `ir.Model.meta`, in memory only: the graph that the first of several transforms was given.
+GIVEN_KEY = "edgeinfer.given"
 
 
 class TransformResult(NamedTuple):

@@ -8,7 +8,8 @@ import pytest
 
 import edgeinfer as ei
 from edgeinfer.model.model import Model
-from edgeinfer.quantization.search.output_score import output_sqnr_db, run_outputs
+from edgeinfer.quantization.search.model_runs import run_outputs
+from edgeinfer.quantization.search.output_score import output_sqnr_db
 from edgeinfer.transforms import ConvertOpset, CorrectBias, QuantizeStatic, QuantizeWeights, RoundWeights
 
 CLOSE_DB = 25.0  # int8 of two layers

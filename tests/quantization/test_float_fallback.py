@@ -1,27 +1,31 @@
-"""What QuantizeInt8 trades, with a stopwatch that says what the test wants (a fake of the measurement)."""
+"""Which layers go back to float, with a stopwatch that says what the test wants."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 import attrs
 import pytest
 
-from edgeinfer.calibration.calibration import as_calibration
-from edgeinfer.measure.speedup import Speedup
+from edgeinfer.calibration.statistics import as_statistics
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.placement.dialects import dialect_of
-from edgeinfer.quantization.search import float_fallback, quantize_int8
-from edgeinfer.quantization.search.fit_placement import Fit
-from edgeinfer.quantization.search.float_fallback import Trades
-from edgeinfer.quantization.search.int8_recipe import Attempt, Recipe, best_recipe
+from edgeinfer.quantization.search.effort import EFFORTS
+from edgeinfer.quantization.search.float_fallback import FloatFallback
+from edgeinfer.quantization.search.int8_recipe import best_recipe
 from edgeinfer.quantization.search.layer_gains import integer_nodes
-from edgeinfer.quantization.search.output_score import Scorer, run_outputs
+from edgeinfer.quantization.search.model_runs import run_outputs
+from edgeinfer.quantization.search.output_score import Score, Scorer
+from edgeinfer.quantization.search.price import Price
 from edgeinfer.quantization.search.quantize_int8 import QuantizeInt8
+from edgeinfer.quantization.search.workbench import Attempt, Workbench
+from tests.quantization.made_up_time import MadeUpTime
 from tests.quantization.qdq_models import CHANNELS, Builder, feeds
 
 EVERYTHING = attrs.evolve(dialect_of("onnxruntime"), costs=None)  # these layers are too small to gain
 LAYERS = {"first", "second"}
+PROFILE = {"first": 50.0, "second": 40.0, "last": 10.0}
+ALONE = {"first": 1e-2, "second": 1e-3, "last": 1e-3}  # noise that the layers bring, made up
 
 
 def _net() -> Model:
@@ -32,42 +36,25 @@ def _net() -> Model:
     return b.model(b.conv(second, "last", CHANNELS, 8), 1, 8, 12, 12)
 
 
-def _trades(spend: float) -> tuple[Trades, Recipe, Attempt]:
+def _fallback(
+    stopwatch: MadeUpTime | None, spend: float = 0.03, meets: Callable[[Attempt], bool] = lambda _: True
+) -> tuple[FloatFallback, Attempt]:
     model = _net()
     given = feeds(model, 6)
     scorer = Scorer(model, run_outputs(model, given))
 
-    def judge(candidate: Model):
+    def judge(candidate: Model) -> Score:
         return scorer.score(run_outputs(candidate, given))
 
-    recipe, whole = best_recipe(model, given, EVERYTHING, judge, method="minmax")
-    trades = Trades(
-        model=model,
-        calibration=as_calibration(given, model.signature),
-        judged=given,
-        target="onnxruntime",
-        on_target=False,
-        measure=True,
-        spend=spend,
-        gains=None,
-        judge=judge,
-        meets=lambda _: True,
+    def noise_of(_: Attempt, names: Collection[str]) -> Mapping[str, float]:
+        return {name: ALONE[name] for name in names}
+
+    statistics = as_statistics(given, model.signature)
+    bench = Workbench(model, EVERYTHING, statistics, statistics, judge)
+    fallback = FloatFallback(
+        bench, EVERYTHING, given[:1], Price(spend), stopwatch, noise_of=noise_of, meets=meets
     )
-    return trades, recipe, whole
-
-
-@pytest.fixture
-def stopwatch(monkeypatch) -> Callable[[Callable[[set[str]], float]], None]:
-    """Let candidates be so many times as fast as the nodes that they have in integers say."""
-
-    def set_to(ratio: Callable[[set[str]], float]) -> None:
-        def fake(_: Model, candidate: Model, *__: object, **___: object) -> Speedup:
-            found = ratio(integer_nodes(candidate.ir))
-            return Speedup(ratio=found, reference_ms=1.0, candidate_ms=1.0 / found, where="fake")
-
-        monkeypatch.setattr(float_fallback, "measure_speedup", fake)
-
-    return set_to
+    return fallback, best_recipe(bench, EFFORTS["fast"], method="minmax")
 
 
 @pytest.mark.parametrize(
@@ -75,58 +62,96 @@ def stopwatch(monkeypatch) -> Callable[[Callable[[set[str]], float]], None]:
     [(1.2, 0.03, True), (1.01, 0.03, False), (1.2, 10.0, False), (1.2, 0.0, False)],
     ids=["much time for little noise", "no time", "decibels are dear", "no trades"],
 )
-def test_an_output_comes_from_integers_where_that_is_worth_its_noise(stopwatch, ratio, spend, taken):
-    stopwatch(lambda _: ratio)
-    trades, recipe, whole = _trades(spend)
+def test_an_output_comes_from_integers_where_that_is_worth_its_noise(ratio, spend, taken):
+    fallback, whole = _fallback(MadeUpTime(lambda _: ratio), spend)
     assert integer_nodes(whole.model.ir) == LAYERS
-    found = trades.with_outputs(recipe, whole, ())
+    found = fallback.outputs(whole)
     assert integer_nodes(found.model.ir) == (LAYERS | {"last"} if taken else LAYERS)
-    assert [o.name for o in found.model.ir.graph.outputs] == [o.name for o in trades.model.ir.graph.outputs]
+    assert [o.name for o in found.model.ir.graph.outputs] == ["last_out"]
 
 
-def test_no_output_comes_from_integers_that_breaks_the_tolerance(stopwatch):
-    stopwatch(lambda _: 1.2)
-    trades, recipe, whole = _trades(0.03)
-    trades.meets = lambda attempt: attempt is whole
-    assert trades.with_outputs(recipe, whole, ()) is whole
+def test_no_output_comes_from_integers_that_breaks_the_tolerance():
+    fallback, whole = _fallback(MadeUpTime(lambda _: 1.2), meets=lambda attempt: attempt is whole)
+    assert fallback.outputs(whole) is whole
 
 
-def test_layers_go_back_one_by_one_where_all_together_are_slow(stopwatch):
-    stopwatch(lambda integer: 1.0 if integer else 0.5)
-    trades, recipe, whole = _trades(spend=1.0)
-    found, given_back = trades.bargain(recipe, whole)
-    assert len(given_back) == 1
-    assert integer_nodes(found.model.ir) == LAYERS - {*given_back}
+def test_layers_go_back_one_by_one_where_all_together_are_slow():
+    fallback, whole = _fallback(MadeUpTime(lambda integer: 1.0 if integer else 0.5), spend=1.0)
+    found = fallback.bargain(whole)
+    assert integer_nodes(found.model.ir) == LAYERS - fallback.reasons.keys()
+    assert len(fallback.reasons) == 1
     assert found.rank_db > whole.rank_db
-    assert trades.table is not None
-    assert {layer.node for layer in trades.table.layers} >= LAYERS
 
 
-def test_what_is_slower_than_its_decibels_are_worth_stays_in_integers(stopwatch):
-    stopwatch(lambda _: 0.9)
-    trades, recipe, whole = _trades(spend=1.0)
-    assert trades.bargain(recipe, whole) == (whole, ())
+def test_what_is_slower_than_its_decibels_are_worth_stays_in_integers():
+    fallback, whole = _fallback(MadeUpTime(lambda _: 0.9), spend=1.0)
+    assert fallback.bargain(whole) is whole
+    assert fallback.reasons == {}
 
 
-def test_nothing_is_timed_where_measuring_is_off(monkeypatch):
-    def refuse(*_: object, **__: object) -> Speedup:
-        raise AssertionError("timed")
-
-    monkeypatch.setattr(float_fallback, "measure_speedup", refuse)
-    trades, recipe, whole = _trades(spend=0.7)
-    trades.measure = False
-    assert trades.with_outputs(recipe, whole, ()) is whole
-    _, given_back = trades.bargain(recipe, whole)
-    assert len(given_back) == 1  # by multiply-accumulates, of which more than half are left
+def test_nothing_is_timed_where_measuring_is_off():
+    fallback, whole = _fallback(None, spend=0.7)
+    fallback.place()
+    assert fallback.outputs(whole) is whole
+    found = fallback.bargain(whole)  # by multiply-accumulates, of which more than half are left
+    assert len(LAYERS - integer_nodes(found.model.ir)) == 1
+    assert fallback.unmeasured
 
 
-def test_the_report_says_which_outputs_are_of_8_bits(stopwatch, monkeypatch):
-    stopwatch(lambda _: 1.2)
+def test_a_layer_that_is_slower_in_int8_stays_in_float_if_the_whole_is_faster():
+    stopwatch = MadeUpTime(
+        lambda integer: 1.0 if "second" in integer else 1.5,
+        (PROFILE, {**PROFILE, "second": 60.0, "first": 9.0}),
+    )
+    fallback, _ = _fallback(stopwatch)
+    fallback.place()
+    assert fallback.reasons.keys() == {"second"}
+    assert "slower in int8 here" in fallback.reasons["second"]
+    assert "1.50x" in fallback.reasons["second"]
+    assert fallback.bench.keep_float == {"second"}
+    assert fallback.gains is not None
+    assert {layer.node for layer in fallback.gains.layers} == {"first"}
+
+
+def test_it_stays_in_int8_if_the_whole_is_no_faster():
+    stopwatch = MadeUpTime(layers=(PROFILE, {**PROFILE, "first": 90.0, "second": 60.0}))
+    fallback, _ = _fallback(stopwatch)
+    fallback.place()
+    assert fallback.reasons == {}
+    tried = [before - after for before, after in stopwatch.compared]
+    assert tried == [LAYERS, {"first"}]  # all of them, then those that lose most
+
+
+@pytest.mark.parametrize("in_float", [0, 1, 2])
+def test_the_fewest_layers_go_back_that_meet_a_tolerance(in_float):
+    """`first` is the noisier one for its time, so it goes first."""
+    limit = len(LAYERS) - in_float
+    fallback, whole = _fallback(None, meets=lambda attempt: len(integer_nodes(attempt.model.ir)) <= limit)
+    found = fallback.meet(whole) if in_float else whole
+    assert len(LAYERS - integer_nodes(found.model.ir)) == in_float
+    assert set(fallback.reasons) == (set(), {"first"}, LAYERS)[in_float]
+
+
+def test_the_report_says_which_outputs_are_of_8_bits_and_what_was_tried():
     model = _net()
-    monkeypatch.setattr(quantize_int8, "fit_placement", lambda *_, **__: Fit(dialect=EVERYTHING))
-    monkeypatch.setattr(quantize_int8, "measure_speedup", float_fallback.measure_speedup)
-    result = QuantizeInt8(calibration=feeds(model, 6), target="onnxruntime").apply(model)
+    quantize = QuantizeInt8(
+        calibration=feeds(model, 6), target="onnxruntime", stopwatch=MadeUpTime(lambda _: 1.2), min_sqnr_db=0
+    )
+    result = quantize.apply(model)
     assert "last" in integer_nodes(result.model.ir)
     (note,) = (note for note in result.report.notes if "8-bit" in note)
     assert "'last'" in note
     assert "keep_float" in note
+    ledger = result.report.data["ledger"]
+    assert any(trial.speed == 1.2 for trial in ledger)
+    assert any(trial.kept and trial.score is not None for trial in ledger)
+
+
+def test_a_model_that_is_not_faster_than_what_was_given_stays_in_float():
+    model = _net()
+    quantize = QuantizeInt8(
+        calibration=feeds(model, 6), target="onnxruntime", stopwatch=MadeUpTime(lambda _: 0.9), min_sqnr_db=0
+    )
+    result = quantize.apply(model)
+    assert result.model.digest == model.digest
+    assert any("not faster than the model that was given" in reason for _, reason in result.report.skipped)

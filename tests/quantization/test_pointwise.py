@@ -8,7 +8,8 @@ import pytest
 from edgeinfer.backends.onnxruntime_.backend import DIALECT as ORT
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.qdq.marks import ranges_of
-from edgeinfer.quantization.search.output_score import output_sqnr_db, run_outputs
+from edgeinfer.quantization.search.model_runs import run_outputs
+from edgeinfer.quantization.search.output_score import output_sqnr_db
 from edgeinfer.quantization.search.sensitivity import sensitivity
 from edgeinfer.transforms import CorrectBias, QuantizeStatic, RetargetQDQ, RoundWeights
 from tests.quantization.qdq_models import CHANNELS, Builder

@@ -9,11 +9,12 @@ import pytest
 
 import edgeinfer as ei
 from edgeinfer.errors import CalibrationError, PreconditionError, TransformError
-from edgeinfer.measure.speedup import measure_speedup
+from edgeinfer.measure.speedup import NotMeasured, Speedup, measure_speedup
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.qdq.marks import quantized_for
 from edgeinfer.quantization.search.int8_or_float16 import Int8OrFloat16
-from edgeinfer.quantization.search.output_score import output_sqnr_db, run_outputs
+from edgeinfer.quantization.search.model_runs import run_outputs
+from edgeinfer.quantization.search.output_score import output_sqnr_db
 from edgeinfer.quantization.search.quantize_int8 import QuantizeInt8
 from edgeinfer.quantization.search.sensitivity import sensitivity
 from edgeinfer.testing.models import classifier_model
@@ -168,13 +169,14 @@ def test_optimize_with_calibration_is_one_call(model, feeds):
     assert optimized.report.steps[-1].name == "QuantizeInt8"
 
 
-def test_speed_is_not_measured_where_the_target_is_not():
+def test_speed_is_not_measured_where_the_target_is_not_and_the_reason_is_said():
     reference = classifier_model()
-    assert (
-        measure_speedup(reference.model, reference.model, reference.feed(seed=0), target="tensorrt") is None
-    )
-    same = measure_speedup(reference.model, reference.model, reference.feed(seed=0), seconds=0.05)
-    assert same is not None
+    feed = reference.feed(seed=0)
+    absent = measure_speedup(reference.model, reference.model, feed, target="tensorrt")
+    assert isinstance(absent, NotMeasured)
+    assert "tensorrt is not here" in absent.reason
+    same = measure_speedup(reference.model, reference.model, feed, seconds=0.05)
+    assert isinstance(same, Speedup)
     assert same.ratio > 0
     assert "onnxruntime" in same.describe()
 

@@ -10,7 +10,8 @@ import pytest
 import edgeinfer as ei
 from edgeinfer.backends.openvino_ import dialect as openvino_dialect
 from edgeinfer.model.model import Model
-from edgeinfer.quantization.search.output_score import output_sqnr_db, run_outputs
+from edgeinfer.quantization.search.model_runs import run_outputs
+from edgeinfer.quantization.search.output_score import output_sqnr_db
 from edgeinfer.quantization.search.quantize_int8 import QuantizeInt8
 from edgeinfer.transforms import QuantizeStatic
 
@@ -81,6 +82,34 @@ def test_without_a_tolerance_a_broken_model_is_not_given_back():
     result = QuantizeInt8(calibration=feeds, target="openvino", measure=False).apply(model)
     closeness = output_sqnr_db(run_outputs(model, feeds), run_outputs(result.model, feeds))
     assert closeness >= BROKEN_DB
+
+
+GELU_OF_A_CONVOLUTION = """
+<ir_version: 8, opset_import: ["" : 17]>
+gelu (float[N,24,T] x) => (float[N,24,L] y) <float root = {1.4142135}, float one = {1}> {
+    [conv] c = Conv<pads = [1, 1]>(x, w, conv_bias)
+    d = Div(c, root)
+    e = Erf(d)
+    a = Add(e, one)
+    g = Mul(c, a)
+    [next] y = Conv(g, v)
+}
+"""
+
+
+@pytest.mark.parametrize("size", [0.0, 0.1])
+def test_a_bias_that_is_all_0_is_no_bias_to_openvino(size):
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(GELU_OF_A_CONVOLUTION)
+    weights = {"w": (24, 24, 3), "v": (24, 24, 3), "conv_bias": (24,)}
+    for name, shape in weights.items():
+        array = (size if name == "conv_bias" else 0.1) * rng.standard_normal(shape)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    model = Model.load(proto)
+    feeds = [{"x": rng.standard_normal((2, 24, 100)).astype(np.float32)} for _ in range(4)]
+    quantized = ei.optimize(model, QuantizeStatic(calibration=feeds, target="openvino"))
+    here, there = (run_outputs(quantized, feeds, target) for target in (None, "openvino"))
+    assert output_sqnr_db(here, there) > SAME_DB
 
 
 SQUEEZE_AND_EXCITE = """

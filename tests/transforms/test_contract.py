@@ -165,9 +165,6 @@ VARIANTS = {
     "QuantizeWeights-4": Case(lambda _: T.QuantizeWeights(4, block_size=16, min_elements=0), 0.3),
     "QuantizeWeights-ort": Case(lambda _: T.QuantizeWeights(target="onnxruntime", min_elements=0), 0.05),
 }
-# ONNX Runtime 1.32 fails to load two quantized MatMul with one weight when its option
-# session.x64quantprecision is on, which the scorer of QuantizeInt8 turns on.
-BROKEN = {("QuantizeInt8", "odd")}
 # They change a graph that is quantized already.
 AFTER_QUANTIZING = ("CorrectBias", "RetargetQDQ")
 
@@ -201,8 +198,6 @@ def test_every_public_transform_is_here() -> None:
 def test_contract(name: str, run) -> None:
     modified = []
     for net_name in NETS:
-        if (name, net_name) in BROKEN:
-            continue
         model = given(name, net_name)
         transform = VARIANTS[name].make(model)
         # CorrectBias and RetargetQDQ want a quantized model, FixShapes the symbol.

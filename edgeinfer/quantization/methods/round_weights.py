@@ -9,9 +9,10 @@ already.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast, final
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from typing import Any, TypeAlias, cast, final
 
 import attrs
 import numpy as np
@@ -41,6 +42,9 @@ _COLUMNS_PER_ROW = 24
 _MIN_COLUMNS = 16384
 _MAX_BYTES = 1 << 30  # of moments held at a time; more layers take more passes
 
+# A layer's node, and digests of its weights before and of their grid.
+_Memo: TypeAlias = "MutableMapping[tuple[str, str, str], np.ndarray]"
+
 
 @final
 @attrs.frozen
@@ -59,6 +63,8 @@ class RoundWeights(GraphTransform):
         bits: Bits of the grid on a float graph, 2 to 8; a Q/DQ graph has its own.
         reference: The float model of a Q/DQ graph; None for the one that QuantizeStatic left in memory.
         damping: Added to the diagonal of the inputs' moments, as a part of its mean.
+        memo: Keeps the integers of the layers of one float model and one calibration, for a search that
+            rounds most of them again; None for none.
     """
 
     calibration: Any = attrs.field(default=None, eq=False)
@@ -67,6 +73,7 @@ class RoundWeights(GraphTransform):
     )
     reference: ModelSource | None = attrs.field(default=None, kw_only=True, eq=False)
     damping: float = attrs.field(default=0.01, kw_only=True, validator=attrs.validators.gt(0))
+    memo: _Memo | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
 
     names_layers = True
     reports_on = frozenset(("Conv", "Gemm", "MatMul"))
@@ -154,7 +161,7 @@ class RoundWeights(GraphTransform):
         if limited:
             pairs = weight_neighbours(linear.node, stored.shape)
             grid = attrs.evolve(grid, partners=partners(pairs, weights.shape[2]) if pairs.size else None)
-        integers = round_weights(weights, moment, grid, damping=self.damping)
+        integers = self._rounded(linear, stored, weights, moment, grid)
         new = linear.from_matrices(integers, stored.shape).astype(stored.dtype)
         if np.array_equal(new, stored):
             report.skip(linear.node, "its weights are rounded best already")
@@ -166,6 +173,16 @@ class RoundWeights(GraphTransform):
         report.apply(
             linear.node, f"{changed:.1%} of the weights rounded otherwise, output error x {ratio:.2f}"
         )
+
+    def _rounded(
+        self, linear: Linear, stored: np.ndarray, weights: np.ndarray, moment: np.ndarray, grid: Grid
+    ) -> np.ndarray:
+        if self.memo is None:
+            return round_weights(weights, moment, grid, damping=self.damping)
+        key = (linear.node.name or "", _digest(stored), _digest(grid.scale))
+        if key not in self.memo:
+            self.memo[key] = round_weights(weights, moment, grid, damping=self.damping)
+        return self.memo[key]
 
     def _snap(self, linear: Linear, moment: np.ndarray) -> None:
         array = constant(linear.weight)
@@ -181,6 +198,10 @@ class RoundWeights(GraphTransform):
         assert tensor is not None
         facts = {"scale": scale.reshape(-1).tolist(), "axis": linear.channel_axis, "bits": self.bits}
         tensor.metadata_props[SCALE_KEY] = json.dumps(facts)
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _observer(linear: Linear, feeds: int) -> MomentObserver:

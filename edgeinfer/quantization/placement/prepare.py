@@ -6,7 +6,10 @@ import onnx_ir as ir
 
 from edgeinfer.graph.infer_shapes import infer_shapes
 
-__all__ = ["prepare"]
+__all__ = ["INFERRED_KEY", "prepare"]
+
+# `ir.Model.meta`, in memory only: the names of values that were inferred already, as far as they can be.
+INFERRED_KEY = "edgeinfer.inferred"
 
 
 def prepare(model: ir.Model) -> None:
@@ -16,6 +19,9 @@ def prepare(model: ir.Model) -> None:
             if value.name is None:
                 value.name = f"{node.name}_output_{index}"
     values = [value for node in model.graph for value in node.outputs]
+    known = model.meta.get(INFERRED_KEY, ())
+    if known and all(value.name in known for value in values):
+        return
     if all(
         value.type is not None and value.shape is not None and value.shape.is_static() for value in values
     ):

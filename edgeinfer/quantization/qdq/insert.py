@@ -139,11 +139,15 @@ def _write_weight(
 
 def _write_bias_where_shared(emitter: Emitter, region: Region) -> None:
     node = region.node
-    bare = len(node.inputs) <= BIAS or node.inputs[BIAS] is None
-    if node.op_type == "Conv" and bare and len(node.outputs[0].uses()) > 1:
-        node.resize_inputs(BIAS + 1)
-        nothing = np.full(region.weight.shape[region.axis], _NEXT_TO_NOTHING, np.float32)
-        node.replace_input_with(BIAS, emitter.initializer(f"{node.name}_bias", nothing))
+    if node.op_type != "Conv" or len(node.outputs[0].uses()) < 2:
+        return
+    old = node.inputs[BIAS] if len(node.inputs) > BIAS else None
+    bias = constant_value(old)
+    if old is not None and (bias is None or bias.any()):
+        return  # a runtime drops a bias that is all 0
+    node.resize_inputs(BIAS + 1)
+    nothing = np.full(region.weight.shape[region.axis], _NEXT_TO_NOTHING, np.float32)
+    node.replace_input_with(BIAS, emitter.initializer(f"{node.name}_next_to_nothing", nothing))
 
 
 def _dequantize_by_axis(emitter: Emitter, node: ir.Node) -> None:

@@ -1,11 +1,18 @@
-"""Trading time for accuracy, and back, once it is known which steps make a model int8.
+"""Which layers run in float: the one place where a search decides it.
 
-Let N be the noise power at the output (signal power over SQNR). Quantization noise of different layers
-nearly adds up, so giving the layers of a set S back to float leaves about N - sum of N_i over S, with N_i
-from the sensitivity table. The time that giving layer i back costs is what int8 gains there by the runtime's
-own profiler, or where it has none, is taken to grow with its multiply-accumulates. Greedy by noise per time
-gives one order of the layers; bisection on real candidates finds the shortest prefix of it that meets the
-tolerance.
+There is one list of candidates (`Candidate`): every layer that could run in integers, with the time that
+int8 saves in it and the noise that it makes. There is one price (`Price`), what a decibel is worth in time,
+and one measure: the whole model, timed on the target and scored against float. Figures by layer only put the
+candidates in an order.
+
+In the order of a search:
+
+1. `place`: what a kernel-cost model leaves in float is tried in int8, and what the profiler finds slower in
+   int8 is tried in float. Time alone decides.
+2. `meet`: where a tolerance is not met, the fewest layers go back that meet it, by noise per time. Noise of
+   different layers nearly adds up (Zhou et al. 2018), so that a prefix of that order is found by bisection.
+3. `bargain`: where it is met, cheap and noisy layers go back that buy more decibels than their time is worth.
+4. `outputs`: layers that make outputs of the model run in integers where that saves more than it costs.
 """
 
 from __future__ import annotations
@@ -14,179 +21,282 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import final
 
 import attrs
-import numpy as np
 
-from edgeinfer.calibration.calibration import Calibration
-from edgeinfer.devices.profile import Target
-from edgeinfer.measure.speedup import measure_speedup
+from edgeinfer.backends.dialect import QDQDialect
+from edgeinfer.measure.speedup import NotMeasured, Speedup, Stopwatch
 from edgeinfer.model.model import Model
-from edgeinfer.quantization.placement.dialects import dialect_of
 from edgeinfer.quantization.placement.output_layers import output_layers
-from edgeinfer.quantization.qdq.marks import quantized_for, ranges_of
-from edgeinfer.quantization.search.int8_recipe import Attempt, Recipe
-from edgeinfer.quantization.search.layer_gains import LayerGains, costs_of_float, integer_nodes
-from edgeinfer.quantization.search.output_score import Score
-from edgeinfer.quantization.search.sensitivity import LayerSensitivity, Sensitivity, sensitivity
-from edgeinfer.transforms.contract import Pipeline, TransformResult
+from edgeinfer.quantization.placement.placement import place
+from edgeinfer.quantization.search.candidates import Candidate, by_noise_per_time, candidates
+from edgeinfer.quantization.search.layer_gains import LayerGain, LayerGains, integer_nodes, layer_gains
+from edgeinfer.quantization.search.ledger import Trial
+from edgeinfer.quantization.search.model_runs import Feed
+from edgeinfer.quantization.search.price import AS_FAST, SAME, Price
+from edgeinfer.quantization.search.workbench import Attempt, Recipe, Workbench
 
-__all__ = ["Trades"]
+__all__ = ["FloatFallback"]
 
-_BARGAIN_FEEDS = 4  # enough to rank layers by
-_CHANCE_DB = 0.25  # less is chance; unless it saves time, too, a bargain must buy more
-_BARGAIN_DB = 1.0
 _BARGAIN_TRIES = 5  # one by one, where all of them together cost time
-_SAME = 0.02  # of a ratio of times: less is chance
-_AS_FAST = 0.97  # of two equal models one is measured this much slower now and then
 
 
 @final
-@attrs.define(kw_only=True)
-class Trades:
-    """What one model and target allow.
+class FloatFallback:
+    """Decides, and says why.
+
+    Args:
+        bench: Makes attempts. What `place` decides is added to what each of them leaves in float.
+        dialect: The target's, with its kernel costs.
+        feeds: What models are timed on.
+        price: What a decibel is worth.
+        stopwatch: Measures time; None where speed may not be measured.
+        noise_of: Returns the noise of layers at the outputs, as a share of the signal, by node.
+        meets: Whether an attempt keeps the tolerance.
+        seconds: How long two models are timed against each other.
+        shapes: The shapes of tensors for one feed, to judge kernel costs by.
 
     Attributes:
-        model: The float model.
-        calibration: Feeds that ranges come from.
-        judged: Feeds that the outputs are compared on, the first of which is timed.
-        target: Where the model will run.
-        on_target: Whether layers are judged on the target, which computes something else than ONNX Runtime.
-        measure: Whether speed may be measured.
-        spend: The share of the time that a decibel is worth, and the most that is spent on decibels unasked.
-        gains: What int8 gains by layer, where that was measured.
-        judge: Scores a version of the model.
-        meets: Whether an attempt keeps the tolerance.
-        table: The sensitivity table, when one was made.
+        reasons: Why each layer that went to float did.
+        gains: What int8 saves by layer, once `place` has measured it.
+        unmeasured: Why speed was not measured, or an empty text.
     """
 
-    model: Model
-    calibration: Calibration
-    judged: Sequence[Mapping[str, np.ndarray]]
-    target: Target | str | None
-    on_target: bool
-    measure: bool
-    spend: float
-    gains: LayerGains | None
-    judge: Callable[[Model], Score]
-    meets: Callable[[Attempt], bool]
-    table: Sensitivity | None = None
+    def __init__(
+        self,
+        bench: Workbench,
+        dialect: QDQDialect,
+        feeds: Sequence[Feed],
+        price: Price,
+        stopwatch: Stopwatch | None,
+        *,
+        noise_of: Callable[[Attempt, Collection[str]], Mapping[str, float]],
+        meets: Callable[[Attempt], bool],
+        seconds: float = 0.5,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        self.bench, self.dialect, self.feeds = bench, dialect, feeds
+        self.price, self.stopwatch, self.seconds = price, stopwatch, seconds
+        self.noise_of, self.meets = noise_of, meets
+        self.shapes = shapes
+        self.reasons: dict[str, str] = {}
+        self.gains: LayerGains | None = None
+        self.unmeasured = "" if stopwatch is not None else "measuring is off"
+        self._candidates: list[Candidate] | None = None
 
-    def search(self, recipe: Recipe, whole: Attempt) -> tuple[Attempt, tuple[str, ...]]:
-        """Return the attempt with the fewest layers in float, in greedy order, that meets the tolerance."""
-        # A layer that the target computes wrongly stands out in a few feeds.
-        feeds = _BARGAIN_FEEDS if self.on_target else len(self.judged)
-        known, prepared, layers, _ = self.ranked(recipe, whole, feeds)
-        order = [layer.node for layer in layers]
+    # ---- time alone: the placement ----
+
+    def place(self, *, fit: bool = True) -> None:
+        """Decide what stays in float for its time alone; `bench.keep_float` and `reasons` get it.
+
+        Args:
+            fit: Measure; else the dialect's kernel costs decide.
+        """
+        costly = self._costly()
+        plain = Recipe(method="minmax")  # the ranges do not matter for speed
+        if not fit or self.stopwatch is None:
+            self._leave(costly)
+            return
+        whole, _ = self.bench.quantized(plain)
+        if costly:
+            without, _ = self.bench.quantized(plain, costly)
+            if self._faster(
+                without, whole, f"{len(costly)} layers that kernel costs leave in float, in int8"
+            ):
+                costly = {}
+            else:
+                whole = without
+        self._leave(costly)
+        if not integer_nodes(whole.ir):
+            return
+        gains = layer_gains(self.bench.model, whole, self.feeds[0], self.stopwatch, self.dialect)
+        if isinstance(gains, NotMeasured):
+            self.unmeasured = gains.reason
+            return
+        self.gains = gains
+        self._slower(whole, plain, gains)
+
+    def _costly(self) -> dict[str, str]:
+        """Return what the dialect's kernel costs leave in float, with the reasons."""
+        if self.dialect.costs is None:
+            return {}
+        said: dict[str, str] = {}
+
+        def skip(node: object, reason: str) -> None:
+            said[str(getattr(node, "name", ""))] = reason
+
+        keep, model = self.bench.keep_float, self.bench.model.ir
+        every = place(model, self.bench.dialect, keep_float=keep)
+        chosen = place(model, self.dialect, keep_float=keep, skip=skip, shapes=self.shapes)
+        left = {str(region.node.name) for region in every.regions}
+        left -= {str(region.node.name) for region in chosen.regions}
+        return {name: said.get(name, "kernel costs") for name in sorted(left)}
+
+    def _slower(self, whole: Model, plain: Recipe, gains: LayerGains) -> None:
+        """Leave layers in float that are slower in int8, if the whole model is faster so."""
+        slow = sorted((layer for layer in gains.layers if layer.slower), key=lambda layer: layer.gain_us)
+        # All of them, or those that lose most: a float layer among int8 ones needs quantizers around it.
+        sizes = dict.fromkeys((len(slow), (len(slow) + 1) // 2, min(len(slow), 1)))
+        found: tuple[Speedup, list[LayerGain]] | None = None
+        for size in filter(None, sizes):
+            candidate, _ = self.bench.quantized(plain, [layer.node for layer in slow[:size]])
+            speed = self._faster(whole, candidate, f"{size} layers in float that are slower in int8")
+            if found is not None and (speed is None or speed.ratio <= found[0].ratio):
+                break
+            found = (speed, slow[:size]) if speed is not None else None
+        if found is None:
+            return
+        speed, layers = found
+        which = "it" if len(layers) == 1 else f"{len(layers)} such layers"
+        gain = f"with {which} in float the model is {speed.ratio:.2f}x as fast"
+        for layer in layers:
+            times = f"{layer.int8_us:.1f} µs against {layer.float_us:.1f} in float"
+            self._leave({layer.node: f"slower in int8 here: {times}; {gain}"})
+        kept = [layer for layer in gains.layers if layer not in layers]
+        self.gains = attrs.evolve(gains, layers=kept)
+
+    # ---- decibels against time ----
+
+    def meet(self, whole: Attempt) -> Attempt:
+        """Return the attempt with the fewest layers in float, in one order, that meets the tolerance."""
+        order = [each.node for each in self._ranked(whole, None)]
         low, high = 0, len(order)  # with the first `high` in float it is met, with the first `low` it is not
-        found = self.attempt(known, prepared, order)
+        found = self._attempt(whole, order, "all layers in float")
         while high - low > 1:
             # Few layers usually do, so the first steps are small: 1, 2, 4, …
             middle = (low + high) // 2 if high < len(order) else min(high - 1, max(1, 2 * low))
-            attempt = self.attempt(known, prepared, order[:middle])
+            attempt = self._attempt(whole, order[:middle], f"{middle} layers in float for the tolerance")
             if self.meets(attempt):
                 high, found = middle, attempt
             else:
                 low = middle
-        return found, tuple(order[:high])
+        self._leave(dict.fromkeys(order[:high], "given back to float to meet the tolerance"), fixed=False)
+        return found
 
-    def bargain(self, recipe: Recipe, whole: Attempt) -> tuple[Attempt, tuple[str, ...]]:
+    def bargain(self, whole: Attempt) -> Attempt:
         """Return the attempt with cheap, noisy layers in float if that is worth its time, else `whole`."""
-        spend, affordable = self.spend, None
+        if not self.price.spend:
+            return whole
+        affordable = None
         if self.gains is not None:
-            affordable = self.gains.nodes_within(spend * self.gains.int8_us)
-        known, prepared, layers, costs = self.ranked(recipe, whole, _BARGAIN_FEEDS, affordable)
-        left = spend * (self.gains.int8_us if self.gains is not None else sum(costs.values()))
-        cheap = []
-        for layer in layers:
-            cost = costs[layer.node]
-            if not cost or cost > left:
-                break
-            left -= cost
-            cheap.append(layer.node)
-
-        ratio = self.speed(whole, known, prepared, cheap) if cheap else 0.0
-        if ratio < _AS_FAST:
-            found: list[str] = []
-            for name in cheap[:_BARGAIN_TRIES]:
-                each = self.speed(whole, known, prepared, [*found, name])
-                if each >= max(ratio - _SAME, _AS_FAST):
-                    found.append(name)
-                    ratio = each
-            cheap = found
-        if not cheap:
-            return whole, ()
-        attempt = self.attempt(known, prepared, cheap)
-        closer = attempt.rank_db - whole.rank_db
-        least_db = _CHANCE_DB if ratio > 1.0 + _SAME else _BARGAIN_DB
-        worth = closer >= least_db and closer * spend >= 1.0 - ratio
-        if not worth or quantized_for(attempt.model.ir) is None:
-            return whole, ()
-        return attempt, tuple(cheap)
-
-    def ranked(
-        self, recipe: Recipe, whole: Attempt, samples: int, nodes: Collection[str] | None = None
-    ) -> tuple[Recipe, TransformResult, list[LayerSensitivity], dict[str, float]]:
-        """Rank layers for giving them back to float.
-
-        Returns:
-            The rest of the recipe with its ranges known, what it is to be applied to, the layers by noise per
-            time, most first, and their times.
-        """
-        known, prepared = self.prepared(recipe, whole)
-        table = sensitivity(
-            prepared.model,
-            self.calibration,
-            target=self.target,
-            samples=samples,
-            method=recipe.quantize.method,
-            ranges=known.quantize.ranges,
-            on_target=self.on_target,
-            nodes=nodes,
+            affordable = self.gains.nodes_within(self.price.spend * self.gains.int8_us)
+        ranked = self._ranked(whole, affordable)
+        left = self.price.spend * (
+            self.gains.int8_us if self.gains is not None else sum(each.cost for each in ranked)
         )
-        self.table = table
+        cheap = []
+        for candidate in ranked:
+            if not candidate.cost or candidate.cost > left:
+                break
+            left -= candidate.cost
+            cheap.append(candidate.node)
+        cheap, ratio = self._as_fast(whole, cheap)
+        if not cheap:
+            return whole
+        attempt = self._attempt(whole, cheap, f"{len(cheap)} cheap, noisy layers in float", speed=ratio)
+        if not attempt.is_int8 or not self.price.buys(attempt.rank_db - whole.rank_db, ratio):
+            return whole
+        why = "given back to float: it buys more accuracy than its time is worth"
+        self._leave(dict.fromkeys(cheap, why), fixed=False)
+        self.bench.note(attempt, "cheap, noisy layers in float")
+        return attempt
+
+    def outputs(self, best: Attempt) -> Attempt:
+        """Return the attempt whose outputs come from integer kernels if that is worth it, else `best`."""
+        dialect = attrs.evolve(self.bench.dialect, quantize_outputs=True)
+        layers = output_layers(self.bench.model, dialect) - self.bench.keep_float
+        if not layers or not self.price.spend:
+            return best
+        candidate, _ = self.bench.quantized(best.recipe, best.keep_float, dialect=dialect)
+        bare, _ = self.bench.quantized(best.recipe, best.keep_float)
+        ratio = self._ratio(bare, candidate, "outputs from integer kernels")
+        if ratio - 1.0 < max(self.price.spend, SAME):
+            return best
+        what = "outputs from integer kernels"
+        attempt = self.bench.attempt(best.recipe, what, best.keep_float, dialect=dialect)
+        if not self.price.buys(min(attempt.rank_db - best.rank_db, 0.0), ratio) or not self.meets(attempt):
+            return best
+        self.bench.note(attempt, what)
+        return attempt
+
+    def without(self, whole: Attempt, nodes: Collection[str], why: str) -> Attempt:
+        """Return the attempt with certain layers in float, such as those that a target computes wrongly."""
+        self._leave(dict.fromkeys(nodes, why), fixed=False)
+        return self._attempt(whole, list(nodes), why)
+
+    # ---- what the decisions have in common ----
+
+    def _ranked(self, whole: Attempt, nodes: Collection[str] | None) -> list[Candidate]:
+        """Return the layers in integers, or some of them, by noise per time, most first."""
         integer = integer_nodes(whole.model.ir)
-        layers = [layer for layer in table.layers if layer.node in integer]
-        costs = costs_of_float({layer.node: float(layer.macs or 0) for layer in layers}, self.gains)
+        if self._candidates is None:
+            self._candidates = candidates(self.bench.model, self.feeds[0], self.gains)
+        listed = [each for each in self._candidates if each.node in integer]
+        wanted = [each for each in listed if nodes is None or each.node in nodes]
+        noise = self.noise_of(whole, [each.node for each in wanted])
+        known = [attrs.evolve(each, noise=noise[each.node]) for each in wanted if each.node in noise]
+        return by_noise_per_time(known)
 
-        def noise_per_time(layer: LayerSensitivity) -> float:
-            return float(10.0 ** (-layer.rank_db / 10) / max(costs[layer.node], 1e-9))
+    def _as_fast(self, whole: Attempt, cheap: list[str]) -> tuple[list[str], float]:
+        """Return those of the layers that hardly cost time in float, and how fast the model is with them."""
+        ratio = self._float_ratio(whole, cheap) if cheap else 0.0
+        if ratio >= AS_FAST:
+            return cheap, ratio
+        found: list[str] = []
+        for name in cheap[:_BARGAIN_TRIES]:
+            each = self._float_ratio(whole, [*found, name])
+            if each >= max(ratio - SAME, AS_FAST):
+                found.append(name)
+                ratio = each
+        return found, ratio
 
-        return known, prepared, sorted(layers, key=noise_per_time, reverse=True), costs
+    def _float_ratio(self, whole: Attempt, nodes: Collection[str]) -> float:
+        bare, _ = self.bench.quantized(whole.recipe, whole.keep_float)
+        candidate, _ = self.bench.quantized(whole.recipe, {*whole.keep_float, *nodes})
+        return self._ratio(bare, candidate, f"{len(nodes)} cheap layers in float")
 
-    def with_outputs(self, recipe: Recipe, best: Attempt, given_back: Collection[str]) -> Attempt:
-        """Return the attempt whose outputs come from integer kernels if that is worth its noise, else `best`.
-
-        It is where a decibel that it costs saves more time than may be spent on one.
-        """
-        dialect = attrs.evolve(dialect_of(recipe.quantize.target), quantize_outputs=True)
-        layers = output_layers(self.model, dialect) - {*recipe.quantize.keep_float}
-        if not layers or not self.spend:
-            return best
-        known, prepared = self.prepared(recipe, best)
-        known = attrs.evolve(known, quantize=attrs.evolve(known.quantize, target=dialect))
-        gained = self.speed(best, known, prepared, given_back) - 1.0
-        if gained < max(self.spend, _SAME):
-            return best
-        attempt = self.attempt(known, prepared, given_back)
-        lost = best.rank_db - attempt.rank_db
-        return attempt if lost * self.spend <= gained and self.meets(attempt) else best
-
-    def prepared(self, recipe: Recipe, whole: Attempt) -> tuple[Recipe, TransformResult]:
-        """Return the rest of a recipe, with the ranges that are known, and what its first steps made."""
-        quantize = attrs.evolve(recipe.quantize, ranges=ranges_of(whole.model.ir))
-        return attrs.evolve(recipe, before=(), quantize=quantize), Pipeline(recipe.before).apply(self.model)
-
-    def speed(
-        self, whole: Attempt, known: Recipe, prepared: TransformResult, keep_float: Collection[str]
-    ) -> float:
-        """Return how many times as fast as `whole` a variant is; 1 where that is not to be measured."""
-        if not self.measure:
-            return 1.0
-        quantize = attrs.evolve(known.quantize, keep_float={*known.quantize.keep_float, *keep_float})
-        candidate = quantize.apply(prepared.model).model
-        speed = measure_speedup(whole.model, candidate, self.judged[0], target=self.target)
+    def _ratio(self, reference: Model, candidate: Model, what: str) -> float:
+        """Return how many times as fast a candidate is; 1 where that is not to be measured."""
+        speed = self._compare(reference, candidate, what)
         return speed.ratio if speed is not None else 1.0
 
-    def attempt(self, known: Recipe, prepared: TransformResult, keep_float: Collection[str]) -> Attempt:
-        """Apply the rest of a recipe to what its first steps made, with some layers in float."""
-        attempt = known.apply(prepared.model, self.judge, keep_float=keep_float)
-        return attrs.evolve(attempt, steps=(*prepared.report.steps, *attempt.steps))
+    def _faster(self, best: Model, candidate: Model, what: str) -> Speedup | None:
+        """Return how much faster a candidate is, found so twice, or None when it is not."""
+        if best.digest == candidate.digest:
+            return None
+        speed = None
+        for _ in range(2):
+            speed = self._compare(best, candidate, what)
+            if speed is None or speed.ratio <= 1.0 + SAME:
+                return None
+        return speed
+
+    def _compare(self, reference: Model, candidate: Model, what: str) -> Speedup | None:
+        if self.stopwatch is None:
+            return None
+        speed = self.stopwatch.compare(reference, candidate, self.feeds, seconds=self.seconds)
+        if isinstance(speed, NotMeasured):
+            self.unmeasured = speed.reason
+            return None
+        self.bench.ledger.record(Trial(what=what, speed=speed.ratio, against="the best so far"))
+        return speed
+
+    def _attempt(
+        self, whole: Attempt, nodes: Collection[str], what: str, *, speed: float | None = None
+    ) -> Attempt:
+        attempt = self.bench.attempt(whole.recipe, what, {*whole.keep_float, *nodes})
+        if speed is not None:
+            self.bench.ledger.record(
+                Trial(
+                    what=what,
+                    keep_float=sorted(nodes),
+                    score=attempt.score,
+                    speed=speed,
+                    against="without it",
+                )
+            )
+        return attempt
+
+    def _leave(self, reasons: Mapping[str, str], *, fixed: bool = True) -> None:
+        """Note why layers are in float; `fixed` for those that every later attempt has in float."""
+        self.reasons |= reasons
+        if fixed:
+            self.bench.keep_float |= reasons.keys()

@@ -7,7 +7,7 @@ from typing import final
 
 import attrs
 
-from edgeinfer.backends.registry import get_backend
+from edgeinfer.backends.registry import get_backend, reference_backend
 from edgeinfer.devices.profile import Target
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.search.quantize_int8 import QuantizeInt8
@@ -54,7 +54,7 @@ class Int8OrFloat16:
 
 
 def _is_here(target: Target | str | None) -> bool:
-    parsed = Target.parse(target or "onnxruntime")
+    parsed = Target.parse(target or reference_backend().name)
     found = get_backend(parsed.backend).capabilities()
     names = [device.name for device in found.devices]
     return found.available and (

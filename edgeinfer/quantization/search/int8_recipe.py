@@ -7,178 +7,164 @@ So none is believed: each is tried, and the outputs are compared with float on t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any, final
+from collections.abc import Callable
+from typing import final
 
 import attrs
 
-from edgeinfer.backends.dialect import QDQDialect
-from edgeinfer.calibration.calibration import as_calibration
-from edgeinfer.devices.profile import Target
-from edgeinfer.model.model import Model
-from edgeinfer.quantization.methods.correct_bias import CorrectBias
 from edgeinfer.quantization.methods.equalize_activations import EqualizeActivations
 from edgeinfer.quantization.methods.equalize_weights import EqualizeWeights
 from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
 from edgeinfer.quantization.methods.round_weights import RoundWeights
 from edgeinfer.quantization.methods.smooth_quant import SmoothQuant
-from edgeinfer.quantization.qdq.marks import quantized_for
-from edgeinfer.quantization.search.output_score import Score
-from edgeinfer.transforms.contract import Pipeline, Transform, TransformReport
+from edgeinfer.quantization.search.effort import Effort
+from edgeinfer.quantization.search.workbench import Attempt, Recipe, Workbench
+from edgeinfer.transforms.contract import GraphTransform
 
-__all__ = ["Attempt", "Recipe", "best_recipe"]
+__all__ = ["best_recipe"]
 
 # A step that changes the float graph must win more than chance may.
 _PREPARATION_DB = 0.5
 _HOPELESS_DB = 3.0  # more than rounding weights makes good of a difference
-_METHODS = ("mse", "minmax")
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Attempt:
-    """One int8 model that was tried.
-
-    Attributes:
-        model: The model; the float one when nothing could be quantized.
-        steps: What was done.
-        score: How close its outputs are to float.
-    """
-
-    model: Model
-    steps: tuple[TransformReport, ...]
-    score: Score
-
-    @property
-    def rank_db(self) -> float:
-        """What attempts are compared by."""
-        return self.score.rank_db
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Recipe:
-    """The steps that were found to help one model.
-
-    Attributes:
-        before: What makes the float model easier to quantize.
-        quantize: The quantizer.
-        after: What mends weights and biases of the quantized model.
-    """
-
-    before: tuple[Transform, ...]
-    quantize: QuantizeStatic
-    after: tuple[Transform, ...]
-
-    def apply(
-        self, model: Model, judge: Callable[[Model], Score], *, keep_float: Collection[str] = ()
-    ) -> Attempt:
-        """Apply all steps to a float model, with some layers left in float.
-
-        Args:
-            model: The float model.
-            judge: Judges a model against float.
-            keep_float: Names of nodes that stay in float.
-        """
-        quantize = attrs.evolve(self.quantize, keep_float={*self.quantize.keep_float, *keep_float})
-        return _attempt(model, (*self.before, quantize, *self.after), judge)
 
 
 def best_recipe(
-    model: Model,
-    calibration: Any,
-    target: Target | str | QDQDialect | None,
-    judge: Callable[[Model], Score],
+    bench: Workbench,
+    effort: Effort,
     *,
-    keep_float: Collection[str] = (),
     method: str | None = None,
-) -> tuple[Recipe, Attempt]:
+    step: Callable[[str], None] = lambda _: None,
+) -> Attempt:
     """Find the steps that bring a model's int8 outputs closest to float.
 
     Args:
-        model: The float model.
-        calibration: Representative feeds.
-        target: Where the model will run.
-        judge: Judges a model against float.
-        keep_float: Names of nodes that stay in float.
-        method: How ranges are found; None to try the usual ones.
+        bench: Makes and judges attempts.
+        effort: How much to try.
+        method: How ranges are found; None to try those of the effort.
+        step: Told of what begins.
 
     Returns:
-        The recipe, and the model that it makes.
+        The attempt of the best recipe.
     """
-    search = _Search(model, calibration, judge)
-    plain = QuantizeStatic(calibration=calibration, target=target, keep_float=keep_float)
-    methods = (method,) if method else _METHODS
-    recipes = [Recipe(before=(), quantize=attrs.evolve(plain, method=name), after=()) for name in methods]
-    recipe, bare = max(((each, search.bare(each)) for each in recipes), key=lambda pair: pair[1].rank_db)
-    if quantized_for(bare.model.ir) is None:
-        return recipe, bare
-    # Factors from few feeds suit these feeds only: a feature that they hardly show may be ten times as large
-    # elsewhere. So half of them make the factors, and the ranges, which are from all, show the harm.
-    half = as_calibration(calibration, model.signature).every_other()
-    smooth = SmoothQuant(calibration=half, alpha=None, insert=True, keep_float=keep_float)
-    for step in (EqualizeWeights(), smooth):
-        if not step.apply(model).report.modified:
-            continue
-        changed = attrs.evolve(recipe, before=(*recipe.before, step))
-        attempt = search.bare(changed)
-        if attempt.rank_db > bare.rank_db + _PREPARATION_DB:
-            recipe, bare = changed, attempt
-    found = search.mended(recipe, bare)
-    # The rest may make weights harder to round, or be better only where they are rounded well, so it is
-    # judged with RoundWeights behind it.
-    equalize = EqualizeActivations(calibration=calibration)
-    if equalize.apply(model).report.modified:
-        found = search.better(found, attrs.evolve(found.recipe, before=(equalize, *found.recipe.before)))
-    for name in methods:
-        if name != found.recipe.quantize.method:
-            other = attrs.evolve(found.recipe.quantize, method=name)
-            found = search.better(found, attrs.evolve(found.recipe, quantize=other))
-    return attrs.evolve(found.recipe, after=found.after), found.attempt
+    search = _Search(bench, effort, (method,) if method else effort.methods, step)
+    search.announce()
+    step("ranges")
+    bare = [bench.attempt(Recipe(method=name), f"ranges by {name}") for name in search.methods]
+    best = max(bare, key=lambda attempt: attempt.rank_db)
+    if not best.is_int8:
+        return best
+    plain = best
+    if effort.prepares:
+        step("equalized weights, smooth activations")
+        best = search.smoothed(best)
+    if effort.rounds:
+        step("rounding weights")
+        best = search.closer(best, bench.rounded(best, "weights rounded by their effect", tried=True))
+    if effort.prepares:
+        step("equalized activations")
+        best = search.equalized(best, plain if best.recipe.before == () else None)
+        step("other ranges")
+        best = search.other_methods(best, {attempt.recipe.method: attempt for attempt in bare})
+    if effort.prepares:
+        step("all feeds")
+    if best.recipe.before:
+        whole = bench.attempt(best.recipe, "the same from all feeds")
+        best = whole if whole.rank_db > best.rank_db - _PREPARATION_DB else best
+    step("correcting biases")
+    best = search.closer(best, bench.corrected(best, "biases corrected"))
+    bench.note(best, "the closest to float")
+    return best
 
 
-@attrs.frozen
-class _Found:
-    """A recipe without and with what mends weights and biases."""
-
-    recipe: Recipe
-    bare: Attempt
-    after: tuple[Transform, ...]
-    attempt: Attempt
-
-
+@final
 @attrs.frozen
 class _Search:
-    """What all attempts have in common."""
+    bench: Workbench
+    effort: Effort
+    methods: tuple[str, ...]
+    step: Callable[[str], None]
 
-    model: Model
-    calibration: Any
-    judge: Callable[[Model], Score]
+    def announce(self) -> None:
+        """Let the first pass over the feeds gather what all methods need of the float model."""
+        bench = self.bench
+        statistics, model = bench.statistics, bench.model
+        quantize = QuantizeStatic(
+            calibration=statistics, target=bench.dialect, keep_float=bench.keep_float, method=self.methods[0]
+        )
+        statistics.announce(model, quantize.declare(model))
+        if self.effort.rounds:
+            statistics.announce(model, RoundWeights(calibration=statistics).declare(model))
+        if self.effort.prepares:
+            statistics.announce(model, EqualizeActivations(calibration=statistics).declare(model))
+            smooth = self.smooth_quant()
+            smooth.calibration.announce(model, smooth.declare(model))
 
-    def bare(self, recipe: Recipe) -> Attempt:
-        """Apply a recipe."""
-        return recipe.apply(self.model, self.judge)
+    def smooth_quant(self) -> SmoothQuant:
+        # Factors from few feeds suit these feeds only: a feature that they hardly show may be ten times as
+        # large elsewhere. So half of them make the factors, and the ranges, from all, show the harm.
+        half = self.bench.statistics.every_other()
+        known = {str(node.name) for node in self.bench.model.ir.graph}
+        keep = self.bench.keep_float & known
+        return SmoothQuant(calibration=half, alpha=None, insert=True, keep_float=keep)
 
-    def mended(self, recipe: Recipe, bare: Attempt) -> _Found:
-        """Round weights anew and correct biases, where that helps."""
-        after: tuple[Transform, ...] = ()
-        best = bare
-        for mend in (RoundWeights(calibration=self.calibration), CorrectBias(calibration=self.calibration)):
-            attempt = _attempt(best.model, (mend,), self.judge)
-            if attempt.rank_db > best.rank_db:
-                after = (*after, mend)
-                best = attrs.evolve(attempt, steps=(*best.steps, *attempt.steps))
-        return _Found(recipe, bare, after, best)
+    def smoothed(self, best: Attempt) -> Attempt:
+        """Try what changes the float model before its weights are rounded."""
+        for transform in (EqualizeWeights(), self.smooth_quant()):
+            before = (*best.recipe.before, transform)
+            if not self.changes(before):
+                continue
+            recipe = attrs.evolve(best.recipe, before=before)
+            attempt = self.bench.attempt(recipe, f"with {type(transform).__name__}", tried=True)
+            if attempt.rank_db > best.rank_db + _PREPARATION_DB:
+                best = attempt
+        return best
 
-    def better(self, found: _Found, changed: Recipe) -> _Found:
-        """Return what a changed recipe makes if it is closer to float, else what was found before."""
-        bare = self.bare(changed)
-        if bare.rank_db <= found.bare.rank_db - _HOPELESS_DB:
-            return found
-        other = self.mended(changed, bare)
-        return other if other.attempt.rank_db > found.attempt.rank_db + _PREPARATION_DB else found
+    def equalized(self, best: Attempt, bare: Attempt | None) -> Attempt:
+        """Try equalized activations, which may make weights harder to round, with rounded weights."""
+        transform = EqualizeActivations(calibration=self.bench.statistics)
+        before = (transform, *best.recipe.before)
+        if not self.changes((transform,)):
+            return best
+        recipe = attrs.evolve(best.recipe, before=before, rounds=False)
+        return self.rounded_if_better(best, bare, recipe, "with EqualizeActivations")
 
+    def other_methods(self, best: Attempt, bare: dict[str, Attempt]) -> Attempt:
+        """Try the other ranges, which may be better only where weights are rounded well."""
+        for method in self.methods:
+            if method == best.recipe.method:
+                continue
+            recipe = attrs.evolve(best.recipe, method=method, rounds=False)
+            known = bare.get(best.recipe.method) if not recipe.before else None
+            best = self.rounded_if_better(best, known, recipe, f"ranges by {method}", bare.get(method))
+        return best
 
-def _attempt(model: Model, steps: tuple[Transform, ...], judge: Callable[[Model], Score]) -> Attempt:
-    result = Pipeline(steps).apply(model)
-    return Attempt(model=result.model, steps=result.report.steps, score=judge(result.model))
+    def rounded_if_better(
+        self, best: Attempt, bare: Attempt | None, recipe: Recipe, what: str, made: Attempt | None = None
+    ) -> Attempt:
+        """Return the attempt of a recipe with rounded weights, if it is closer than the best.
+
+        Args:
+            best: The best so far.
+            bare: What it was before its weights were rounded, if that is known: what is far behind that
+                without rounding will be behind with it, too.
+            recipe: The recipe, without rounding.
+            what: What is tried, for people.
+            made: The recipe's attempt, if there is one already and nothing was done before quantizing.
+        """
+        attempt = made if made is not None and not recipe.before else None
+        attempt = attempt or self.bench.attempt(recipe, what, tried=True)
+        if bare is not None and attempt.rank_db <= bare.rank_db - _HOPELESS_DB:
+            return best
+        if self.effort.rounds:
+            rounded = self.bench.rounded(attempt, f"{what}, weights rounded", tried=True)
+            attempt = self.closer(attempt, rounded)
+        return attempt if attempt.rank_db > best.rank_db + _PREPARATION_DB else best
+
+    def changes(self, before: tuple[GraphTransform, ...]) -> bool:
+        """Whether the last of the steps does anything to the float model."""
+        return self.bench.prepared(before)[1][-1].modified
+
+    @staticmethod
+    def closer(best: Attempt, other: Attempt) -> Attempt:
+        """Return the attempt that is closer to float."""
+        return other if other.rank_db > best.rank_db else best

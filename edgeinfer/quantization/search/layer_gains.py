@@ -15,13 +15,11 @@ import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.backends.registry import get_backend
-from edgeinfer.devices.profile import Target
+from edgeinfer.backends.dialect import QDQDialect
 from edgeinfer.display import Table
-from edgeinfer.errors import EdgeInferError
-from edgeinfer.measure.layer_times import LayerLatencies, measure_layers
+from edgeinfer.measure.layer_times import LayerLatencies
+from edgeinfer.measure.speedup import NotMeasured, Stopwatch
 from edgeinfer.model.model import Model
-from edgeinfer.quantization.placement.dialects import dialect_of
 from edgeinfer.quantization.placement.fused_kernels import DATA, WEIGHT, Region
 from edgeinfer.quantization.placement.placement import place
 from edgeinfer.quantization.placement.pointwise import follow_gemms
@@ -122,34 +120,32 @@ def integer_nodes(model: ir.Model) -> set[str]:
 
 
 def layer_gains(
-    model: Model, quantized: Model, feed: Mapping[str, np.ndarray], *, target: Target | str | None = None
-) -> LayerGains | None:
+    model: Model, quantized: Model, feed: Mapping[str, np.ndarray], stopwatch: Stopwatch, dialect: QDQDialect
+) -> LayerGains | NotMeasured:
     """Profile a model in float and in int8.
 
     Args:
         model: The float model.
         quantized: What `QuantizeStatic` made of it.
         feed: Inputs of both.
-        target: Where to measure; None for ONNX Runtime.
+        stopwatch: Measures the layers.
+        dialect: The target's.
 
     Returns:
-        The gains, or None where the target's backend is not here or has no profiler.
+        The gains, or why there are none: the target is not here, or has no profiler.
     """
-    parsed = Target.parse(target or "onnxruntime")
-    if not get_backend(parsed.backend).capabilities().available:
-        return None
-    try:
-        before, after = (measure_layers(each, feed, target=parsed) for each in (model, quantized))
-    except EdgeInferError:
-        return None  # the device is not here, or it takes one of the two only
-    if not before.layers or not after.layers:
-        return None
+    before, after = (stopwatch.layers(each, feed) for each in (model, quantized))
+    for times in (before, after):
+        if isinstance(times, NotMeasured):
+            return times
+    assert isinstance(before, LayerLatencies)
+    assert isinstance(after, LayerLatencies)
     graph = model.copy_ir()
     prepare(graph)
     follow_gemms(graph, quantized.ir)
     integer = integer_nodes(quantized.ir)
-    dialect = attrs.evolve(dialect_of(parsed), costs=None, quantize_outputs=True)
-    regions = [region for region in place(graph, dialect).regions if region.node.name in integer]
+    every = attrs.evolve(dialect, costs=None, quantize_outputs=True)
+    regions = [region for region in place(graph, every).regions if region.node.name in integer]
     return LayerGains(
         where=before.where,
         layers=_compare(regions, before, after),

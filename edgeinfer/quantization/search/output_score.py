@@ -1,4 +1,8 @@
-"""One number that ranks int8 versions of a model by a few feeds.
+"""Two figures for one version of a model, from a few feeds: how close it is to float, and what to rank it by.
+
+Few feeds tell the closeness on others with an error, and of several versions the one that was lucky looks
+best. So what is compared, and what a tolerance is held to, is the lower end of an interval over the feeds:
+with 95 % the figure on all feeds of this kind is above it.
 
 The SQNR over all feeds is what users ask for, and a poor guide from few of them: behind a Softmax most feeds
 are certain and hardly show any noise, and the two or three that are not make the figure. On MLPerf's ResNet-8
@@ -10,33 +14,26 @@ it put recipes in an order that more feeds turned around, at a cost of 5 dB. So 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import final
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, final
 
 import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.backends.dialect import QDQDialect
-from edgeinfer.calibration.calibration import Calibration
-from edgeinfer.devices.profile import Target
-from edgeinfer.errors import EdgeInferError
-from edgeinfer.graph.build import compile_model
-from edgeinfer.graph.taps import reference_session
 from edgeinfer.model.model import Model
 from edgeinfer.numerics.closeness import ClosenessAccumulator
-from edgeinfer.runtime.open import load
 
-__all__ = ["Score", "Scorer", "output_sqnr_db", "run_outputs"]
+__all__ = ["BROKEN", "Outputs", "Score", "Scorer", "output_sqnr_db"]
 
-Outputs = list[list[np.ndarray]]
-_REFERENCE = "onnxruntime"
+Outputs: TypeAlias = "Sequence[Sequence[np.ndarray]]"
 
 _TINY = 1e-30  # probabilities below it are the float format's end, not the model's opinion
 _SIGMOID_END = 1e-7  # float32 does not tell a sigmoid from 0 or 1 beyond
 _FLOOR = 1e-8  # of the mean power: 80 dB are as good as equal, and silence says nothing
 _MOVING = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_Z = 1.6449  # one-sided 95 % of the normal distribution
 
 
 @final
@@ -46,12 +43,19 @@ class Score:
 
     Attributes:
         sqnr_db: SQNR in dB of its worst output over all feeds.
-        rank_db: The mean over the feeds of the decibels of its worst output, saturation undone: what to
-            compare versions of a model by.
+        lower_db: The lower end of the interval of that, 95 % one-sided, which other feeds of the same kind
+            will hardly go below.
+        mean_db: The mean over the feeds of the decibels of its worst output, saturation undone.
+        rank_db: The lower end of the interval of that: what to compare versions of a model by.
     """
 
     sqnr_db: float
+    lower_db: float
+    mean_db: float
     rank_db: float
+
+
+BROKEN = Score(sqnr_db=-math.inf, lower_db=-math.inf, mean_db=-math.inf, rank_db=-math.inf)
 
 
 @final
@@ -60,12 +64,15 @@ class Scorer:
 
     Args:
         model: The float model.
-        reference: Its outputs, feed by feed.
+        reference: What it gives for the scored tensors, feed by feed.
+        names: The scored tensors; None for its outputs.
     """
 
-    def __init__(self, model: Model, reference: Outputs) -> None:
+    def __init__(self, model: Model, reference: Outputs, names: Sequence[str] | None = None) -> None:
         self.reference = reference
-        undo = [_inverse(value) for value in model.ir.graph.outputs]
+        values = {value.name: value for node in model.ir.graph for value in node.outputs}
+        scored = list(model.ir.graph.outputs) if names is None else [values.get(name) for name in names]
+        undo = [_inverse(value) for value in scored]
         floats = [index for index, array in enumerate(reference[0]) if array.dtype.kind == "f"]
         # An index or a flag is right or wrong; where there are numbers, they say more.
         self._undo = [(index, undo[index]) for index in floats or range(len(undo))]
@@ -73,9 +80,24 @@ class Scorer:
     def score(self, outputs: Outputs) -> Score:
         """Return the score of a version's outputs, feed by feed."""
         ranks = [self._rank_db(index, undo, outputs) for index, undo in self._undo]
-        return Score(sqnr_db=output_sqnr_db(self.reference, outputs), rank_db=min(ranks))
+        pooled = [_pooled_db(self.reference, outputs, index) for index in range(len(self.reference[0]))]
+        return Score(
+            sqnr_db=min(db for db, _ in pooled),
+            lower_db=min(db for _, db in pooled),
+            mean_db=min(db for db, _ in ranks),
+            rank_db=min(db for _, db in ranks),
+        )
 
-    def _rank_db(self, index: int, undo: Callable[[np.ndarray], np.ndarray], outputs: Outputs) -> float:
+    def first(self, count: int) -> Scorer:
+        """Return a scorer of the first feeds alone."""
+        scorer = Scorer.__new__(Scorer)
+        scorer.reference, scorer._undo = self.reference[:count], self._undo
+        return scorer
+
+    def _rank_db(
+        self, index: int, undo: Callable[[np.ndarray], np.ndarray], outputs: Outputs
+    ) -> tuple[float, float]:
+        """Return the mean of the decibels of one output over the feeds, and the lower end of its interval."""
         signal, noise = [], []
         for expected, found in zip(self.reference, outputs, strict=True):
             a, b = undo(expected[index]), undo(found[index])
@@ -83,47 +105,56 @@ class Scorer:
             signal.append(np.square(a[here]).sum())
             noise.append(np.square(a[here] - b[here]).sum())
         if not np.isfinite(noise).all():
-            return -np.inf
+            return -np.inf, -np.inf
         floor = _FLOOR * max(float(np.mean(signal)), np.finfo(np.float64).tiny)
-        return float(np.mean(10.0 * np.log10((np.array(signal) + floor) / (np.array(noise) + floor))))
-
-
-def run_outputs(
-    model: Model,
-    feeds: Sequence[Mapping[str, np.ndarray]] | Calibration,
-    target: Target | str | QDQDialect | None = None,
-) -> Outputs:
-    """Run a model on feeds; return the outputs, in the signature's order, feed by feed.
-
-    Args:
-        model: The model.
-        feeds: Its inputs.
-        target: Where to run it. What cannot be run there runs in ONNX Runtime, as for None.
-    """
-    parsed = Target.parse(target) if target is not None and not isinstance(target, QDQDialect) else None
-    if parsed is not None and parsed.backend != _REFERENCE:
-        with contextlib.suppress(EdgeInferError):  # not here, or it does not take the model
-            artifact = compile_model(model, parsed.backend, device=parsed.device or None)
-            with load(artifact) as session:
-                return [list(session.infer(dict(feed)).values()) for feed in feeds]
-    with reference_session(model) as session:
-        return [list(session.infer(dict(feed)).values()) for feed in feeds]
+        pairs = np.array([(s, n) for s, n in zip(signal, noise, strict=True) if max(s, n) > floor])
+        if not len(pairs):
+            return (-10.0 * math.log10(_FLOOR),) * 2
+        decibels = 10.0 * np.log10((pairs[:, 0] + floor) / (pairs[:, 1] + floor))
+        mean = float(np.mean(decibels))
+        return mean, mean - _half_width(decibels)
 
 
 def output_sqnr_db(reference: Outputs, outputs: Outputs) -> float:
     """Return the SQNR in dB of the worst of a model's outputs."""
-    worst = np.inf
-    for index in range(len(reference[0])):
-        closeness = ClosenessAccumulator()
-        for expected, found in zip(reference, outputs, strict=True):
-            closeness.update(expected[index], found[index])
-        worst = min(worst, closeness.result().sqnr_db)
-    return float(worst)
+    return min(_pooled_db(reference, outputs, index)[0] for index in range(len(reference[0])))
 
 
-def _inverse(output: ir.Value) -> Callable[[np.ndarray], np.ndarray]:
+def _pooled_db(reference: Outputs, outputs: Outputs, index: int) -> tuple[float, float]:
+    """Return the SQNR of one output over all feeds, and the lower end of its interval.
+
+    The figure is a ratio of two sums, whose logarithm varies like `signal / mean signal - noise / mean noise`
+    from feed to feed (the delta method).
+    """
+    total = ClosenessAccumulator()
+    signal, noise = [], []
+    for expected, found in zip(reference, outputs, strict=True):
+        total.update(expected[index], found[index])
+        a = np.asarray(expected[index]).astype(np.float64).ravel()
+        difference = a - np.asarray(found[index]).astype(np.float64).ravel()
+        signal.append(float(np.square(a[np.isfinite(a)]).sum()))
+        noise.append(float(np.square(difference[np.isfinite(a)]).sum()))
+    sqnr_db = float(total.result().sqnr_db)
+    if not math.isfinite(sqnr_db) or not sum(signal):
+        return sqnr_db, sqnr_db
+    varies = np.array(signal) / np.mean(signal) - np.array(noise) / np.mean(noise)
+    return sqnr_db, sqnr_db - 10.0 / math.log(10.0) * _half_width(varies)
+
+
+def _half_width(values: np.ndarray) -> float:
+    """Return how far below a mean its lower end is, by Student's distribution (Abramowitz, Stegun 26.7.5)."""
+    count = len(values)
+    if count < 2:
+        return 0.0
+    free = count - 1
+    z = _Z
+    t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    return float(t * np.std(values, ddof=1) / math.sqrt(count))
+
+
+def _inverse(output: ir.Value | None) -> Callable[[np.ndarray], np.ndarray]:
     """Return what undoes the saturating operator at an output, if there is one, in float64."""
-    node = output.producer()
+    node = output.producer() if output is not None else None
     while node is not None and node.op_type in _MOVING and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     if node is not None and node.op_type == "Softmax":

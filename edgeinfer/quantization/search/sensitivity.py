@@ -7,26 +7,25 @@ ones to give back to float first.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, final
 
 import attrs
 import numpy as np
-import onnx_ir as ir
 
-from edgeinfer.backends.dialect import QDQDialect
-from edgeinfer.calibration.calibration import as_calibration
+from edgeinfer.calibration.statistics import as_statistics
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import Table, track
 from edgeinfer.measure.inspection import inspect
 from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
 from edgeinfer.quantization.placement.dialects import dialect_of
-from edgeinfer.quantization.placement.placement import place
-from edgeinfer.quantization.placement.pointwise import pointwise_as_gemm
-from edgeinfer.quantization.placement.prepare import prepare
-from edgeinfer.quantization.qdq.marks import ranges_of
-from edgeinfer.quantization.search.output_score import Scorer, run_outputs
+from edgeinfer.quantization.qdq.marks import quantized_for, ranges_of
+from edgeinfer.quantization.search.layer_noise import SwitchedModel
+from edgeinfer.quantization.search.model_runs import run_outputs
+from edgeinfer.quantization.search.output_score import Scorer
+from edgeinfer.quantization.search.scored_tensors import scored_tensors
 from edgeinfer.values import as_tuple
 
 __all__ = ["LayerSensitivity", "Sensitivity", "sensitivity"]
@@ -120,7 +119,6 @@ def sensitivity(
     samples: int = 16,
     method: str = "mse",
     ranges: Mapping[str, tuple[float, float]] | None = None,
-    on_target: bool = False,
     nodes: Collection[str] | None = None,
     progress: bool | None = None,
 ) -> Sensitivity:
@@ -134,7 +132,6 @@ def sensitivity(
         samples: How many of the feeds the outputs are compared on.
         method: How ranges are found; see `QuantizeStatic`.
         ranges: Ranges that are known already; see `QuantizeStatic`.
-        on_target: Run the int8 models in the target's own runtime where that is here, not in ONNX Runtime.
         nodes: The names of the nodes to measure; None for all that would run in integers.
         progress: Show it; None in a terminal or notebook only.
 
@@ -142,50 +139,48 @@ def sensitivity(
         CalibrationError: There is no calibration, or it does not fit.
         PreconditionError: The model is quantized already.
     """
-    where = target if on_target else None
     loaded = Model.load(model)
-    feeds = as_calibration(calibration, loaded.signature)
+    statistics = as_statistics(calibration, loaded.signature)
     dialect = attrs.evolve(dialect_of(target), costs=None)  # also layers that gain no time
-    quantize = QuantizeStatic(calibration=feeds, target=dialect, method=method, ranges=ranges)
+    quantize = QuantizeStatic(calibration=statistics, target=dialect, method=method, ranges=ranges)
     whole = quantize.apply(loaded).model
-    layers = quantizable_layers(loaded, dialect)
-    judged = list(feeds.take(samples))
-    scorer = Scorer(loaded, run_outputs(loaded, judged))
-    macs = {cost.node: cost.macs for cost in inspect(loaded, shapes=_shapes_of(judged)).nodes}
-    known = ranges_of(whole.ir)
-    found = []
+    judged = list(itertools.islice(statistics, samples))
+    scored = scored_tensors(loaded)
+    tensors = None if scored.are_outputs else scored.names
+    scorer = Scorer(loaded, run_outputs(loaded, judged, tensors=tensors), tensors)
+    switched = SwitchedModel.of(whole, dialect) if quantized_for(whole.ir) is not None else None
+    of_layer = switched.of_layer if switched is not None else {}
+    layers = [node for node in loaded.ir.graph if node.name in of_layer]
     measured = [node for node in layers if nodes is None or node.name in nodes]
-    for node in track(measured, "sensitivity", progress=progress):
-        others = [str(other.name) for other in layers if other.name != node.name]
-        single = attrs.evolve(quantize, ranges=known, keep_float=others)
-        candidate = single.apply(loaded).model
-        score = scorer.score(run_outputs(candidate, judged, where))
+    macs = {cost.node: cost.macs for cost in inspect(loaded, shapes=_shapes_of(judged)).nodes}
+    found = []
+    single_layers = ([node.name or ""] for node in track(measured, "sensitivity", progress=progress))
+    scores = switched.scores(single_layers, judged, scorer, tensors=tensors) if switched is not None else ()
+    for node, score in zip(measured, scores, strict=True):
+        name = node.name or ""
+        metric = None
+        if evaluate is not None:
+            others = [str(other.name) for other in layers if other is not node]
+            single = attrs.evolve(quantize, ranges=ranges_of(whole.ir), keep_float=others)
+            metric = evaluate(single.apply(loaded).model)
         found.append(
             LayerSensitivity(
-                node=node.name or "",
+                node=name,
                 op_type=node.op_type,
                 sqnr_db=score.sqnr_db,
                 rank_db=score.rank_db,
-                metric=evaluate(candidate) if evaluate is not None else None,
-                macs=macs.get(node.name or ""),
+                metric=metric,
+                macs=macs.get(name),
             )
         )
     return Sensitivity(
         target=dialect.name,
         layers=sorted(found, key=lambda layer: layer.sqnr_db),
-        sqnr_db=scorer.score(run_outputs(whole, judged, where)).sqnr_db,
+        sqnr_db=scorer.score(run_outputs(whole, judged, tensors=tensors)).sqnr_db,
         metric_float=evaluate(loaded) if evaluate is not None else None,
         metric=evaluate(whole) if evaluate is not None else None,
         samples=len(judged),
     )
-
-
-def quantizable_layers(model: Model, dialect: QDQDialect) -> list[ir.Node]:
-    """Return the nodes that `QuantizeStatic` would run in integers."""
-    graph = model.copy_ir()
-    prepare(graph)
-    pointwise_as_gemm(graph, dialect)
-    return [region.node for region in place(graph, dialect).regions]
 
 
 def _shapes_of(feeds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, tuple[int, ...]]:
