@@ -6,14 +6,13 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.backends.tensorrt_.flavours import Flavour
-from edgeinfer.errors import CompileError, TransformError
-from edgeinfer.graph.opset import convert_opset
+from edgeinfer.errors import CompileError
 from edgeinfer.model.model import Model
 
 __all__ = ["fill_gaps"]
 
 # The newest opset that the parsers of 8.5 and 8.6 know (docs/operators.md of onnx-tensorrt 8.5 and 8.6). They
-# read newer models without complaint, and take axes that became an input for axes that are not given.
+# read newer models without complaint, and overlook what became an input or an attribute in opset 18.
 _OLD_OPSET = 17
 
 
@@ -21,23 +20,37 @@ def fill_gaps(model: Model, flavour: Flavour) -> Model:
     """Return the model as the parser of a version reads it rightly; the model itself where it does already.
 
     Raises:
-        CompileError: The model's opset is too new for the parser, and cannot be converted.
+        CompileError: The model's opset is too new, and has a node that the parser would misread.
     """
-    if not flavour.has("new_opsets") and model.ir.opset_imports.get("", 0) > _OLD_OPSET:
-        try:
-            model = Model.from_ir(convert_opset(model.copy_ir(), _OLD_OPSET, wanted_by=str(flavour)))
-        except TransformError as error:
+    opset = model.ir.opset_imports.get("", 0)
+    if not flavour.has("new_opsets") and opset > _OLD_OPSET:
+        misread = [node for node in _all_nodes(model.ir) if _is_misread(node)]
+        if misread:
             raise CompileError(
-                f"{flavour} knows opsets up to {_OLD_OPSET}, and the model cannot be converted to it.",
+                f"{flavour} knows opsets up to {_OLD_OPSET}, and would read {len(misread)} nodes wrongly.",
+                where=f"node {misread[0].name!r} ({misread[0].op_type})",
                 expected=f"opset {_OLD_OPSET} or older",
-                found=f"opset {model.ir.opset_imports['']}; {error.what}",
-                hint="Export the model with an older opset, or use a newer TensorRT.",
-            ) from error
+                found=f"opset {opset}",
+                hint=f"Convert it: ei.optimize(model, [ConvertOpset({_OLD_OPSET})]); or use a newer TensorRT.",
+            )
     if not flavour.has("unnamed_outputs"):
         model = _with_named_outputs(model)
     if not flavour.has("layer_normalization"):
         model = _without_layer_normalization(model)
     return model
+
+
+def _is_misread(node: ir.Node) -> bool:
+    """Whether a node says in the way of opset 18 what older ones said otherwise, or could not."""
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    count = len(node.inputs)
+    if node.op_type == "Resize":
+        return "axes" in node.attributes
+    if node.op_type == "Split":
+        return "num_outputs" in node.attributes
+    reduces = node.op_type.startswith("Reduce") and node.op_type != "ReduceSum"  # that one changed in 13
+    return (reduces and count > 1) or (node.op_type == "Pad" and count > 3)
 
 
 def _with_named_outputs(model: Model) -> Model:
@@ -78,7 +91,7 @@ def _all_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def _axes(node: ir.Node) -> list[int]:
-    """Return what a LayerNormalization normalizes over; nothing for other nodes, and where it is not known."""
+    """Return what a LayerNormalization normalizes over; nothing for other nodes, or where it is unknown."""
     if node.op_type != "LayerNormalization" or node.domain not in ("", "ai.onnx"):
         return []
     axis = node.attributes.get_int("axis", -1)
