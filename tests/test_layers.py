@@ -35,6 +35,7 @@ ORDER = (
         "backends.onnxruntime_.profile",
         "backends.tensorrt_.build",
         "backends.tensorrt_.parse",
+        "backends.tensorrt_.parser_gaps",
         "backends.tensorrt_.precision",
         "backends.tensorrt_.progress",
     ),
