@@ -244,14 +244,18 @@ CORE |= {
 
 
 def test_what_is_imported_is_a_dependency():
-    """At the top of modules nothing is imported that `pip install edgeinfer` does not bring."""
+    """At the top of modules nothing is imported that `pip install edgeinfer` does not bring; fleet has an extra."""
     project = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
     core = project.partition("\ndependencies = [")[2].partition("\n]")[0]
     for imported, brought_by in CORE.items():
         assert f'"{brought_by}>=' in core, f"{imported} is brought by no dependency"
-    allowed = set(sys.stdlib_module_names) | set(CORE) | {"edgeinfer"}
+    extra = project.partition("\nfleet = [")[2].partition("\n]")[0]
+    for imported, brought_by in FLEET.items():
+        assert f'"{brought_by}>=' in extra, f"{imported} is brought by no dependency"
+    core_names = set(sys.stdlib_module_names) | set(CORE) | {"edgeinfer"}
     found: dict[str, str] = {}
     for file in PACKAGE.rglob("*.py"):
+        allowed = core_names | (set(FLEET) if file.is_relative_to(PACKAGE / "fleet") else set())
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:

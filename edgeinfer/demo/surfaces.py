@@ -66,7 +66,8 @@ def _draw(label: int, rng: np.random.Generator) -> np.ndarray:
     elif label == 3:
         image += _stain(rng)
     image += 0.04 * rng.standard_normal((SIZE, SIZE))  # the camera's noise
-    return np.clip(image, 0, 1)
+    clipped: np.ndarray = np.clip(image, 0, 1)
+    return clipped
 
 
 def _metal(rng: np.random.Generator) -> np.ndarray:
@@ -77,7 +78,8 @@ def _metal(rng: np.random.Generator) -> np.ndarray:
     y, x = _grid()
     angle = rng.uniform(0, 2 * np.pi)
     light = np.cos(angle) * x + np.sin(angle) * y
-    return rng.uniform(0.4, 0.6) + 0.12 * streaks + rng.uniform(0.02, 0.15) * light
+    image: np.ndarray = rng.uniform(0.4, 0.6) + 0.12 * streaks + rng.uniform(0.02, 0.15) * light
+    return image
 
 
 def _scratch(rng: np.random.Generator) -> np.ndarray:
@@ -89,7 +91,8 @@ def _scratch(rng: np.random.Generator) -> np.ndarray:
     across = -np.sin(angle) * (x - at_x) + np.cos(angle) * (y - at_y) + rng.uniform(-0.3, 0.3) * along**2
     width, length = rng.uniform(0.02, 0.04), rng.uniform(0.25, 0.8)
     line = np.exp(-((across / width) ** 2)) * (np.abs(along) < length)
-    return _sign(rng) * rng.uniform(0.03, 0.2) * line
+    drawn: np.ndarray = _sign(rng) * rng.uniform(0.03, 0.2) * line
+    return drawn
 
 
 def _dent(rng: np.random.Generator) -> np.ndarray:
@@ -100,7 +103,8 @@ def _dent(rng: np.random.Generator) -> np.ndarray:
     dy, dx = (y - at_y) / radius, (x - at_x) / (radius * stretch)
     angle = rng.uniform(0, 2 * np.pi)
     slope = (np.cos(angle) * dx + np.sin(angle) * dy) * np.exp(-(dx**2 + dy**2))
-    return rng.uniform(0.03, 0.3) * slope
+    drawn: np.ndarray = rng.uniform(0.03, 0.3) * slope
+    return drawn
 
 
 def _stain(rng: np.random.Generator) -> np.ndarray:
@@ -111,7 +115,8 @@ def _stain(rng: np.random.Generator) -> np.ndarray:
     waves = sum(rng.uniform(0, 0.25) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5))
     distance = np.hypot(y - at_y, x - at_x)
     inside = 1 / (1 + np.exp(30 * (distance - rng.uniform(0.15, 0.4) * (1 + waves))))
-    return -rng.uniform(0.015, 0.12) * inside
+    drawn: np.ndarray = -rng.uniform(0.015, 0.12) * inside
+    return drawn
 
 
 def _grid() -> tuple[np.ndarray, np.ndarray]:

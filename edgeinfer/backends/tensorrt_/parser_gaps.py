@@ -31,7 +31,7 @@ def fill_gaps(model: Model, flavour: Flavour) -> Model:
                 where=f"node {misread[0].name!r} ({misread[0].op_type})",
                 expected=f"opset {_OLD_OPSET} or older",
                 found=f"opset {opset}",
-                hint=f"Convert it: ei.optimize(model, [ConvertOpset({_OLD_OPSET})]); or use a newer TensorRT.",
+                hint=f"Convert it: ei.optimize(model, [ConvertOpset({_OLD_OPSET})]), or use a newer version.",
             )
     if not flavour.has("unnamed_outputs"):
         model = _with_named_outputs(model)
@@ -144,7 +144,7 @@ def _take_apart(node: ir.Node) -> None:
         pairs.append((inverse_out, op("Div", constant(1.0), deviation)))
     graph.insert_before(node, made)
     for old, new in pairs:
-        new.dtype, new.shape = old.dtype, old.shape
+        new.dtype, new.shape = old.dtype, old.shape  # type: ignore[assignment]  # onnx_ir's setter takes None
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         new.name = old.name
     graph.remove(node, safe=False)

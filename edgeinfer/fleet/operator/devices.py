@@ -69,6 +69,10 @@ class Devices:
         """Return the devices that do not run what they are to run."""
         return [row for row in self if row["model"] is not None and row["wanted"] != row["running"]]
 
+    def to_dict(self) -> dict[str, object]:
+        """Return the rows as JSON-compatible values."""
+        return {"devices": [dict(row) for row in self]}
+
     def table(self) -> Table:
         """Return one row a device and model."""
         now = time.time()

@@ -91,6 +91,17 @@ class Forecast:
     bad_rate: float
     gates: tuple[tuple[str, str], ...]
 
+    def to_dict(self) -> dict[str, object]:
+        """Return the forecast as JSON-compatible values."""
+        return {
+            "devices": self.devices,
+            "good": attrs.asdict(self.good),
+            "bad": attrs.asdict(self.bad),
+            "bad_rate": self.bad_rate,
+            "gates": dict(self.gates),
+            "sources": list(self.history.sources),
+        }
+
     def table(self) -> Table:
         """Return what a person wants to see."""
         rows = [

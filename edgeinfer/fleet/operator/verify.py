@@ -64,6 +64,9 @@ class Verification:
             footer=f"root {root}, timestamp {timestamp}; {state}",
         )
 
+    def __str__(self) -> str:
+        return str(self.table())
+
     def to_dict(self) -> dict[str, object]:
         """Return JSON-compatible values."""
         return {
