@@ -2,8 +2,8 @@
 
     python benchmarks/fleet/kill_points.py [SCENARIO…] [--errors]
 
-After each, an application must find exactly the old or the new set of models, every file verified, and the next
-agent must come to the end. Needs strace.
+After each, an application must find exactly the old or the new set of models, every file verified, and the
+next agent must come to the end. Needs strace.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def main() -> int:
                 shutil.rmtree(folder)
             violations += bad
             print(
-                f"  {kind}: {hit} of {len(points)} points, {bad} violations, {time.monotonic() - started:.0f} s"
+                f"  {kind}: {hit} of {len(points)} points, {bad} violations, "
+                f"{time.monotonic() - started:.0f} s"
             )
         shutil.rmtree(scratch)
     print(f"violations: {violations}")
