@@ -247,7 +247,7 @@ FLEET |= {"zstandard": "zstandard"}
 
 
 def test_what_is_imported_is_a_dependency():
-    """At the top of modules nothing is imported that `pip install edgeinfer` does not bring, but for the fleet."""
+    """At the top of modules nothing is imported that `pip install edgeinfer` does not bring (the fleet apart)."""
     project = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
     core = project.partition("\ndependencies = [")[2].partition("\n]")[0]
     for imported, brought_by in CORE.items():
