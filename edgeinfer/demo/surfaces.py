@@ -65,7 +65,7 @@ def _draw(label: int, rng: np.random.Generator) -> np.ndarray:
         image += _dent(rng)
     elif label == 3:
         image += _stain(rng)
-    image += 0.02 * rng.standard_normal((SIZE, SIZE))  # the camera's noise
+    image += 0.04 * rng.standard_normal((SIZE, SIZE))  # the camera's noise
     return np.clip(image, 0, 1)
 
 
@@ -89,7 +89,7 @@ def _scratch(rng: np.random.Generator) -> np.ndarray:
     across = -np.sin(angle) * (x - at_x) + np.cos(angle) * (y - at_y) + rng.uniform(-0.3, 0.3) * along**2
     width, length = rng.uniform(0.02, 0.04), rng.uniform(0.25, 0.8)
     line = np.exp(-((across / width) ** 2)) * (np.abs(along) < length)
-    return _sign(rng) * rng.uniform(0.08, 0.3) * line
+    return _sign(rng) * rng.uniform(0.03, 0.2) * line
 
 
 def _dent(rng: np.random.Generator) -> np.ndarray:
@@ -100,7 +100,7 @@ def _dent(rng: np.random.Generator) -> np.ndarray:
     dy, dx = (y - at_y) / radius, (x - at_x) / (radius * stretch)
     angle = rng.uniform(0, 2 * np.pi)
     slope = (np.cos(angle) * dx + np.sin(angle) * dy) * np.exp(-(dx**2 + dy**2))
-    return rng.uniform(0.12, 0.5) * slope
+    return rng.uniform(0.03, 0.3) * slope
 
 
 def _stain(rng: np.random.Generator) -> np.ndarray:
@@ -111,7 +111,7 @@ def _stain(rng: np.random.Generator) -> np.ndarray:
     waves = sum(rng.uniform(0, 0.25) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5))
     distance = np.hypot(y - at_y, x - at_x)
     inside = 1 / (1 + np.exp(30 * (distance - rng.uniform(0.15, 0.4) * (1 + waves))))
-    return -rng.uniform(0.05, 0.2) * inside
+    return -rng.uniform(0.015, 0.12) * inside
 
 
 def _grid() -> tuple[np.ndarray, np.ndarray]:
