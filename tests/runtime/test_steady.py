@@ -83,6 +83,17 @@ def test_what_cannot_be_called_is_refused(artifact):
         ei.load(artifact, deadline_ms=1.0, on_miss="print")  # type: ignore[arg-type]
 
 
+def test_a_session_checks_a_budget(artifact):
+    with ei.load(artifact) as session:
+        limits = ei.Budget(latency_p50_ms=1e6, latency_p99_ms=1e-6, peak_bytes="1 GB")
+        assert [violation.not_measured for violation in session.check(limits)] == [True] * 3
+        session.infer(X)
+        broken, unknown = session.check(limits)
+        assert (broken.limit, unknown.limit) == ("latency_p99_ms", "peak_bytes")
+        assert broken.ratio > 1
+        assert unknown.not_measured
+
+
 # Steadiness
 
 
