@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from edgeinfer.lazy import attribute_of, module_of
 
 if TYPE_CHECKING:
-    from edgeinfer import devices, errors, feeds, measure, testing, transforms
+    from edgeinfer import devices, errors, feeds, fleet, measure, testing, transforms
     from edgeinfer.api import compile, optimize
     from edgeinfer.artifact.artifact import Artifact
     from edgeinfer.backends.registry import backends  # the package, which is callable (see its docstring)
@@ -32,14 +32,20 @@ if TYPE_CHECKING:
     from edgeinfer.measure.inspection import inspect
     from edgeinfer.model.model import Model
     from edgeinfer.quantization.search.sensitivity import sensitivity
+    from edgeinfer.runtime.adaptive.adaptive_session import AdaptiveSession
     from edgeinfer.runtime.benchmark import benchmark
     from edgeinfer.runtime.open import infer, load
     from edgeinfer.runtime.session import Session
+    from edgeinfer.runtime.steady import Steady
     from edgeinfer.transforms.contract import Pipeline
+    from edgeinfer.tuning.recipe import Recipe
+    from edgeinfer.tuning.result import TuningResult
+    from edgeinfer.tuning.tune import tune
 
 __version__ = "0.1.0"
 
 _ATTRIBUTES = {
+    "AdaptiveSession": "edgeinfer.runtime.adaptive.adaptive_session",
     "Artifact": "edgeinfer.artifact.artifact",
     "Budget": "edgeinfer.budget",
     "EdgeInferError": "edgeinfer.errors",
@@ -47,8 +53,11 @@ _ATTRIBUTES = {
     "Model": "edgeinfer.model.model",
     "Pipeline": "edgeinfer.transforms.contract",
     "Preprocessing": "edgeinfer.feeds.preprocessing",
+    "Recipe": "edgeinfer.tuning.recipe",
     "Session": "edgeinfer.runtime.session",
+    "Steady": "edgeinfer.runtime.steady",
     "Target": "edgeinfer.devices.profile",
+    "TuningResult": "edgeinfer.tuning.result",
     "benchmark": "edgeinfer.runtime.benchmark",
     "compare": "edgeinfer.measure.comparison",
     "compile": "edgeinfer.api",
@@ -57,10 +66,12 @@ _ATTRIBUTES = {
     "load": "edgeinfer.runtime.open",
     "optimize": "edgeinfer.api",
     "sensitivity": "edgeinfer.quantization.search.sensitivity",
+    "tune": "edgeinfer.tuning.tune",
 }
-_MODULES = ("backends", "devices", "errors", "feeds", "measure", "testing", "transforms")
+_MODULES = ("backends", "devices", "errors", "feeds", "fleet", "measure", "testing", "transforms")
 
 __all__ = [
+    "AdaptiveSession",
     "Artifact",
     "Budget",
     "EdgeInferError",
@@ -68,8 +79,11 @@ __all__ = [
     "Model",
     "Pipeline",
     "Preprocessing",
+    "Recipe",
     "Session",
+    "Steady",
     "Target",
+    "TuningResult",
     "__version__",
     "backends",
     "benchmark",
@@ -78,6 +92,7 @@ __all__ = [
     "devices",
     "errors",
     "feeds",
+    "fleet",
     "infer",
     "inspect",
     "load",
@@ -86,6 +101,7 @@ __all__ = [
     "sensitivity",
     "testing",
     "transforms",
+    "tune",
 ]
 
 

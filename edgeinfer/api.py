@@ -106,9 +106,11 @@ def compile(  # noqa: A001 (the verb of the design)
     Args:
         model: A path, bytes, `onnx.ModelProto`, `onnx_ir.Model` or Model.
         target: A Target, a device profile, or a backend with or without a device (`"openvino:GPU"`). None:
-            the model's target, else the best backend that is available on this machine.
+            the model's target, else the best backend that is available on this machine. A model that was
+            tuned for this backend is compiled with the options that it was tuned with.
         device: The device name within the backend. None: that of the target, else the backend's default.
-        options: The backend's frozen options value, or a mapping of the same names.
+        options: The backend's frozen options value, or a mapping of the same names, which wins over what the
+            model was tuned with.
         cache_dir: A folder for the runtime's caches.
         backend: Another name of `target`.
 

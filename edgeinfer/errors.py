@@ -5,7 +5,8 @@ what to do. The same facts are attributes, so that a program can act on them.
 
     EdgeInferError
     ├── ModelError           ModelLoadError, InvalidModelError, ExternalDataError, UnsupportedModelError
-    ├── TransformError       TransformContractError, TransformOptionError, PreconditionError, CalibrationError
+    ├── TransformError       TransformContractError, TransformOptionError, PreconditionError,
+    │                        CalibrationError, RecipeError
     ├── BackendError         UnknownBackendError, DuplicateBackendError, BackendUnavailableError,
     │                        BrokenBackendError, DeviceError, OptionsError, CompileError
     ├── ArtifactError        ArtifactFormatError, ArtifactIntegrityError, ArtifactMismatchError,
@@ -13,8 +14,9 @@ what to do. The same facts are attributes, so that a program can act on them.
     ├── SessionError         InputError (FeedsError, a CalibrationError, too), InferenceError,
     │                        GoldenMismatchError, SessionClosedError (ForkedSessionError)
     ├── TargetError          BudgetError
+    ├── TuningError
     ├── RemoteError          RemoteConnectionError, RemoteTimeoutError, RemoteStorageError
-    ├── FleetError
+    ├── FleetError           see edgeinfer.fleet.errors
     └── MissingPackageError
 """
 
@@ -51,6 +53,7 @@ __all__ = [
     "ModelLoadError",
     "OptionsError",
     "PreconditionError",
+    "RecipeError",
     "RemoteConnectionError",
     "RemoteError",
     "RemoteStorageError",
@@ -61,6 +64,7 @@ __all__ = [
     "TransformContractError",
     "TransformError",
     "TransformOptionError",
+    "TuningError",
     "UnknownBackendError",
     "UnsupportedModelError",
 ]
@@ -159,6 +163,10 @@ class CalibrationError(TransformError):
     """Calibration data is missing, empty, or does not fit the model."""
 
 
+class RecipeError(TransformError):
+    """A recipe is damaged, of another version, or for another model."""
+
+
 class BackendError(EdgeInferError):
     """Something is wrong with a backend."""
 
@@ -252,6 +260,10 @@ class TargetError(EdgeInferError):
 
 class BudgetError(TargetError):
     """A budget that cannot be met or is not a budget."""
+
+
+class TuningError(EdgeInferError):
+    """A tuning run cannot start or go on: its journal is of another run, or nothing could be measured."""
 
 
 class RemoteError(EdgeInferError):

@@ -19,9 +19,14 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 # The pages with Python, each run by a test below.
 RUN = {
+    "devices.md": 2,
+    "estimates.md": 1,
+    "feeds.md": 2,
+    "fleet-releases.md": 1,
     "index.md": 2,
     "pruning.md": 1,
     "quantization.md": 3,
+    "steady-latency.md": 2,
     "writing_a_backend.md": 1,
     "writing_a_transform.md": 1,
 }
@@ -60,6 +65,29 @@ def test_first_steps(tmp_path, monkeypatch):
     assert ei.Artifact.open("model.edge").manifest.golden is not None
 
 
+def test_fleet_releases(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("cryptography", reason="signing needs the extra `fleet`")
+    shutil.copy(model_path(), tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"feeds": [{"images": load_digits().images[:4]}]}
+    execute(blocks("fleet-releases.md")[0], "fleet-releases.md", names)
+    assert capsys.readouterr().out.startswith("1 ")
+    assert (tmp_path / "fleet" / "repository" / "metadata" / "timestamp.json").is_file()
+
+
+def test_feeds(tmp_path, monkeypatch, capsys):
+    shutil.copy(model_path(), tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"x": load_digits().images[:6]}
+    for block in blocks("feeds.md"):
+        execute(block.replace('"input"', '"images"'), "feeds.md", names)
+    assert capsys.readouterr().out.splitlines() == [
+        "(1, 1, 8, 8)",
+        *["(2, 1, 8, 8)"] * 3,
+        "(1, 3, 224, 224)",
+    ]
+
+
 @pytest.mark.parametrize("page", ["quantization.md", "pruning.md"])
 def test_optimizing_pages(page, tmp_path, monkeypatch, capsys):
     """The pages say `samples` and name a convolution; the model at hand has its own names."""
@@ -72,6 +100,36 @@ def test_optimizing_pages(page, tmp_path, monkeypatch, capsys):
     assert isinstance(names["model"], ei.Model)
     assert names["model"].history
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["devices.md", "estimates.md"])
+def test_pages_on_devices(page, tmp_path, monkeypatch, capsys):
+    shutil.copy(model_path(), tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks(page):
+        execute(block, page, names)
+    assert "raspberry-pi-5" in capsys.readouterr().out
+
+
+def test_the_catalog_of_the_page_is_one(tmp_path, monkeypatch):
+    (code,) = blocks("devices.md", "toml")
+    (tmp_path / "devices.toml").write_text(code)
+    monkeypatch.setenv("EDGEINFER_DEVICES", str(tmp_path / "devices.toml"))
+    profile = ei.devices.profiles()["our-box@QUIET"]
+    assert profile.number("power_w") == 5.0
+    assert profile.main.operations_s("float32") == 7e10
+
+
+def test_steady_latency(tmp_path, monkeypatch):
+    """The page calls its input `input`; the model at hand calls it `images`."""
+    for name in ("model.edge", "small.edge"):
+        ei.compile(model_path(), "onnxruntime").save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"x": load_digits().images[:1]}
+    for block in blocks("steady-latency.md"):
+        execute(block.replace('"input"', '"images"'), "steady-latency.md", names)
+    assert names["session"].closed  # type: ignore[attr-defined]
 
 
 def test_writing_a_transform():
@@ -107,6 +165,31 @@ def test_names_exist(page):
         module, _, name = dotted.rpartition(".")
         found = importlib.import_module(module)
         assert hasattr(found, name) or importlib.import_module(dotted), dotted
+
+
+def public_names() -> dict[str, set[str]]:
+    """The names that docs/stability.md lists, by module."""
+    text = (ROOT / "docs" / "stability.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^### `([\w.]+)`\n(.*?)(?=^###|\Z)", text, re.DOTALL | re.MULTILINE)
+    # They come behind the sentence that says what the module is for.
+    return {module: set(re.findall(r"`(\w+)`", body.strip().split("\n\n")[1])) for module, body in sections}
+
+
+@pytest.mark.parametrize("module", public_names())
+def test_every_public_name_is_listed(module):
+    found = set(importlib.import_module(module).__all__)
+    listed = public_names()[module]
+    assert found - listed == set(), "docs/stability.md lacks them"
+    assert listed - found == set(), "docs/stability.md lists what is not there"
+
+
+def test_every_public_module_is_listed():
+    """All modules that are names of `edgeinfer`, and those that authors of backends are told to import."""
+    assert {f"edgeinfer.{name}" for name in ei._MODULES} - {"edgeinfer.backends"} <= set(public_names())
+    text = (ROOT / "docs" / "writing_a_backend.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\bedgeinfer\.backends\.\w+", text))
+    assert named
+    assert named <= set(public_names())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "edgeinfer"
 # A module belongs to the longest of these names that it begins with.
 ORDER = (
     ("errors", "values"),
-    ("display", "atomic", "npz", "cpu_quota", "lazy", "forking"),
+    ("display", "charts", "atomic", "npz", "cpu_quota", "lazy", "forking"),
     ("budget",),
     ("numerics",),
     ("artifact",),
@@ -25,6 +25,8 @@ ORDER = (
     ("devices",),
     ("runtime",),
     ("devices.remote",),
+    ("fleet.errors",),
+    ("fleet.device",),
     # ---- the device line: nothing above imports onnx, onnx_ir, onnxscript, sympy or rich ----
     ("model", "terminal"),
     # The halves of the adapters that compile, and that say what ran.
@@ -33,6 +35,7 @@ ORDER = (
         "backends.onnxruntime_.profile",
         "backends.tensorrt_.build",
         "backends.tensorrt_.parse",
+        "backends.tensorrt_.parser_gaps",
         "backends.tensorrt_.precision",
         "backends.tensorrt_.progress",
     ),
@@ -51,12 +54,14 @@ ORDER = (
     ("estimate",),
     ("recipe",),
     ("api",),
+    ("tuning",),
+    ("fleet.operator",),
     ("testing", "demo"),
     ("cli", "__main__"),
 )
 DEVICE_LINE = ORDER.index(("model", "terminal"))
 GRAPH_PACKAGES = frozenset({"onnx", "onnx_ir", "onnxscript", "sympy", "rich"})
-LAZY = frozenset({"", "transforms", "backends", "devices", "measure", "quantization", "pruning"})
+LAZY = frozenset({"", "transforms", "backends", "devices", "fleet", "measure", "quantization", "pruning"})
 
 
 def _modules() -> dict[str, Path]:

@@ -11,18 +11,25 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from models import SHAPES, open_model
+from results import Results, latency
 
 import edgeinfer as ei
+from edgeinfer.display import Table
 from edgeinfer.transforms import FuseBatchNorm, Simplify, ToFloat16
 
 BATCHES = (1, 8, 32)
 AIM_RATIO, AIM_TAIL = 1.3, 1.10
+RUNS, SECONDS = 5_000, 20.0
 # More arrays than the adapter remembers, so that none of them comes again in its eyes.
 FRESH = 24
+# A large input and a small output, on a small network and a large one.
+MODELS = ("mobilenet_v2_1.0_224", "resnet50")
 HEAD = '<ir_version: 8, opset_import: ["" : 15]>\n'
 
 
@@ -101,21 +108,18 @@ def build(
 
 
 def measure(
-    artifact: ei.Artifact,
+    artifact: ei.Artifact | Path,
     shapes: Mapping[str, tuple[int, ...]],
     batch: int,
     latency: Callable[..., dict[str, float]],
     seconds: float,
+    runs: int = RUNS,
 ) -> dict[str, Any]:
-    """Return p50 and p99 of each way, and their ratios to the bound mode."""
+    """Return p50 and p99 of each way over a number of runs, and their ratios to the bound mode."""
     rng = np.random.default_rng(0)
-    dtypes = {spec.name: spec.dtype for spec in artifact.signature.inputs}
 
     def feed() -> dict[str, np.ndarray]:
-        return {
-            name: rng.standard_normal((batch, *shape[1:])).astype(dtypes[name])
-            for name, shape in shapes.items()
-        }
+        return {name: rng.standard_normal((batch, *shape[1:]), np.float32) for name, shape in shapes.items()}
 
     one, many = feed(), itertools.cycle([feed() for _ in range(FRESH)])
     found: dict[str, Any] = {}
@@ -125,17 +129,66 @@ def measure(
     ):
         for name, array in one.items():
             bound.inputs[name][...] = array
-        found["bound"] = latency(bound.run, seconds)
-        found["again"] = latency(lambda: session.infer(one), seconds)
-        found["fresh"] = latency(lambda: session.infer(next(many)), seconds)
+        found["bound"] = latency(bound.run, seconds, runs)
+        found["again"] = latency(lambda: session.infer(one), seconds, runs)
+        found["fresh"] = latency(lambda: session.infer(next(many)), seconds, runs)
         found["notes"] = session.execution().notes
     with ei.load(artifact, options={"outputs": "device"}) as session:
-        found["device outputs"] = latency(lambda: session.infer(one), seconds)
+        found["device outputs"] = latency(lambda: session.infer(one), seconds, runs)
     for way in ("again", "fresh"):
         found[f"{way} / bound"] = found[way]["p50_ms"] / found["bound"]["p50_ms"]
+    for way in ("bound", "again", "fresh"):
         found[f"{way} p99 / p50"] = found[way]["p99_ms"] / found[way]["p50_ms"]
     found["aim reached"] = all(
         found[f"{way} / bound"] <= AIM_RATIO and found[f"{way} p99 / p50"] <= AIM_TAIL
         for way in ("again", "fresh")
     )
     return found
+
+
+def host_part(
+    results: Results,
+    folder: Path,
+    names: list[str],
+    options: Mapping[str, Any],
+    precisions: tuple[str, ...] = ("float16",),
+) -> None:
+    """Check, then measure each model at each batch."""
+    results.step(lambda: check(options), step="check", check="host copies")
+    for precision, name in itertools.product(precisions, names):
+        path = results.scratch / "host" / f"{name}-{precision}.edge"
+
+        def make(path: Path = path, name: str = name, precision: str = precision) -> dict[str, Any]:
+            if not path.exists():  # else kept from an earlier run
+                cache = results.scratch / "cache"
+                build(open_model(folder, name), SHAPES[name], precision, options, cache).save(path)
+            return {}
+
+        keys = {"model": name, "precision": precision}
+        results.step(make, step="host build", **keys)
+        for batch in BATCHES if path.exists() else ():
+            results.step(
+                lambda path=path, name=name, batch=batch: measure(
+                    path, SHAPES[name], batch, latency, SECONDS
+                ),
+                step="host",
+                batch=batch,
+                **keys,
+            )
+
+
+def host_table(rows: list[dict[str, Any]]) -> str:
+    """Return the measured rows as a table."""
+    ways = ("bound", "again", "fresh", "device outputs")
+    ratios = ("again / bound", "fresh / bound", "bound p99 / p50", "again p99 / p50", "fresh p99 / p50")
+    cells = [
+        (
+            *(row["model"], row["precision"], row["batch"]),
+            *(f"{row[way]['p50_ms']:.3f}" for way in ways),
+            *(f"{row[ratio]:.2f}" for ratio in ratios),
+        )
+        for row in rows
+        if row["step"] == "host" and "error" not in row
+    ]
+    title = f"p50 in ms, host to host; the aim is {AIM_RATIO} times bound, p99/p50 {AIM_TAIL}"
+    return str(Table(title=title, columns=("model", "precision", "batch", *ways, *ratios), rows=cells))

@@ -1,6 +1,6 @@
 """Latency of ONNX models in PyTorch, with the same graph and weights, host to host: a peer of TensorRT.
 
-    python onnx_torch.py --models DIR --names a,b --shapes '{"a": {"input": [1, 3, 224, 224]}}' --seconds 60
+    python onnx_torch.py --models '{"a": {"file": "a.onnx", "shapes": {"input": [1, 3, 224, 224]}}}'
 
 Prints one JSON object a line. It runs in the interpreter that has PyTorch, which need not be edgeinfer's.
 """
@@ -11,7 +11,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -167,34 +166,44 @@ def round_trip(step: Step, inputs: list[torch.Tensor]) -> Callable[[], None]:
     return run
 
 
+PRECISIONS = (("float16", torch.float16), ("tf32", torch.float32), ("float32", torch.float32))
+
+
+def measure(path: str, shapes: dict[str, list[int]], precision: str, dtype: torch.dtype, mode: str):
+    """Return p50, p99 and the runs of one model in one way."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    with torch.inference_mode():
+        module = OnnxModule(onnx.load(path), dtype).eval()
+        inputs = [torch.randn(shapes[i], device="cuda", dtype=dtype) for i in module.names]
+        step: Step = lambda: module(*inputs)  # noqa: E731
+        if mode == "CUDA graph":
+            step = captured(module, inputs)
+        elif mode == "torch.compile":
+            made = torch.compile(module, mode="reduce-overhead")
+            step = lambda: made(*inputs)  # noqa: E731
+        return median_ms(round_trip(step, inputs), 1.0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--shapes", type=json.loads, required=True)
+    parser.add_argument("--models", type=json.loads, required=True)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--compile", action="store_true", help="torch.compile, too (slow)")
+    parser.add_argument("--batches", default="1", help="sizes of the first axis, separated by commas")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of float16, too (slow)")
     given = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
     end = time.monotonic() + given.seconds
-    for name, shapes in given.shapes.items():
-        for precision, dtype in (("float32", torch.float32), ("float16", torch.float16)):
-            for mode in ("eager", "CUDA graph", *(["torch.compile"] if given.compile else [])):
-                row = {"step": "torch", "model": name, "precision": precision, "mode": mode}
+    ways = [(*precision, mode) for mode in ("eager", "CUDA graph") for precision in PRECISIONS]
+    ways += [(*PRECISIONS[0], "torch.compile")] if given.compile else []
+    for precision, dtype, mode in ways:
+        for name, model in given.models.items():
+            for batch in map(int, given.batches.split(",")):
+                row = {"step": "torch", "model": name, "precision": precision, "mode": mode, "batch": batch}
+                shapes = {key: [batch, *shape[1:]] for key, shape in model["shapes"].items()}
                 try:
                     if time.monotonic() > end:
                         raise TimeoutError("out of time")  # noqa: TRY301
-                    with torch.inference_mode():
-                        module = OnnxModule(onnx.load(given.models / f"{name}.onnx"), dtype).eval()
-                        inputs = [torch.zeros(shapes[i], device="cuda", dtype=dtype) for i in module.names]
-                        step: Step = lambda m=module, x=inputs: m(*x)  # noqa: E731
-                        if mode == "CUDA graph":
-                            step = captured(module, inputs)
-                        elif mode == "torch.compile":
-                            made = torch.compile(module, mode="reduce-overhead")
-                            step = lambda m=made, x=inputs: m(*x)  # noqa: E731
-                        p50, p99, runs = median_ms(round_trip(step, inputs), 1.0)
+                    p50, p99, runs = measure(model["file"], shapes, precision, dtype, mode)
                     row |= {"p50_ms": p50, "p99_ms": p99, "runs": runs, "torch": torch.__version__}
                 except Exception as error:
                     row["error"] = f"{type(error).__name__}: {error}"[:500]

@@ -1,9 +1,9 @@
 """Latency of ONNX models in ONNX Runtime's CUDA provider, host to host: a peer of the TensorRT backend.
 
-    python onnxruntime_cuda.py --models DIR --shapes '{"a": {"input": [1, 3, 224, 224]}}' --seconds 60
+    python onnxruntime_cuda.py --models '{"a": {"file": "float32/a.onnx", "shapes": {"input": [1, 3, 8, 8]}}}'
 
-`DIR/float32/a.onnx` and `DIR/float16/a.onnx` are run; one JSON object a line. It runs in the interpreter that
-has onnxruntime-gpu, which need not be edgeinfer's.
+`float32/a.onnx` and `float16/a.onnx` are run; one JSON object a line. It runs in the interpreter that has
+onnxruntime-gpu, which need not be edgeinfer's.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ def median_ms(run: Callable[[], object], seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--shapes", type=json.loads, required=True)
+    parser.add_argument("--models", type=json.loads, required=True)
     parser.add_argument("--seconds", type=float, default=60)
     given = parser.parse_args()
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     end = time.monotonic() + given.seconds
-    for name, shapes in given.shapes.items():
+    for name, model in given.models.items():
+        path = Path(model["file"])
         for precision in ("float32", "float16"):
             for mode in ("run", "CUDA graph"):
                 row = {"step": "onnxruntime cuda", "model": name, "precision": precision, "mode": mode}
@@ -88,8 +88,8 @@ def main() -> None:
                     if time.monotonic() > end:
                         raise TimeoutError("out of time")  # noqa: TRY301
                     graph = mode == "CUDA graph"
-                    session = opened(given.models / precision / f"{name}.onnx", graph)
-                    feeds = feeds_of(session, shapes)
+                    session = opened(path.parent.parent / precision / path.name, graph)
+                    feeds = feeds_of(session, model["shapes"])
                     run: Callable[[], object] = lambda s=session, f=feeds: s.run(None, f)  # noqa: E731
                     row |= median_ms(captured(session, feeds) if graph else run, 0.7)
                     row["onnxruntime"] = ort.__version__

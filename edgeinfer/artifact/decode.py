@@ -8,6 +8,7 @@ cattrs does this and more, but importing it and generating its code takes 60 ms 
 
 from __future__ import annotations
 
+import functools
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -37,7 +38,7 @@ class DecodeError(ValueError):
 
 
 def encode(value: Any, hooks: Hooks | None = None) -> Any:
-    """Return a value as JSON-compatible ones: frozen values as mappings, tuples as lists.
+    """Return a value as JSON-compatible ones: frozen values as mappings, tuples and sets as lists.
 
     Args:
         value: A frozen value, or what is in its fields.
@@ -50,6 +51,8 @@ def encode(value: Any, hooks: Hooks | None = None) -> Any:
         return {name: encode(getattr(value, name), hooks) for name in _fields(type(value))}
     if isinstance(value, Mapping):
         return {str(name): encode(item, hooks) for name, item in value.items()}
+    if isinstance(value, frozenset):
+        return [encode(item, hooks) for item in sorted(value)]
     if isinstance(value, (list, tuple)):
         return [encode(item, hooks) for item in value]
     return value
@@ -73,6 +76,12 @@ def decode(kind: type[T], value: Any, hooks: Hooks | None = None, *, skip_unknow
 def _fields(kind: Any) -> dict[str, Any]:
     fields = attrs.fields(kind)
     return {field.name: field for field in fields if field.metadata.get("json") is not False}
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    # Evaluating the annotations takes longer than all the rest.
+    return typing.get_type_hints(kind)
 
 
 @attrs.frozen
@@ -108,7 +117,7 @@ class _Decoder:
         if unknown or missing:
             what = "unknown" if unknown else "missing"
             raise DecodeError(path, f"{what} field {', '.join(unknown or missing)}")
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         prefix = f"{path}." if path else ""
         known = {name: item for name, item in value.items() if name in fields}
         return kind(
@@ -116,14 +125,14 @@ class _Decoder:
         )
 
     def _generic(self, kind: Any, value: Any, path: str) -> Any:
-        """Decode `X | None`, `tuple[X, ...]` and `Mapping[str, X]`."""
+        """Decode `X | None`, `tuple[X, ...]`, `frozenset[X]` and `Mapping[str, X]`."""
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin in (typing.Union, types.UnionType):
             (inner,) = (argument for argument in arguments if argument is not type(None))
             return None if value is None else self.decode(inner, value, path)
-        if origin is tuple:
+        if origin in (tuple, frozenset):
             items = enumerate(_exactly(list, value))
-            return tuple(self.decode(arguments[0], item, f"{path}[{index}]") for index, item in items)
+            return origin(self.decode(arguments[0], item, f"{path}[{index}]") for index, item in items)
         if isinstance(origin, type) and issubclass(origin, Mapping):
             named = _exactly(dict, value).items()
             return {name: self.decode(arguments[1], item, f"{path}[{name!r}]") for name, item in named}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeinfer.cli.console import (
     Commands,
@@ -19,7 +19,10 @@ from edgeinfer.cli.console import (
 from edgeinfer.cli.inputs import add_feeds, feeds_of
 from edgeinfer.errors import OptionsError
 
-__all__ = ["add_commands", "parse_transform"]
+if TYPE_CHECKING:
+    from edgeinfer.model.model import Model
+
+__all__ = ["add_commands", "parse_transform", "print_result"]
 
 
 def add_commands(commands: Commands) -> None:
@@ -62,6 +65,11 @@ def optimize(arguments: argparse.Namespace) -> None:
         calibration=calibration,
         min_sqnr_db=arguments.min_sqnr_db,
     )
+    print_result(result, arguments)
+
+
+def print_result(result: Model, arguments: argparse.Namespace) -> None:
+    """Write an optimized model to `--output`, and print what was done to it."""
     path = result.save(arguments.output)
     if arguments.json:
         history = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeinfer.backends.registry import backends
 
-__all__ = ["default_backend"]
+__all__ = ["default_backend", "preference_of"]
 
 # The fastest first: an NVIDIA device where there is one, then OpenVINO, which beats ONNX Runtime on x86 for
 # quantized models (docs/adr), then what runs everywhere. Third parties' backends are used when named.
@@ -18,3 +18,8 @@ def default_backend() -> str:
         if name in registered and registered[name].available:
             return name
     return _PREFERENCE[-1]
+
+
+def preference_of(backend: str) -> int:
+    """Return the place of a backend in the order of preference, 0 for the first. Others come last."""
+    return _PREFERENCE.index(backend) if backend in _PREFERENCE else len(_PREFERENCE)

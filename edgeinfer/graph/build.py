@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
@@ -28,7 +29,7 @@ def compile_model(
     options: object = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Artifact:
-    """Compile a model; see `edgeinfer.compile`.
+    """Compile a model; see `edgeinfer.compile`. What it was tuned for is used unless something else is given.
 
     Raises:
         ModelError: The model cannot be read, or takes or gives something else than tensors.
@@ -40,7 +41,9 @@ def compile_model(
     chosen = get_backend(wanted.backend)
     _require_tensors(loaded)
     cache = Path(cache_dir) if cache_dir is not None else None
-    request = CompileOptions(device=wanted.device, options=options, cache_dir=cache)
+    request = CompileOptions(
+        device=wanted.device, options=_with_tuned(loaded, wanted, options), cache_dir=cache
+    )
     with wrapping(CompileError, f"{chosen.name} could not compile the model"):
         try:
             payload = chosen.compile(loaded, request)
@@ -67,6 +70,19 @@ def _choose(model: Model, wanted: Target | str | None, device: str | None) -> Ta
     else:
         target = Target(backend=default_backend())
     return attrs.evolve(target, device=device) if device is not None else target
+
+
+def _with_tuned(model: Model, target: Target, options: object) -> object:
+    """Add the options that the model was tuned with on this backend; what the caller gives wins.
+
+    A backend's own options value is complete, so nothing is added to it.
+    """
+    if model.target is None or not (options is None or isinstance(options, Mapping)):
+        return options
+    tuned = model.target_options
+    if not tuned or Target.parse(model.target).backend != target.backend:
+        return options
+    return {**tuned, **(options or {})}
 
 
 def _name_successor(error: DeviceError, target: Target) -> None:

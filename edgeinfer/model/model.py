@@ -31,6 +31,7 @@ __all__ = ["Model", "ModelSource"]
 
 HISTORY_KEY = "edgeinfer.history"
 TARGET_KEY = "edgeinfer.target"
+OPTIONS_KEY = "edgeinfer.options"
 
 
 IrModel: TypeAlias = ir.Model  # inside the class `ir` is a field
@@ -166,6 +167,35 @@ class Model:
     def target(self) -> str | None:
         """The target that `optimize` was given, as text, if any."""
         return self.ir.metadata_props.get(TARGET_KEY)
+
+    @property
+    def target_options(self) -> dict[str, object]:
+        """The backend's options that it was tuned with, for `target`; empty if there are none.
+
+        Raises:
+            InvalidModelError: The metadata entry is not what edgeinfer wrote.
+        """
+        text = self.ir.metadata_props.get(OPTIONS_KEY)
+        try:
+            found: dict[str, object] = dict(json.loads(text)) if text else {}
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidModelError(
+                "The options that the model was tuned with cannot be read.",
+                where=f"metadata entry {OPTIONS_KEY!r}",
+                found=str(error),
+                hint="Remove the entry from the model's metadata.",
+            ) from error
+        return found
+
+    def tuned_for(self, target: str, options: Mapping[str, object]) -> Model:
+        """Return this model with what it was tuned for, which `compile` then uses.
+
+        Args:
+            target: The target.
+            options: The backend's options, of values that JSON can hold.
+        """
+        text = json.dumps(dict(options), sort_keys=True)
+        return self.with_metadata(edgeinfer_target=target, edgeinfer_options=text)
 
     @property
     def metadata(self) -> Mapping[str, str]:

@@ -45,7 +45,11 @@ BLOB_NAME = "model.blob"
 
 # What is known of it without a runtime.
 _WITHOUT = Capabilities(
-    available=False, dialect=DIALECT, threads_option="threads", float16_devices=("GPU", "NPU")
+    available=False,
+    dialect=DIALECT,
+    threads_option="threads",
+    float16_devices=("GPU", "NPU"),
+    tuning_options=({"num_streams": 1}, {"pinning": True}),
 )
 _PRECISIONS = {"FP32": "float32", "FP16": "float16", "BF16": "bfloat16", "INT8": "int8"}
 

@@ -80,11 +80,23 @@ class Flavour:
 
 _ALL = frozenset({"builder", "dla", "inspector", "refit", "sparse_weights", "tactic_sources", "timing_cache"})
 # 8.6 and later.
-_COMPATIBLE = frozenset({"hardware_compatible", "optimization_level", "version_compatible", "aux_streams"})
+_COMPATIBLE = frozenset(
+    {"hardware_compatible", "optimization_level", "version_compatible", "aux_streams", "layer_normalization"}
+)
 # 10.0 and later. profile_sharing: several contexts may use one optimization profile at a time.
 # unnamed_outputs: the parser takes optional outputs that are left out. onnx_refit: so does that of weights.
+# new_opsets: the parser knows opset 18 and later. layer_normalization is known from 8.6 on.
 _MODERN = frozenset(
-    {"onnx_refit", "profile_sharing", "progress_monitor", "strip_plan", "unnamed_outputs", "weight_streaming"}
+    {
+        "layer_normalization",
+        "new_opsets",
+        "onnx_refit",
+        "profile_sharing",
+        "progress_monitor",
+        "strip_plan",
+        "unnamed_outputs",
+        "weight_streaming",
+    }
 )
 
 TABLE = (

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from edgeinfer.backends.onnx_payload import EXTERNAL_THRESHOLD_BYTES
 from edgeinfer.backends.tensorrt_.flavours import Flavour
 from edgeinfer.backends.tensorrt_.log import LogCapture, logger_of
+from edgeinfer.backends.tensorrt_.parser_gaps import fill_gaps
 from edgeinfer.errors import CompileError
 from edgeinfer.model.model import Model
 
@@ -71,8 +72,7 @@ def parse_onnx(trt: Any, flavour: Flavour, builder: Any, model: Model, *, config
         CompileError: With the node and the reason of each complaint in `facts["errors"]`.
     """
     kinds = trt.NetworkDefinitionCreationFlag
-    if not flavour.has("unnamed_outputs"):
-        model = _with_named_outputs(model)
+    model = fill_gaps(model, flavour)
     flags = sum(1 << int(getattr(kinds, name)) for name in flavour.creation_flags if hasattr(kinds, name))
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger_of(trt))
@@ -89,26 +89,6 @@ def parse_onnx(trt: Any, flavour: Flavour, builder: Any, model: Model, *, config
         found = [_complaint(parser.get_error(i), model) for i in range(parser.num_errors)]
         raise _refusal(flavour, found, log.errors)
     return network, parser
-
-
-def _with_named_outputs(model: Model) -> Model:
-    """Name the outputs that are left out, as those of an LSTM.
-
-    TensorRT 8 takes an input that is left out for one of them, and sees a cycle.
-    """
-    unnamed = [
-        (index, position)
-        for index, node in enumerate(ir.traversal.RecursiveGraphIterator(model.ir.graph))
-        for position, output in enumerate(node.outputs)
-        if not output.name
-    ]
-    if not unnamed:
-        return model
-    changed = model.copy_ir()
-    nodes = list(ir.traversal.RecursiveGraphIterator(changed.graph))
-    for index, position in unnamed:
-        nodes[index].outputs[position].name = f"edgeinfer_unused_{index}_{position}"
-    return Model.from_ir(changed)
 
 
 def build_error(flavour: Flavour, model: Model, log: Sequence[str]) -> CompileError:

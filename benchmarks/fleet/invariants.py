@@ -1,0 +1,54 @@
+"""Run random fleets with random rollouts and faults, and check what must always hold.
+
+Usage: python benchmarks/fleet/invariants.py [SEEDS] [--first N] [--processes N]
+
+A failure prints its seed; `--first SEED 1` runs it again, step by step the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import multiprocessing
+import time
+import traceback
+
+from edgeinfer.fleet.operator.simulator.scenario import run_seed
+
+
+def attempt(seed: int) -> tuple[int, str, int, str]:
+    try:
+        scenario = run_seed(seed)
+        state, checks = scenario.state.value, scenario.oracle.checks
+        scenario.world.database.close()
+        return seed, state, checks, ""
+    except Exception as error:
+        return seed, "ERROR", 0, f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seeds", nargs="?", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
+    arguments = parser.parse_args()
+    began, states, checks, failures = time.time(), collections.Counter(), 0, 0
+    seeds = range(arguments.first, arguments.first + arguments.seeds)
+    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
+        for done, (seed, state, count, error) in enumerate(pool.imap_unordered(attempt, seeds), 1):
+            states[state] += 1
+            checks += count
+            if error:
+                failures += 1
+                print(f"seed {seed}: {error}", flush=True)
+            if done % 500 == 0:
+                print(f"{done} seeds, {failures} failures, {time.time() - began:.0f} s", flush=True)
+    print(
+        f"{arguments.seeds} seeds, {checks} checks, {failures} failures, "
+        f"{time.time() - began:.0f} s; ends: {dict(states)}"
+    )
+    raise SystemExit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The models of the benchmark: their shapes, feeds, and each in a precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import seeded_models
+
+import edgeinfer as ei
+from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
+from edgeinfer.transforms import FixShapes, FuseBatchNorm, PruneNM, Simplify, ToFloat16
+
+__all__ = ["PRECISIONS", "SHAPES", "available", "feeds_of", "in_precision", "open_model", "samples_of"]
+
+# The order is that of importance: what time does not suffice for comes last.
+SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
+    "mobilenet_v2_1.0_224": {"input": (1, 3, 224, 224)},
+    "resnet50": {"input": (1, 3, 224, 224)},
+    "squeezenet1_1": {"input": (1, 3, 224, 224)},
+    "cifar10_resnet20": {"input": (1, 3, 32, 32)},
+    "espcn_x3": {"input": (1, 1, 85, 85)},
+    "kws_dscnn": {"input": (1, 1, 49, 10)},
+    "nanodet_m_320": {"input": (1, 3, 320, 320)},
+    "minilm_l6_fp16w": {"input_ids": (1, 32), "attention_mask": (1, 32)},
+    "cifar10_resnet8_mlperf": {"input": (1, 3, 32, 32)},
+    "vww_mobilenetv1_025_96": {"input": (1, 3, 96, 96)},
+    "mnist_cntk": {"Input3": (1, 1, 28, 28)},
+    "vit_b16": {"input": (1, 3, 224, 224)},
+    "silero_vad_16k": {"input": (1, 576), "state": (2, 1, 128)},
+}
+# Raw pixels; the others are normalized.
+SCALES = {"nanodet_m_320": 255.0, "cifar10_resnet8_mlperf": 255.0, "mnist_cntk": 255.0}
+PRECISIONS = ("float32", "float16", "int8")
+
+
+def available(folder: Path) -> list[str]:
+    """Return the names of the models that there are; those of `seeded_models` are always there."""
+    return [name for name in SHAPES if name in seeded_models.SEEDED or (folder / f"{name}.onnx").is_file()]
+
+
+def open_model(folder: Path, name: str) -> ei.Model:
+    """Return a model by name: the file where there is one, else drawn by a seed."""
+    path = folder / f"{name}.onnx"
+    return ei.Model.load(path) if path.is_file() else seeded_models.SEEDED[name]()
+
+
+def feeds_of(name: str, model: ei.Model, count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+
+    def make(spec: Any) -> np.ndarray:
+        shape = SHAPES[name][spec.name]
+        if spec.dtype.kind == "i":
+            mask = spec.name.endswith("mask")
+            return np.ones(shape, spec.dtype) if mask else rng.integers(1000, 20000, shape).astype(spec.dtype)
+        if name in SCALES:
+            return (rng.random(shape) * SCALES[name]).astype(spec.dtype)
+        return (rng.standard_normal(shape) * 0.5).astype(spec.dtype)
+
+    return [{spec.name: make(spec) for spec in model.signature.inputs} for _ in range(count)]
+
+
+def samples_of(name: str, model: ei.Model, samples: Path | None) -> list[dict[str, np.ndarray]]:
+    """Return real inputs for calibration: `calibration` in `SAMPLES/NAME.npz`, or random ones."""
+    if samples is None or not (samples / f"{name}.npz").is_file():
+        return feeds_of(name, model, 8, seed=1)
+    with np.load(samples / f"{name}.npz") as file:
+        batch = file["calibration"].astype(np.float32)
+    return [{model.signature.inputs[0].name: row[None]} for row in batch]
+
+
+def in_precision(
+    name: str,
+    model: ei.Model,
+    precision: str,
+    *,
+    samples: Path | None = None,
+    sparse: bool = False,
+    fixed: bool = True,
+) -> ei.Model:
+    """Return a model in float32, float16 or int8, as TensorRT wants it.
+
+    Args:
+        name: Its name.
+        model: The model.
+        precision: Of `PRECISIONS`.
+        samples: The folder with samples for calibration.
+        sparse: Prune its weights to 2:4 first.
+        fixed: Fix the batch to 1.
+    """
+    steps: list[Any] = [Simplify(widen_weights=precision == "int8"), FuseBatchNorm()]
+    if fixed:
+        steps.insert(0, FixShapes(SHAPES[name]))
+    if sparse:
+        steps.append(PruneNM(n=2, m=4))
+    if precision == "float16":
+        steps.append(ToFloat16())
+    if precision == "int8":
+        steps.append(QuantizeStatic(calibration=samples_of(name, model, samples), target="tensorrt"))
+    return ei.optimize(model, steps)

@@ -1,0 +1,228 @@
+"""What pays where: one model in every precision, dense and 2:4 sparse, at several batches.
+
+Engines are built first, several at a time in processes of their own, since a build waits for the host most of
+the time; nothing else runs meanwhile. Then every engine is measured alone: the latency of the bound mode and
+of plain `infer`, and how close its outputs are to float32 in ONNX Runtime on the CPU.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+from models import SHAPES, feeds_of, in_precision, open_model
+from results import Results, difference, latency
+
+import edgeinfer as ei
+from edgeinfer.display import Table
+from edgeinfer.transforms import FixShapes
+
+__all__ = ["VARIANTS", "Variant", "precision_part", "precision_table"]
+
+
+@attrs.frozen
+class Variant:
+    """One way to run a model: its precision in the graph, and what the builder is told."""
+
+    precision: str
+    sparse: bool = False
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+_BOTH = {"weak_precisions": ("float16", "int8")}
+VARIANTS = {
+    "float16": Variant("float16"),
+    "int8": Variant("int8"),
+    "int8, float16 permitted": Variant("int8", False, _BOTH),
+    "float32": Variant("float32"),
+    "tf32": Variant("float32", False, {"tf32": True}),
+    "float16, 2:4": Variant("float16", True, {"sparse_weights": True}),
+    "int8, float16 permitted, 2:4": Variant("int8", True, {**_BOTH, "sparse_weights": True}),
+}
+# At large batches only what can win there.
+LARGE_VARIANTS = ("float16", "int8, float16 permitted", "float16, 2:4", "int8, float16 permitted, 2:4")
+
+
+def prepare(folder: Path, name: str, out: Path, samples: Path | None) -> dict[tuple[str, bool], Path]:
+    """Write a model in each precision, dense and pruned, with its batch left open; return the files."""
+    made = {}
+    model = open_model(folder, name)
+    for variant in VARIANTS.values():
+        key = (variant.precision, variant.sparse)
+        path = out / f"{name}-{variant.precision}{'-2of4' if variant.sparse else ''}.onnx"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            in_precision(
+                name, model, variant.precision, samples=samples, sparse=variant.sparse, fixed=False
+            ).save(path)
+        made[key] = path
+    return made
+
+
+def _build(path: Path, name: str, batch: int, options: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    fixed = {key: (batch, *shape[1:]) for key, shape in SHAPES[name].items()}
+    started = time.monotonic()
+    artifact = ei.compile(
+        ei.optimize(path, [FixShapes(fixed)]), "tensorrt", options=options, cache_dir=out.with_suffix("")
+    )
+    artifact.save(out)
+    return {"build_s": round(time.monotonic() - started, 1), "engine_mb": artifact.disk_bytes / 1e6}
+
+
+def build_all(
+    results: Results, jobs: Iterable[tuple[str, str, int, Path]], options: Mapping[str, Any], workers: int
+) -> dict[tuple[str, str, int], Path]:
+    """Build engines for (model, variant, batch, file), and return those that were built."""
+    made = {}
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        running = {}
+        for name, variant, batch, path in jobs:
+            out = results.scratch / "engines" / f"{name}-{variant.replace(' ', '')}-{batch}.edge"
+            chosen = {**options, **VARIANTS[variant].options}
+            running[pool.submit(_build, path, name, batch, chosen, out)] = (name, variant, batch, out)
+        for future in concurrent.futures.as_completed(running):
+            name, variant, batch, out = running[future]
+            keys = {"step": "precision build", "model": name, "variant": variant, "batch": batch}
+            try:
+                results.add(**keys, **future.result(), workers=workers)
+                made[name, variant, batch] = out
+            except Exception as error:
+                results.add(**keys, error=f"{type(error).__name__}: {error}"[:900])
+    return made
+
+
+def evaluation(name: str, model: ei.Model, samples: Path | None) -> tuple[list[dict[str, Any]], Any]:
+    """Return inputs to judge outputs by, and their labels, of `SAMPLES/NAME.npz`."""
+    if samples is None or not (samples / f"{name}.npz").is_file():
+        return feeds_of(name, model, 16, seed=7), None
+    with np.load(samples / f"{name}.npz") as file:
+        rows = file["evaluation"].astype(np.float32)
+        labels = file.get("labels")
+    return [{model.signature.inputs[0].name: row[None]} for row in rows], labels
+
+
+def reference(path: Path, name: str, feeds: list[dict[str, Any]]) -> list[dict[str, np.ndarray]]:
+    """Return the outputs in float32 of ONNX Runtime on the CPU."""
+    with ei.load(ei.compile(ei.optimize(path, [FixShapes(SHAPES[name])]), "onnxruntime")) as session:
+        return [session.infer(feed) for feed in feeds]
+
+
+def quality(session: Any, feeds: list[dict[str, Any]], wanted: list[dict[str, np.ndarray]], labels: Any):
+    """Return how close outputs are, and for classifiers how often the first class agrees and is right."""
+    found = [session.infer(feed) for feed in feeds]
+    row: dict[str, Any] = difference(_stacked(found), _stacked(wanted))
+    if len(wanted[0]) == 1:
+        ours, theirs = (next(iter(_stacked(side).values())) for side in (found, wanted))
+        first, same = ours.reshape(len(feeds), -1).argmax(1), theirs.reshape(len(feeds), -1).argmax(1)
+        row["agreement"] = float((first == same).mean())
+        if labels is not None:
+            row |= {"top1": float((first == labels).mean()), "float top1": float((same == labels).mean())}
+    return row | {"samples": len(feeds)}
+
+
+def _stacked(outputs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([output[name] for output in outputs]) for name in outputs[0]}
+
+
+def measure(path: Path, name: str, batch: int, judged: tuple[Any, Any, Any] | None) -> dict[str, Any]:
+    """Return latency in the bound mode and of `infer`, throughput and, at batch 1, closeness to float32."""
+    rng = np.random.default_rng(0)
+    with ei.load(path) as session:
+        feed = {
+            spec.name: (rng.standard_normal((batch, *SHAPES[name][spec.name][1:])) * 0.5).astype(spec.dtype)
+            for spec in session.signature.inputs
+        }
+        with session.bind() as binding:
+            for key, value in feed.items():
+                binding.inputs[key][...] = value
+            bound = latency(binding.run, 1.0)
+        row: dict[str, Any] = {"bound": bound, "infer": latency(lambda: session.infer(feed), 0.7)}
+        row["per_s"] = batch / bound["p50_ms"] * 1e3
+        row["precisions"] = session.execution().precisions
+        if judged is not None and batch == 1:
+            row["quality"] = quality(session, *judged)
+    return row
+
+
+def precision_part(
+    results: Results,
+    folder: Path,
+    names: list[str],
+    options: Mapping[str, Any],
+    *,
+    samples: Path | None,
+    prepared: Path,
+    workers: int,
+    batches: tuple[int, ...] = (1, 32),
+) -> None:
+    """Prepare, build, then measure; rows as they come."""
+    files: dict[str, dict[tuple[str, bool], Path]] = {}
+    for name in names:
+
+        def make(name: str = name) -> dict[str, Any]:
+            files[name] = prepare(folder, name, prepared, samples)
+            return {}
+
+        results.step(make, step="prepare", model=name)
+    jobs = [
+        (name, variant, batch, files[name][VARIANTS[variant].precision, VARIANTS[variant].sparse])
+        for batch in batches
+        for name in files
+        for variant in (VARIANTS if batch == 1 else LARGE_VARIANTS)
+    ]
+    engines = build_all(results, jobs, options, workers)
+    judged: dict[str, tuple[Any, Any, Any]] = {}
+    for name, known in files.items():
+
+        def judge(name: str = name, known: Any = known) -> dict[str, Any]:
+            feeds, labels = evaluation(name, ei.Model.load(known["float32", False]), samples)
+            judged[name] = feeds, reference(known["float32", False], name, feeds), labels
+            return {"samples": len(feeds)}
+
+        results.step(judge, step="reference", model=name)
+    for (name, variant, batch), path in sorted(engines.items(), key=lambda item: item[0][2]):
+        results.step(
+            lambda path=path, name=name, batch=batch: measure(path, name, batch, judged.get(name)),
+            step="precision",
+            model=name,
+            variant=variant,
+            batch=batch,
+        )
+
+
+def precision_table(rows: list[dict[str, Any]]) -> str:
+    """Return the measured rows as a table."""
+    cells = []
+    builds = {
+        (row["model"], row["variant"], row["batch"]): row for row in rows if row["step"] == "precision build"
+    }
+    for row in rows:
+        if row["step"] != "precision" or "error" in row:
+            continue
+        key = (row["model"], row["variant"], row["batch"])
+        found, built = row.get("quality", {}), builds.get(key, {})
+        cells.append(
+            (
+                *(row["model"], row["batch"], row["variant"]),
+                f"{row['bound']['p50_ms']:.3f}",
+                f"{row['bound']['p99_ms']:.3f}",
+                f"{row['infer']['p50_ms']:.3f}",
+                f"{row['per_s']:.0f}",
+                *(f"{found[k]:.5f}" if k in found else "" for k in ("cosine", "agreement", "top1")),
+                f"{built.get('build_s', 0):.0f}",
+                f"{built.get('engine_mb', 0):.1f}",
+            )
+        )
+    columns = (
+        *("model", "batch", "variant", "bound p50", "bound p99", "infer p50", "a second"),
+        *("cosine", "agreement", "top-1", "build s", "MB"),
+    )
+    title = "ms, host to host; cosine and agreement of the first class against ONNX Runtime CPU float32"
+    return str(Table(title=title, columns=columns, rows=sorted(cells, key=lambda cell: cell[:2])))

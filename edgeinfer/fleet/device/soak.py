@@ -1,0 +1,157 @@
+"""Whether a new generation serves well: a pure decision over what applications and sensors tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import final
+
+import attrs
+
+from edgeinfer.budget import Budget
+from edgeinfer.fleet.device.crash_rate import LIMIT, chance_of
+from edgeinfer.fleet.device.exchange import AppStatus
+from edgeinfer.fleet.device.histogram import Histogram
+from edgeinfer.fleet.device.journal import Boots, SoakRecord
+from edgeinfer.fleet.device.options import AgentOptions
+from edgeinfer.fleet.device.probe import Sensor
+from edgeinfer.fleet.device.verdicts import Verdict, check_budget
+
+__all__ = ["Evidence", "Served", "judge", "served"]
+
+# A crash of an application is nearer to its model than a reboot: the second one is enough on a device that
+# is not known for it.
+_CRASH_LIMIT = 1e-4
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Served:
+    """What all applications together served of one model."""
+
+    requests: int = 0
+    errors: int = 0
+    misses: int = 0
+    latency_ms: Histogram = attrs.field(factory=Histogram)
+    confidence: Histogram = attrs.field(factory=Histogram)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Evidence:
+    """What is known of a generation in its soak.
+
+    Attributes:
+        number: The generation.
+        record: How long it has run, and what went down.
+        boots: The device's own baseline.
+        apps: What the applications that live tell.
+        budgets: By the models that are new in it.
+        grown_bytes: By how much the applications' memory has grown since they serve it.
+        temperature: The highest of now.
+        power: Of now.
+    """
+
+    number: int
+    record: SoakRecord
+    boots: Boots
+    apps: tuple[AppStatus, ...]
+    budgets: Mapping[str, Budget]
+    grown_bytes: int = 0
+    temperature: Sensor | None = None
+    power: Sensor | None = None
+
+
+def served(apps: tuple[AppStatus, ...], number: int, model: str) -> Served:
+    """Return what applications told of a model in a generation."""
+    latency, confidence = Histogram(), Histogram()
+    requests = errors = misses = 0
+    for app in apps:
+        status = app.models.get(model)
+        if app.generation != number or status is None:
+            continue
+        requests += status.requests
+        errors += status.errors
+        misses += status.deadline_misses
+        latency.merge(status.latency_ms)
+        confidence.merge(status.confidence)
+    return Served(requests=requests, errors=errors, misses=misses, latency_ms=latency, confidence=confidence)
+
+
+def judge(evidence: Evidence, options: AgentOptions) -> Verdict:
+    """Decide: any limit that is exceeded is a no; a yes takes the full time and requests that were served.
+
+    Returns:
+        A no with its code; a yes; a yes with the code `unobserved` when the time is over and too few
+        requests were served to judge the model by them; else that it is not known yet.
+    """
+    no = _applications(evidence) or _crashes(evidence) or _sensors(evidence)
+    if no is not None:
+        return no
+    fewest = options.soak_requests
+    for model, budget in evidence.budgets.items():
+        found = served(evidence.apps, evidence.number, model)
+        no = _model(model, budget, found, evidence.grown_bytes, options)
+        if no is not None:
+            return no
+        fewest = min(fewest, found.requests)
+    if evidence.record.seconds < options.soak_s:
+        return Verdict.wait("soaking")
+    if evidence.budgets and fewest < options.soak_requests:
+        what = f"{fewest} requests where {options.soak_requests} are needed to judge by them"
+        return Verdict.passed("unobserved", what)
+    return Verdict.passed()
+
+
+def _applications(evidence: Evidence) -> Verdict | None:
+    for app in evidence.apps:
+        if app.failed_generation == evidence.number:
+            return Verdict.fail("load", f"an application could not load it: {app.failure}")
+        if not app.healthy and app.generation == evidence.number:
+            return Verdict.fail("health", app.health_reason or "an application says that it is not well")
+    return None
+
+
+def _crashes(evidence: Evidence) -> Verdict | None:
+    record, boots = evidence.record, evidence.boots
+    resets = chance_of(record.unclean, record.seconds, baseline=boots.unclean, baseline_seconds=boots.seconds)
+    if resets < LIMIT:
+        what = f"{record.unclean} resets in {record.seconds:.0f} s, far above this device's own baseline"
+        return Verdict.fail("resets", what)
+    crashes = chance_of(
+        record.crashes, record.seconds, baseline=boots.crashes, baseline_seconds=boots.seconds, unsaved_s=1.0
+    )
+    if crashes < _CRASH_LIMIT:
+        return Verdict.fail("crash", f"applications crashed {record.crashes} times")
+    return None
+
+
+def _sensors(evidence: Evidence) -> Verdict | None:
+    """Hold the sensors against the tightest limit; in a soak a sensor that is absent says nothing."""
+    for name, sensor in (("temperature_c", evidence.temperature), ("power_w", evidence.power)):
+        limits = [limit for b in evidence.budgets.values() if (limit := getattr(b, name)) is not None]
+        if sensor is not None and limits and sensor.value > min(limits):
+            verdict = check_budget(Budget(**{name: min(limits)}), {name: sensor.value})
+            return Verdict.fail(verdict.code, f"{verdict.detail} ({sensor.source})")
+    return None
+
+
+def _model(
+    model: str, budget: Budget, found: Served, grown_bytes: int, options: AgentOptions
+) -> Verdict | None:
+    total = found.requests + found.errors
+    if found.errors and found.errors > options.max_error_rate * total:
+        return Verdict.fail("errors", f"{model}: the runtime failed in {found.errors} of {total} requests")
+    if budget.peak_bytes is not None and grown_bytes > budget.peak_bytes:
+        return Verdict.fail("memory", f"an application grew by {grown_bytes / 1e6:.0f} MB while it served it")
+    if found.requests < options.soak_requests:
+        return None
+    if found.misses > options.max_miss_rate * found.requests:
+        what = f"{model}: {found.misses} of {found.requests} requests were later than their deadline"
+        return Verdict.fail("deadline_misses", what)
+    figures = {
+        "latency_p50_ms": found.latency_ms.quantile(0.5),
+        "latency_p99_ms": found.latency_ms.quantile(0.99),
+    }
+    limits = {name: limit for name, limit in budget.limits.items() if name in figures}
+    verdict = check_budget(Budget.from_dict(limits), figures)
+    return None if verdict.ok else Verdict.fail(verdict.code, f"{model}: {verdict.detail}")

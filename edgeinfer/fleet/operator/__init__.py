@@ -1,0 +1,1 @@
+"""What the operator of a fleet runs: keys, the repository, publishing."""

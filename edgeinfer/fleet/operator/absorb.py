@@ -1,0 +1,116 @@
+"""`absorb`: what a report means for a device's part in a rollout.
+
+It is pure, and the only place where an outcome changes because of what a device said.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import attrs
+
+from edgeinfer.fleet.device.phases import Phase
+from edgeinfer.fleet.operator.member import Generation, Member
+from edgeinfer.fleet.operator.outcomes import Motion, Outcome
+
+__all__ = ["RETRYABLE", "Heard", "absorb"]
+
+# Codes of failures that may be gone the next time: nothing about the release is known from them.
+RETRYABLE = frozenset(
+    {
+        "download",
+        "location",
+        "network",
+        "disk",
+        "disk_full",
+        "busy",
+        "lease",
+        "expired",
+        "interrupted",
+        "timeout",
+    }
+)
+_FINAL = {
+    Phase.ROLLED_BACK: Outcome.ROLLED_BACK,
+    Phase.FAILED: Outcome.FAILED,
+    Phase.DEGRADED: Outcome.FAILED,
+    Phase.REJECTED: Outcome.REJECTED,
+}
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Heard:
+    """What matters of a report.
+
+    Attributes:
+        generation: Of the document that it answers.
+        phase: Where the update stands.
+        code: Why.
+        digest: Of the release that is really loaded.
+        at: When it was received, by the database's clock: a device's own clock proves nothing.
+        facts_changed: Whether the device is no longer what it was: its hardware class, memory or runtimes.
+    """
+
+    generation: Generation
+    phase: Phase
+    code: str = ""
+    digest: str = ""
+    at: int = 0
+    facts_changed: bool = False
+
+
+def absorb(member: Member, heard: Heard, *, release: str, retries: int) -> Member:
+    """Return what a report makes of a device's part in a rollout.
+
+    Args:
+        member: What it was.
+        heard: The report. Older ones than were heard before do not come here.
+        release: The rollout's release.
+        retries: How often a retryable failure is tried again.
+    """
+    if member.motion.in_flight or member.outcome is Outcome.ACCEPTED:
+        member = attrs.evolve(member, heard_at=heard.at)
+    if member.outcome is Outcome.WITHDRAWN:
+        return member
+    if heard.facts_changed and member.outcome is Outcome.REJECTED and member.motion is Motion.STILL:
+        # What was refused because it did not fit may fit now.
+        return attrs.evolve(member, motion=Motion.AGAIN)
+    if member.exposures and heard.generation == member.forward:
+        member = _answered(member, heard, release, retries)
+    elif member.motion is Motion.FORWARD and heard.generation > member.forward:
+        # A document of another rollout replaced this one's.
+        member = attrs.evolve(member, motion=Motion.STILL)
+    if member.motion is Motion.BACK and heard.generation >= member.back and heard.phase.final:
+        member = attrs.evolve(member, motion=Motion.REVERTED)
+    return member
+
+
+def _answered(member: Member, heard: Heard, release: str, retries: int) -> Member:
+    forward = member.motion is Motion.FORWARD
+    if heard.phase is Phase.COMMITTED and heard.digest == member.target:
+        if member.target != release:  # a stepping stone; the next document is one step further
+            waits = Motion.STILL if forward else member.motion
+            return attrs.evolve(member, outcome=Outcome.WAITING, motion=waits, attempts=0)
+        return _decided(member, Outcome.SUCCESS, heard.code)
+    if heard.phase is Phase.COMMITTED:
+        return _decided(member, Outcome.FAILED, heard.code or "another digest is loaded")
+    if heard.phase in _FINAL:
+        transient = heard.code in RETRYABLE and heard.phase in (Phase.FAILED, Phase.REJECTED)
+        if transient and forward and member.attempts < retries:
+            return attrs.evolve(
+                member,
+                outcome=Outcome.ACCEPTED,
+                motion=Motion.AGAIN,
+                attempts=member.attempts + 1,
+                code=heard.code,
+            )
+        return _decided(member, _FINAL[heard.phase], heard.code)
+    if not heard.phase.final and member.outcome in (Outcome.WAITING, Outcome.OFFLINE, Outcome.TIMED_OUT):
+        return attrs.evolve(member, outcome=Outcome.ACCEPTED, code=heard.code)
+    return member
+
+
+def _decided(member: Member, outcome: Outcome, code: str) -> Member:
+    motion = Motion.STILL if member.motion in (Motion.FORWARD, Motion.AGAIN) else member.motion
+    return attrs.evolve(member, outcome=outcome, motion=motion, code=code)

@@ -1,0 +1,104 @@
+"""`Controller`: the thin loop around `plan`. Two at once are safe; one that is killed is replaced by another.
+
+Level-triggered: each tick looks at what is and does what is missing; nothing depends on having seen a change.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import final
+
+import sqlalchemy as sa
+
+from edgeinfer.fleet.operator.cohorts import matches
+from edgeinfer.fleet.operator.planner import plan
+from edgeinfer.fleet.operator.publisher import Publisher
+from edgeinfer.fleet.operator.record import Record, State
+from edgeinfer.fleet.operator.store import rollouts as store
+from edgeinfer.fleet.operator.store.database import Database, next_value, value_of
+from edgeinfer.fleet.operator.store.inventory import candidates
+from edgeinfer.fleet.operator.store.schema import rollouts
+
+__all__ = ["Controller"]
+
+_ACTIVE = [state.value for state in State if state.live or state is State.COMPLETED]
+
+
+@final
+class Controller:
+    """Moves rollouts on.
+
+    Args:
+        database: The store.
+        publisher: Where signed documents go; None publishes nothing, for another process does.
+    """
+
+    def __init__(self, database: Database, publisher: Publisher | None = None) -> None:
+        self._database = database
+        self._publisher = publisher
+
+    def tick(self) -> int:
+        """Do all that is to be done now; return how many rollouts and documents were changed."""
+        changed = 0
+        with self._database.reading() as connection:
+            active = [row.id for row in connection.execute(
+                sa.select(rollouts.c.id).where(rollouts.c.state.in_(_ACTIVE))
+                .order_by(rollouts.c.priority.desc(), rollouts.c.id)
+            )]  # fmt: skip
+        for number in active:
+            changed += self._database.retrying(functools.partial(self._step, number=number))
+        return changed + self.publish()
+
+    def publish(self) -> int:
+        """Publish the documents that changed; return how many."""
+        return self._publisher.publish(self._database) if self._publisher is not None else 0
+
+    def run(self, *, interval: float = 5.0, stop: threading.Event | None = None) -> None:
+        """Tick until `stop` is set.
+
+        Args:
+            interval: Seconds between two ticks.
+            stop: Set by another thread; None runs for ever.
+        """
+        stop = stop or threading.Event()
+        while not stop.is_set():
+            self.tick()
+            stop.wait(interval)
+
+    def _step(self, connection: sa.Connection, number: int) -> int:
+        # One step at a time in the fleet: the budget of a site is shared by all rollouts.
+        next_value(connection, "steps")
+        rollout = store.load(connection, number)
+        if rollout is None or rollout.state.value not in _ACTIVE:
+            return 0
+        now = self._database.now(connection)
+        expired = store.expire(connection, rollout, now)
+        joined = self._join(connection, rollout)
+        if rollout.state is State.COMPLETED and _replaced(connection, rollout):
+            return expired + joined
+        actions = plan(store.load_tallies(connection, number), rollout, now)
+        if actions:
+            store.apply(connection, rollout, actions, now)
+        return expired + joined + len(actions)
+
+    def _join(self, connection: sa.Connection, rollout: Record) -> int:
+        """Let devices that were enrolled since go last."""
+        enrolled = value_of(connection, "enrolled")
+        name = f"joined/{rollout.id}"
+        if value_of(connection, name) == enrolled:
+            return 0
+        next_value(connection, name, enrolled - value_of(connection, name))
+        scope = connection.execute(
+            sa.select(rollouts.c.scope).where(rollouts.c.id == rollout.id)
+        ).scalar_one()
+        found = [c for c in candidates(connection) if not scope or matches(c, scope)]
+        return store.join_late(connection, rollout, found)
+
+
+def _replaced(connection: sa.Connection, rollout: Record) -> bool:
+    """Whether a newer rollout of the model has the devices."""
+    newer = sa.select(rollouts.c.id).where(
+        rollouts.c.model == rollout.model, rollouts.c.id > rollout.id, rollouts.c.state.in_(_ACTIVE)
+    )
+    return connection.execute(newer.limit(1)).first() is not None

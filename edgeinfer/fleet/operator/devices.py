@@ -1,0 +1,102 @@
+"""`Devices`: the inventory of a fleet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, final
+
+from edgeinfer.display import Table
+from edgeinfer.fleet.operator.durations import format_duration
+from edgeinfer.fleet.operator.store.database import Database
+from edgeinfer.fleet.operator.store.inventory import DeviceRow, add_devices, list_devices, remove_device
+
+__all__ = ["Devices"]
+
+_SHOWN = 12  # digits of a digest
+
+
+@final
+class Devices:
+    """The devices of a fleet: what each is, what it is to run, and what it runs.
+
+    Iterating gives one mapping a device and model: `device`, `device_class`, `site`, `labels`, `seen_at`,
+    `flag`, `model`, `wanted` and `running` (digests), `version`, `phase`, `code`.
+
+    Args:
+        database: The fleet's store.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(
+        self,
+        device: str,
+        *,
+        device_class: str = "",
+        site: str = "",
+        labels: Mapping[str, str] | None = None,
+        key: bytes | None = None,
+        incarnation: int = 1,
+    ) -> bytes:
+        """Enrol a device, and return the key that its reports are signed with.
+
+        Args:
+            device: Its name.
+            device_class: Its hardware class: canaries are compared, and gates judged, class by class.
+            site: Where it stands.
+            labels: Further facts that stages select by.
+            key: Its key; None makes one.
+            incarnation: Of its life.
+        """
+        row = DeviceRow(device=device, device_class=device_class, site=site, labels=labels or {}, key=key,
+                        incarnation=incarnation)  # fmt: skip
+        return add_devices(self._database, [row])[device]
+
+    def remove(self, device: str) -> bool:
+        """Remove a device; False if there is none. Where it was undecided it counts as WITHDRAWN."""
+        return remove_device(self._database, device)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        with self._database.reading() as connection:
+            return iter(list_devices(connection))
+
+    def __len__(self) -> int:
+        return len({row["device"] for row in self})
+
+    def drifted(self) -> list[Mapping[str, Any]]:
+        """Return the devices that do not run what they are to run."""
+        return [row for row in self if row["model"] is not None and row["wanted"] != row["running"]]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the rows as JSON-compatible values."""
+        return {"devices": [dict(row) for row in self]}
+
+    def table(self) -> Table:
+        """Return one row a device and model."""
+        now = time.time()
+        rows = [
+            (
+                row["device"],
+                row["device_class"],
+                row["site"],
+                row["model"] or "",
+                row["version"] or (row["wanted"] or "")[:_SHOWN],
+                "yes"
+                if row["model"] and row["wanted"] == row["running"]
+                else (row["running"] or "")[:_SHOWN],
+                row["phase"] or "",
+                " ".join(part for part in (row["code"], row["flag"]) if part),
+                f"{format_duration(now - row['seen_at'])} ago" if row["seen_at"] else "never",
+            )
+            for row in self
+        ]
+        columns = ("device", "class", "site", "model", "is to run", "runs it", "phase", "code", "seen")
+        return Table(title=f"{len(rows)} devices", columns=columns, rows=rows)
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()

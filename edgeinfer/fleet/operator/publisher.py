@@ -1,0 +1,129 @@
+"""`Publisher`: signed documents to where devices fetch them, for each device whose document changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, final
+
+import sqlalchemy as sa
+
+from edgeinfer.fleet.device.assignment import Assignment, Signature, SignedAssignments
+from edgeinfer.fleet.operator.store.database import Database, next_value, raise_value, value_of
+from edgeinfer.fleet.operator.store.schema import devices, members, slots
+
+__all__ = ["Publisher", "Shelf", "document_of"]
+
+_BATCH = 500
+
+
+class Shelf(Protocol):
+    """Where documents lie."""
+
+    def put(self, device: str, document: bytes) -> None:
+        """Replace the document of a device, atomically."""
+        ...
+
+    def anchor(self) -> int:
+        """Return the number that `set_anchor` kept last; 0 before the first."""
+        ...
+
+    def set_anchor(self, number: int) -> None:
+        """Keep a number outside the database, so that a restored database is noticed."""
+        ...
+
+
+@final
+class Publisher:
+    """Signs and publishes documents.
+
+    Args:
+        shelf: Where they go.
+        sign: What makes the signatures of a document's payload.
+    """
+
+    def __init__(self, shelf: Shelf, sign: Callable[[bytes], tuple[Signature, ...]]) -> None:
+        self._shelf = shelf
+        self._sign = sign
+
+    def publish(self, database: Database) -> int:
+        """Publish the documents of all devices that changed; return how many.
+
+        The devices stay locked while their documents are written, so that of two publishers the later
+        document is the one that stays. One that is killed in between leaves them to be published again.
+        """
+        total = 0
+        while count := database.retrying(lambda connection: self._batch(database, connection)):
+            total += count
+        return total
+
+    def notice_restore(self, database: Database) -> bool:
+        """Raise the epoch if the database knows less than was published: it came from a backup.
+
+        All documents are then published again.
+        """
+
+        def work(connection: sa.Connection) -> bool:
+            known = value_of(connection, "published")
+            if self._shelf.anchor() <= known:
+                return False
+            raise_value(connection, "published", self._shelf.anchor())
+            epoch = raise_value(connection, "epoch", max(1, value_of(connection, "epoch")) + 1)
+            # The same again, above all that was issued since the backup.
+            connection.execute(sa.update(slots).where(slots.c.epoch > 0).values(epoch=epoch))
+            for forward in (members.c.epoch, members.c.back_epoch):
+                connection.execute(sa.update(members).where(forward > 0).values({forward: epoch}))
+            connection.execute(sa.update(devices).values(wanted=devices.c.wanted + 1))
+            return True
+
+        return database.retrying(work)
+
+    def _batch(self, database: Database, connection: sa.Connection) -> int:
+        statement = (
+            sa.select(devices)
+            .where(devices.c.wanted != devices.c.published, devices.c.deleted_at.is_(None))
+            .order_by(devices.c.device)
+            .limit(_BATCH)
+        )
+        if connection.dialect.name != "sqlite":
+            statement = statement.with_for_update(skip_locked=True)
+        rows = connection.execute(statement).mappings().all()
+        if not rows:
+            return 0
+        now = database.now(connection)
+        names = [row["device"] for row in rows]
+        found = connection.execute(
+            sa.select(slots).where(slots.c.device.in_(names), slots.c.epoch > 0).order_by(slots.c.model)
+        ).mappings()
+        by_device: dict[str, list[sa.RowMapping]] = {}
+        for slot in found:
+            by_device.setdefault(slot["device"], []).append(slot)
+        for row in rows:
+            document = document_of(row, by_device.get(row["device"], []), now)
+            self._shelf.put(row["device"], document.to_bytes(self._sign(document.payload())))
+        connection.execute(
+            sa.update(devices).where(devices.c.device.in_(names)).values(published=devices.c.wanted)
+        )
+        self._shelf.set_anchor(next_value(connection, "published"))
+        return len(rows)
+
+
+def document_of(row: sa.RowMapping, found: list[sa.RowMapping], now: int) -> SignedAssignments:
+    """Return what a device is to run, not yet signed."""
+    device, incarnation = row["device"], row["incarnation"]
+    return SignedAssignments(
+        device=device,
+        incarnation=incarnation,
+        issued_at=now,
+        assignments=[
+            Assignment(
+                device=device,
+                incarnation=incarnation,
+                model=slot["model"],
+                generation=(slot["epoch"], slot["number"]),
+                release=slot["release"],
+                version=slot["version"],
+                start_before=slot["start_before"],
+            )
+            for slot in found
+        ],
+    )

@@ -1,0 +1,274 @@
+"""`run_seed`: one random fleet, one random rollout, everything that can go wrong, and the end of it."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+from collections.abc import Callable
+from typing import Any, final
+
+from edgeinfer.errors import FleetError
+from edgeinfer.fleet.operator import commands
+from edgeinfer.fleet.operator.gates import FailureRate
+from edgeinfer.fleet.operator.planner import judge_stage
+from edgeinfer.fleet.operator.publisher import Publisher
+from edgeinfer.fleet.operator.record import State
+from edgeinfer.fleet.operator.simulator.device import SimulatedDevice
+from edgeinfer.fleet.operator.simulator.faults import Faults, Quality
+from edgeinfer.fleet.operator.simulator.oracle import InvariantError, Oracle
+from edgeinfer.fleet.operator.simulator.world import World
+from edgeinfer.fleet.operator.sites import MaintenanceWindow, Site
+from edgeinfer.fleet.operator.specification import Specification
+from edgeinfer.fleet.operator.stages import Stage
+from edgeinfer.fleet.operator.store.inventory import (
+    DeviceRow,
+    list_devices,
+    remove_device,
+    save_release,
+    save_site,
+)
+from edgeinfer.fleet.operator.store.rollouts import load_tallies
+from edgeinfer.fleet.operator.verdicts import Verdict
+
+__all__ = ["NEW", "OLD", "Scenario", "run_seed"]
+
+OLD, NEW = "a" * 64, "b" * 64
+_HOUR = 3600
+_ENDED = (State.COMPLETED, State.ROLLED_BACK, State.ABORTED)
+
+
+@final
+class Scenario:
+    """A random fleet with a rollout; every method is something that may happen to it.
+
+    Args:
+        seed: Of all chance.
+        devices: How many devices at least, and at most.
+    """
+
+    def __init__(self, seed: int, devices: tuple[int, int] = (18, 28)) -> None:
+        self.random = chance = random.Random(seed)  # noqa: S311 (a simulation)
+        faults = Faults(
+            offline=chance.choice([0.0, 0.1, 0.3]),
+            offline_s=chance.choice([1800, 14_400]),
+            delay_s=chance.choice([0, 30, 900]),
+            duplicate=chance.choice([0.0, 0.2]),
+            lost_answer=chance.choice([0.0, 0.2]),
+            lying_clock=chance.choice([0.0, 0.2]),
+            slow=chance.choice([0.0, 0.2]),
+            reboot=chance.choice([0.0, 0.1]),
+        )
+        self.world = World(
+            seed=seed, faults=faults, release=OLD, poll_s=900, heartbeat_s=21_600, controller_s=900
+        )
+        self.sites = [f"s{number}" for number in range(chance.randint(1, 3))]
+        self.classes = ["a", "b"][: chance.randint(1, 2)]
+        self._added = 0
+        budgets = {site: chance.randint(1, 4) for site in self.sites if chance.random() < 0.6}
+        for site in self.sites:
+            windows = [MaintenanceWindow(start="20:00", end="08:00")] if chance.random() < 0.2 else []
+            save_site(
+                self.world.database,
+                Site(name=site, timezone="Europe/Berlin", windows=windows, max_in_flight=budgets.get(site)),
+            )
+        self.oracle = Oracle(self.world, budgets)
+        for digest, version in ((OLD, "1"), (NEW, "2")):
+            save_release(self.world.database, digest=digest, model="m", version=version)
+        bad = chance.choice([0.0, 0.0, 0.05, 0.3, 1.0])
+        kind = chance.choice(["failed", "rolled_back", "rejected", "silent", "late", "transient"])
+        quality = Quality(**{kind: bad})
+        self.world.quality[NEW] = {chance.choice(["", *self.classes]): quality, "a": quality}
+        self.add(chance.randint(*devices))
+        stages = [
+            Stage(count=14, soak=chance.choice([0, _HOUR]), timeout="6h"),
+            Stage(percent=100, timeout="6h"),
+        ]
+        if chance.random() < 0.3:
+            stages.insert(1, Stage(percent=80, per_hour=chance.choice([None, 6.0]), timeout="6h"))
+        specification = Specification(
+            stages=stages,
+            gates=[FailureRate(max=0.2)],
+            on_fail=chance.choice(["rollback", "pause"]),
+            lease=chance.choice(["2h", "24h"]),
+        )
+        self.world.run(600)
+        self.number = commands.draft(self.world.database, model="m", release=NEW, specification=specification)
+        self._backup: sqlite3.Connection | None = None
+
+    def add(self, count: int = 1) -> None:
+        """Enrol further devices."""
+        chance = self.random
+        rows = [
+            DeviceRow(
+                device=f"d{self._added + number}",
+                device_class=chance.choice(self.classes),
+                site=chance.choice(self.sites),
+            )
+            for number in range(count)
+        ]
+        self._added += count
+        self.world.add(rows)
+
+    def start(self) -> None:
+        """Begin the rollout."""
+        commands.start(self.world.database, self.number)
+
+    def run(self, seconds: int) -> None:
+        """Let time pass."""
+        self.world.run(seconds)
+
+    @property
+    def state(self) -> State:
+        """The rollout's state."""
+        return commands.get(self.world.database, self.number).state
+
+    def command(self, name: str) -> bool:
+        """Let an operator do something; False where the rollout's state does not allow it."""
+        command: Callable[..., Any] = getattr(commands, name)
+        try:
+            command(self.world.database, self.number, reason="by chance")
+        except InvariantError:
+            raise
+        except FleetError:
+            return False
+        return True
+
+    def quarantine(self) -> None:
+        """Withdraw the release for all or for one class."""
+        device_class = self.random.choice(["*", *self.classes])
+        commands.quarantine(self.world.database, NEW, device_class=device_class, reason="by chance")
+        self.oracle.withdrawn.add((NEW, device_class))
+
+    def remove(self) -> None:
+        """Remove a device from the inventory, and from the world."""
+        name = self.random.choice(sorted(self.world.devices))
+        remove_device(self.world.database, name)
+        del self.world.devices[name]
+
+    def reflash(self) -> None:
+        """Let a device lose its state."""
+        self.world.reflash(self.random.choice(sorted(self.world.devices)))
+
+    def clone(self) -> None:
+        """Let a second device go by the name of another."""
+        self.world.clone(self.random.choice(sorted(self.world.devices)))
+
+    def partition(self) -> None:
+        """Cut the operator off, or connect it again."""
+        self.world.partitioned = not self.world.partitioned
+
+    def back_up(self) -> None:
+        """Copy the database."""
+        self._backup = sqlite3.connect(":memory:")
+        self._raw().backup(self._backup)
+
+    def restore(self) -> bool:
+        """Put the copy in the database's place, and start the controller again; False if there is no copy."""
+        if self._backup is None:
+            return False
+        self._backup.backup(self._raw())
+        self.oracle.forget_stages()
+        self.oracle.single = False
+        Publisher(self.world.shelf, lambda _: ()).notice_restore(self.world.database)
+        return True
+
+    def heal(self) -> None:
+        """Let nothing go wrong any more, and see that the fleet comes to rest."""
+        self.world.heal()
+        # Operators do their part: what is stopped goes on or ends.
+        for _ in range(20):
+            self.world.run_until(self._at_rest, 24 * _HOUR)
+            state = self.state
+            if state is State.DRAFT or (state in _ENDED and self._at_rest()):
+                break
+            if state in (State.PAUSED, State.HELD):
+                self.command("resume")
+            elif state is State.FAILED or (state is State.RUNNING and self._cannot_pass()):
+                self.command("abort")
+        self._check_end()
+
+    def _at_rest(self) -> bool:
+        """Whether nothing is on its way, and nobody waits for what the controller could give."""
+        record = commands.get(self.world.database, self.number)
+        with self.world.database.reading() as connection:
+            total = load_tallies(connection, self.number).counts(lambda _: True)
+        waits = record.state is State.COMPLETED and not record.withdrawn and total.eligible
+        idle = all(
+            device.next_at is None and not device.spool and self._knows(device)
+            for device in self.world.devices.values()
+        )
+        stopped = record.state in _ENDED or record.state in (State.PAUSED, State.HELD, State.FAILED)
+        return stopped and idle and not total.in_flight and not waits
+
+    def _knows(self, device: SimulatedDevice) -> bool:
+        document = self.world.shelf.documents.get(device.name)
+        if document is None:
+            return True
+        assignments = json.loads(document)["signed"]["assignments"]
+        return all(tuple(assignment["generation"]) == device.floor for assignment in assignments)
+
+    def _cannot_pass(self) -> bool:
+        """Whether the open stage waits for what will not come: no data is no reason to go on."""
+        record = commands.get(self.world.database, self.number)
+        with self.world.database.reading() as connection:
+            tallies = load_tallies(connection, self.number)
+        counts = tallies.evidence(record.stage).counts
+        judgements = judge_stage(tallies, record, record.stage)
+        return not counts.in_flight and any(j.verdict is not Verdict.PASS for j in judgements)
+
+    def _check_end(self) -> None:
+        state = self.state
+        if state not in (*_ENDED, State.DRAFT):
+            raise InvariantError(
+                f"the rollout did not end: {state.value}", where=f"stage {self._stage() + 1}"
+            )
+        with self.world.database.reading() as connection:
+            rows = {row["device"]: row for row in list_devices(connection) if row["model"]}
+        for name, device in self.world.devices.items():
+            row = rows.get(name)
+            # A device that could not install it stays with what it had, and says so.
+            if row is None or device.phase.value in ("rejected", "failed", "rolled_back", "degraded"):
+                continue
+            if row["wanted"] and device.running != row["wanted"]:
+                raise InvariantError(
+                    f"{name} runs {device.running[:4]!r} ({device.phase.value}), "
+                    f"and is to run {row['wanted'][:4]!r}",
+                    where=state.value,
+                )
+
+    def _stage(self) -> int:
+        return commands.get(self.world.database, self.number).stage
+
+    def _raw(self) -> Any:
+        """The one connection of a database in memory."""
+        pooled = self.world.database.engine.raw_connection()
+        try:
+            return pooled.driver_connection
+        finally:
+            pooled.close()  # gives it back, no more
+
+
+_EVENTS = ("pause", "hold", "resume", "abort", "roll_back", "quarantine", "remove", "add", "reflash", "clone",
+           "partition", "back_up", "restore")  # fmt: skip
+
+
+def run_seed(seed: int) -> Scenario:
+    """Run one seed to its end.
+
+    Raises:
+        InvariantError: Something that must never happen has happened.
+    """
+    scenario = Scenario(seed)
+    chance = scenario.random
+    scenario.start()
+    for _ in range(chance.randint(0, 4)):
+        scenario.run(chance.randint(1, 6) * _HOUR)
+        event = chance.choice(_EVENTS)
+        if event in ("pause", "hold", "resume", "abort", "roll_back"):
+            scenario.command(event)
+        else:
+            getattr(scenario, event)()
+    scenario.run(chance.randint(1, 12) * _HOUR)
+    scenario.heal()
+    return scenario

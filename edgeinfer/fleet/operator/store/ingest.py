@@ -1,0 +1,339 @@
+"""`ingest`: reports of devices into the store, in batches: verified, applied once, in any order.
+
+A report that is refused stops nobody: the rest of the batch goes on, and the refusal is logged.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, final
+
+import attrs
+import sqlalchemy as sa
+
+from edgeinfer.errors import FleetError
+from edgeinfer.fleet.device.phases import Phase
+from edgeinfer.fleet.device.reports import Report
+from edgeinfer.fleet.operator.absorb import Heard, absorb
+from edgeinfer.fleet.operator.member import Generation
+from edgeinfer.fleet.operator.outcomes import Motion
+from edgeinfer.fleet.operator.record import State
+from edgeinfer.fleet.operator.store.comparisons import figures_of, save_figures, update_changes
+from edgeinfer.fleet.operator.store.database import Database, chunks, dumps, raise_value, value_of
+from edgeinfer.fleet.operator.store.members import change_members, load_members
+from edgeinfer.fleet.operator.store.schema import devices, members, releases, report_log, rollouts
+from edgeinfer.fleet.operator.store.slots import Slot, Wanted, issue, load_slots, lock_devices, save_slots
+
+__all__ = ["Ingested", "Refusal", "ingest"]
+
+_BATCH = 500
+_FURTHEST_EPOCH = 1000  # a device that reports an epoch that is this much further is not believed
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Refusal:
+    """A report that was refused.
+
+    Attributes:
+        index: Its place among those that were handed over.
+        device: The device that it says to be of, if it says so.
+        reason: Why.
+    """
+
+    index: int
+    device: str
+    reason: str
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Ingested:
+    """What became of a batch.
+
+    Attributes:
+        applied: Reports that told something new.
+        ignored: Duplicates, and older than what is known.
+        refused: Reports that nobody is answerable for.
+    """
+
+    applied: int = 0
+    ignored: int = 0
+    refused: tuple[Refusal, ...] = ()
+
+    def __add__(self, other: Ingested) -> Ingested:
+        return Ingested(
+            applied=self.applied + other.applied,
+            ignored=self.ignored + other.ignored,
+            refused=self.refused + other.refused,
+        )
+
+
+def ingest(database: Database, documents: Sequence[bytes]) -> Ingested:
+    """Take reports in.
+
+    Args:
+        database: The store.
+        documents: Reports as devices made them (`Report.to_bytes`), from anyone.
+    """
+    total = Ingested()
+    for part in chunks(enumerate(documents), _BATCH):
+        total += database.retrying(functools.partial(_ingest, database, documents=part))
+    return total
+
+
+@attrs.define
+class _Batch:
+    """What a batch changes; written once at its end."""
+
+    rows: dict[str, sa.RowMapping]
+    slots: dict[tuple[str, str], Slot]
+    heard: dict[tuple[str, str], list[Heard]] = attrs.field(factory=dict)
+    values: dict[str, dict[str, tuple[str, dict[str, float]]]] = attrs.field(factory=dict)
+    updates: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+    log: list[dict[str, Any]] = attrs.field(factory=list)
+    ahead: dict[tuple[str, str], int] = attrs.field(
+        factory=dict
+    )  # slots whose device knows more -> its epoch
+
+
+def _ingest(
+    database: Database, connection: sa.Connection, documents: Sequence[tuple[int, bytes]]
+) -> Ingested:
+    claimed, refused = [], []
+    for index, data in documents:
+        try:
+            claimed.append((index, data, Report.claimed_device(data)))
+        except FleetError as error:
+            refused.append(Refusal(index=index, device="", reason=error.what))
+    rows = lock_devices(connection, (device for _, _, device in claimed))
+    reports = []
+    for index, data, device in claimed:
+        try:
+            reports.append((_verified(rows.get(device), data), data))
+        except FleetError as error:
+            refused.append(Refusal(index=index, device=device, reason=error.what))
+    # In the order in which the devices made them, so that a batch that was shuffled tells all that it can.
+    reports.sort(key=lambda item: (item[0].device, item[0].incarnation, item[0].sequence))
+    names = {report.device for report, _ in reports}
+    batch = _Batch(rows=rows, slots=load_slots(connection, None, sorted(names)))
+    now = database.now(connection)
+    epoch = value_of(connection, "epoch")
+    applied = sum(_apply(batch, report, data, now, epoch) for report, data in reports)
+    _write(connection, batch)
+    return Ingested(applied=applied, ignored=len(reports) - applied, refused=tuple(refused))
+
+
+def _verified(row: sa.RowMapping | None, data: bytes) -> Report:
+    if row is None or row["deleted_at"] is not None:
+        raise FleetError("The device is not enrolled." if row is None else "The device was removed.")
+    return Report.from_bytes(data, row["key"])
+
+
+def _apply(batch: _Batch, report: Report, data: bytes, now: int, epoch: int) -> bool:
+    """Note what a report tells; return whether it is new."""
+    device, row = report.device, batch.rows[report.device]
+    update = batch.updates.setdefault(device, {"seen_at": now})
+    incarnation = update.get("incarnation", row["incarnation"])
+    if report.incarnation < incarnation:
+        update["flag"] = "clone"  # an earlier life goes on beside the present one
+        return False
+    if report.incarnation > incarnation:
+        _begin_again(batch, report, update)
+    key = (device, report.model)
+    slot = batch.slots.get(key) or Slot(device=device, model=report.model)
+    fingerprint = hashlib.sha256(data).hexdigest()[:16]
+    if report.sequence <= slot.sequence:
+        if report.sequence == slot.sequence and fingerprint != slot.fingerprint:
+            update["flag"] = "clone"  # two devices count with one name
+        return False
+    if report.generation[0] > epoch + _FURTHEST_EPOCH:
+        update["flag"] = "impossible generation"
+        return False
+    facts = dumps(dict(report.facts)) if report.facts else None
+    facts_changed = facts is not None and facts != update.get("facts", row["facts"])
+    if facts_changed:
+        update["facts"] = facts
+    generation = tuple(report.generation)
+    mistaken = (
+        report.phase is Phase.COMMITTED and generation == slot.generation and report.digest != slot.release
+    )
+    if report.model and (generation > slot.generation or (mistaken and slot.epoch)):
+        # The device answers what this database does not know to have said: it was restored from a backup.
+        batch.ahead[key] = report.generation[0]
+    batch.slots[key] = _told(slot, report, fingerprint, now)
+    batch.heard.setdefault(key, []).append(
+        Heard(
+            generation=report.generation,
+            phase=report.phase,
+            code=report.code,
+            digest=report.digest,
+            at=now,
+            facts_changed=facts_changed,
+        )
+    )
+    values = figures_of(report.metrics)
+    if values and report.digest:
+        batch.values.setdefault(report.model, {})[device] = (report.digest, values)
+    if report.log or report.phase.final:
+        batch.log.append({"at": now, "device": device, "model": report.model, "phase": report.phase.value,
+                          "code": report.code, "log": dumps(list(report.log))})  # fmt: skip
+    return True
+
+
+def _begin_again(batch: _Batch, report: Report, update: dict[str, Any]) -> None:
+    """Take note that a device was reflashed: it counts from one again, and needs a new document."""
+    update |= {"incarnation": report.incarnation, "flag": "reflashed", "again": True}
+    for key, slot in list(batch.slots.items()):
+        if key[0] == report.device:
+            batch.slots[key] = attrs.evolve(slot, sequence=0, fingerprint="", running="", committed="")
+
+
+def _told(slot: Slot, report: Report, fingerprint: str, now: int) -> Slot:
+    new = report.phase is Phase.COMMITTED and bool(report.digest) and report.digest != slot.committed
+    return attrs.evolve(
+        slot,
+        sequence=report.sequence,
+        fingerprint=fingerprint,
+        reported_epoch=report.generation[0],
+        reported_number=report.generation[1],
+        phase=report.phase.value,
+        code=report.code,
+        running=report.digest,
+        committed=report.digest if new else slot.committed,
+        previous=slot.committed if new else slot.previous,
+        reported_at=now,
+    )
+
+
+def _write(connection: sa.Connection, batch: _Batch) -> None:
+    save_slots(connection, [batch.slots[key] for key in batch.heard])
+    again = [device for device, update in batch.updates.items() if update.pop("again", False)]
+    _update_devices(connection, batch.updates, batch.rows)
+    models = {model for _, model in batch.heard}
+    facts = _rollouts(connection, models)
+    _change_members(connection, batch, facts)
+    for model, reported in batch.values.items():
+        open_stages = {
+            row["id"]: (row["stage"], json.loads(row["budgets"] or "{}"))
+            for row in facts.values()
+            if row["model"] == model and State(row["state"]).live
+        }
+        update_changes(connection, reported, open_stages)
+        save_figures(
+            connection,
+            (
+                {"device": device, "model": model, "metric": metric, "release": digest, "value": value}
+                for device, (digest, values) in reported.items()
+                for metric, value in values.items()
+            ),
+        )
+    if batch.log:
+        connection.execute(sa.insert(report_log), batch.log)
+    _answer_again(connection, batch, again)
+
+
+def _update_devices(
+    connection: sa.Connection, updates: Mapping[str, Mapping[str, Any]], rows: Mapping[str, sa.RowMapping]
+) -> None:
+    names = ("incarnation", "facts", "flag", "seen_at")
+    values = [
+        {"its_device": device, **{name: update.get(name, rows[device][name]) for name in names}}
+        for device, update in updates.items()
+    ]
+    if values:
+        statement = sa.update(devices).where(devices.c.device == sa.bindparam("its_device"))
+        connection.execute(statement.values({name: sa.bindparam(name) for name in names}), values)
+
+
+def _rollouts(connection: sa.Connection, models: Iterable[str]) -> dict[int, sa.RowMapping]:
+    """Return the rollouts of models, with what is needed to understand a report."""
+    statement = (
+        sa.select(
+            rollouts.c.id,
+            rollouts.c.model,
+            rollouts.c.release,
+            rollouts.c.state,
+            rollouts.c.stage,
+            rollouts.c.retries,
+            releases.c.budgets,
+        )
+        .join(releases, releases.c.digest == rollouts.c.release, isouter=True)
+        .where(rollouts.c.model.in_(sorted(models)), rollouts.c.state != State.DRAFT.value)
+    )
+    return {row["id"]: row for row in connection.execute(statement).mappings()}
+
+
+def _change_members(connection: sa.Connection, batch: _Batch, facts: Mapping[int, sa.RowMapping]) -> None:
+    of_interest = [
+        number for number, row in facts.items() if State(row["state"]) is not State.SUPERSEDED
+    ]  # and what is still in flight for others
+    changes = []
+    for part in chunks(sorted({device for device, _ in batch.heard})):
+        found = load_members(
+            connection,
+            members.c.device.in_(part),
+            sa.or_(
+                members.c.rollout.in_(of_interest),
+                members.c.motion.in_([Motion.FORWARD.value, Motion.BACK.value]),
+            ),
+        )
+        for before in found:
+            row = facts.get(before.rollout)
+            if row is None:
+                continue
+            after = before
+            for heard in batch.heard.get((before.device, row["model"]), ()):
+                after = absorb(after, heard, release=row["release"], retries=row["retries"])
+            changes.append((before, after))
+    change_members(connection, changes)
+
+
+def _answer_again(connection: sa.Connection, batch: _Batch, reflashed: Sequence[str]) -> None:
+    """Issue documents anew to devices that know of later ones than this database, and to reflashed ones."""
+    if batch.ahead:
+        epoch = value_of(connection, "epoch")
+        furthest = max(batch.ahead.values())
+        if furthest >= epoch:
+            raise_value(connection, "epoch", furthest + 1)
+    for model in sorted({model for _, model in batch.ahead}):
+        wanted = {}
+        for device, its_model in batch.ahead:
+            slot = batch.slots[device, its_model]
+            if its_model == model and slot.epoch:
+                wanted[device] = Wanted(
+                    release=slot.release, version=slot.version, start_before=slot.start_before
+                )
+        old = {device: batch.slots[device, model].generation for device in wanted}
+        _renumber(connection, model, old, issue(connection, model, wanted))
+    for part in chunks(reflashed):
+        connection.execute(
+            sa.update(devices).where(devices.c.device.in_(part)).values(wanted=devices.c.wanted + 1)
+        )
+
+
+def _renumber(
+    connection: sa.Connection, model: str, old: Mapping[str, Generation], new: Mapping[str, Generation]
+) -> None:
+    """Let the parts of devices in rollouts wait for the answer to the document that replaced theirs."""
+    moving = [Motion.FORWARD.value, Motion.BACK.value]
+    changes = []
+    for part in chunks(sorted(new)):
+        of_model = sa.select(rollouts.c.id).where(rollouts.c.model == model)
+        for before in load_members(
+            connection,
+            members.c.device.in_(part),
+            members.c.motion.in_(moving),
+            members.c.rollout.in_(of_model),
+        ):
+            after = before
+            epoch, number = new[before.device]
+            if before.motion is Motion.FORWARD and before.forward == old[before.device]:
+                after = attrs.evolve(before, epoch=epoch, number=number)
+            elif before.motion is Motion.BACK and before.back == old[before.device]:
+                after = attrs.evolve(before, back_epoch=epoch, back_number=number)
+            changes.append((before, after))
+    change_members(connection, changes)

@@ -1,0 +1,220 @@
+"""Devices, sites and releases: what the operator says of them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, final
+
+import attrs
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from edgeinfer.fleet.operator.cohorts import Candidate
+from edgeinfer.fleet.operator.outcomes import Motion, Outcome
+from edgeinfer.fleet.operator.sites import Site
+from edgeinfer.fleet.operator.store.database import Database, chunks, dumps, next_value
+from edgeinfer.fleet.operator.store.members import change_members, load_members
+from edgeinfer.fleet.operator.store.schema import devices, members, releases, sites, slots
+from edgeinfer.fleet.operator.store.slots import lock_devices
+
+__all__ = [
+    "DeviceRow",
+    "add_devices",
+    "candidates",
+    "list_devices",
+    "load_sites",
+    "remove_device",
+    "save_release",
+    "save_site",
+    "touch",
+    "withdraw_release",
+]
+
+KEY_BYTES = 32
+
+
+@final
+@attrs.frozen(kw_only=True)
+class DeviceRow:
+    """A device of the inventory.
+
+    Attributes:
+        device: Its name.
+        device_class: Its hardware class.
+        site: Where it stands.
+        labels: Further facts, by name.
+        key: What its reports are signed with (HMAC-SHA256). None: made up.
+        incarnation: Of its life; a reflashed device has a greater one.
+    """
+
+    device: str = attrs.field(validator=attrs.validators.min_len(1))
+    device_class: str = ""
+    site: str = ""
+    labels: Mapping[str, str] = attrs.field(factory=dict)
+    key: bytes | None = attrs.field(default=None, repr=False)
+    incarnation: int = 0
+
+
+def add_devices(database: Database, added: Iterable[DeviceRow]) -> dict[str, bytes]:
+    """Enrol devices, or enrol them again, and return their keys."""
+    keys: dict[str, bytes] = {}
+
+    def work(connection: sa.Connection, part: Sequence[DeviceRow]) -> None:
+        now = database.now(connection)
+        rows = []
+        for device in part:
+            keys[device.device] = device.key or secrets.token_bytes(KEY_BYTES)
+            rows.append(
+                {
+                    "device": device.device,
+                    "device_class": device.device_class,
+                    "site": device.site,
+                    "labels": dumps(dict(device.labels)),
+                    "key": keys[device.device],
+                    "incarnation": device.incarnation,
+                    "enrolled_at": now,
+                    "deleted_at": None,
+                    "flag": "",
+                }
+            )
+        insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(devices)
+        updates = {name: insert.excluded[name] for name in rows[0] if name != "device"}
+        connection.execute(insert.on_conflict_do_update(index_elements=["device"], set_=updates), rows)
+        next_value(connection, "enrolled")  # rollouts look for late joiners when it has grown
+
+    for part in chunks(added):
+        database.retrying(functools.partial(work, part=part))
+    return keys
+
+
+def remove_device(database: Database, device: str) -> bool:
+    """Remove a device; what is not decided of it is WITHDRAWN, and stays in the denominators."""
+
+    def work(connection: sa.Connection) -> bool:
+        row = lock_devices(connection, [device]).get(device)
+        if row is None or row["deleted_at"] is not None:
+            return False
+        now = database.now(connection)
+        connection.execute(sa.update(devices).where(devices.c.device == device).values(deleted_at=now))
+        changes = []
+        for before in load_members(connection, members.c.device == device):
+            outcome = before.outcome if before.outcome.decided else Outcome.WITHDRAWN
+            changes.append((before, attrs.evolve(before, outcome=outcome, motion=Motion.STILL)))
+        change_members(connection, changes)
+        return True
+
+    return database.retrying(work)
+
+
+def touch(database: Database, names: Iterable[str]) -> None:
+    """Note that devices were heard of, such as by a poll; batch them."""
+
+    def work(connection: sa.Connection, part: Sequence[str]) -> None:
+        now = database.now(connection)
+        lock_devices(connection, part)
+        connection.execute(sa.update(devices).where(devices.c.device.in_(part)).values(seen_at=now))
+
+    for part in chunks(sorted(set(names))):
+        database.retrying(functools.partial(work, part=part))
+
+
+def candidates(connection: sa.Connection) -> list[Candidate]:
+    """Return all devices that are enrolled, as rollouts see them."""
+    statement = sa.select(devices.c.device, devices.c.device_class, devices.c.site, devices.c.labels).where(
+        devices.c.deleted_at.is_(None)
+    )
+    return [
+        Candidate(
+            device=row.device, device_class=row.device_class, site=row.site, labels=json.loads(row.labels)
+        )
+        for row in connection.execute(statement)
+    ]
+
+
+def list_devices(connection: sa.Connection) -> list[dict[str, Any]]:
+    """Return the inventory, one row a device and model: what it is to run and what it runs."""
+    statement = (
+        sa.select(
+            devices.c.device,
+            devices.c.device_class,
+            devices.c.site,
+            devices.c.labels,
+            devices.c.seen_at,
+            devices.c.flag,
+            slots.c.model,
+            slots.c.release.label("wanted"),
+            slots.c.version,
+            slots.c.running,
+            slots.c.phase,
+            slots.c.code,
+        )
+        .join(slots, slots.c.device == devices.c.device, isouter=True)
+        .where(devices.c.deleted_at.is_(None))
+        .order_by(devices.c.device, slots.c.model)
+    )
+    return [{**row, "labels": json.loads(row["labels"])} for row in connection.execute(statement).mappings()]
+
+
+def save_site(database: Database, site: Site) -> None:
+    """Set a site's windows and budget."""
+
+    def work(connection: sa.Connection) -> None:
+        insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(sites)
+        statement = insert.on_conflict_do_update(
+            index_elements=["name"], set_={"policy": insert.excluded.policy}
+        )
+        connection.execute(statement, [{"name": site.name, "policy": dumps(site.to_dict())}])
+
+    database.retrying(work)
+
+
+def load_sites(connection: sa.Connection) -> dict[str, Site]:
+    """Return the sites that have windows or a budget."""
+    rows = connection.execute(sa.select(sites))
+    return {row.name: Site.from_dict(json.loads(row.policy)) for row in rows}
+
+
+def save_release(database: Database, *, digest: str, model: str, version: str, requires: str | None = None,
+                 budgets: Mapping[str, Mapping[str, float]] | None = None) -> None:  # fmt: skip
+    """Note a release that was published, so that rollouts may name it.
+
+    Args:
+        database: The store.
+        digest: Of its `release.json`.
+        model: Its model.
+        version: Its version.
+        requires: The digest or version that must be committed before; None for none.
+        budgets: Limits by hardware class; those of the class "" hold for all others.
+    """
+
+    def work(connection: sa.Connection) -> None:
+        insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(releases)
+        row = {
+            "digest": digest,
+            "model": model,
+            "version": version,
+            "requires": requires,
+            "budgets": dumps({name: dict(limits) for name, limits in (budgets or {}).items()}),
+            "published_at": database.now(connection),
+        }
+        connection.execute(insert.on_conflict_do_nothing(), [row])
+
+    database.retrying(work)
+
+
+def withdraw_release(connection: sa.Connection, digest: str, device_class: str) -> None:
+    """Put a release in quarantine for a hardware class, or for all (`*`)."""
+    row = connection.execute(database_lock(connection, digest)).mappings().one()
+    classes = sorted({*json.loads(row["withdrawn"]), device_class})
+    connection.execute(
+        sa.update(releases).where(releases.c.digest == digest).values(withdrawn=dumps(classes))
+    )
+
+
+def database_lock(connection: sa.Connection, digest: str) -> sa.Select[Any]:
+    """Return the statement that reads a release, locking it where the database has locks."""
+    statement = sa.select(releases).where(releases.c.digest == digest)
+    return statement if connection.dialect.name == "sqlite" else statement.with_for_update()

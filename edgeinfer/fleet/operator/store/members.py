@@ -1,0 +1,85 @@
+"""The devices of a rollout, and the cells that count them: both change together or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import attrs
+import sqlalchemy as sa
+
+from edgeinfer.fleet.operator.evidence import Cell
+from edgeinfer.fleet.operator.member import Member
+from edgeinfer.fleet.operator.outcomes import Counts, Motion, Outcome
+from edgeinfer.fleet.operator.store.database import add_to
+from edgeinfer.fleet.operator.store.schema import cells, members
+
+__all__ = ["add_members", "change_members", "load_cells", "load_members"]
+
+
+_KEYS = ("rollout", "device")
+_FIXED = (*_KEYS, "stage", "rank", "device_class", "site")
+_UPDATE = (
+    sa.update(members)
+    .where(*(members.c[name] == sa.bindparam(f"its_{name}") for name in _KEYS))
+    .values({column.name: sa.bindparam(column.name) for column in members.c if column.name not in _FIXED})
+)
+
+
+def _values(member: Member) -> dict[str, Any]:
+    return {
+        **{field.name: getattr(member, field.name) for field in attrs.fields(Member)},
+        "outcome": member.outcome.value,
+        "motion": member.motion.value,
+    }
+
+
+def add_members(connection: sa.Connection, added: Sequence[Member]) -> None:
+    """Add devices to rollouts."""
+    if added:
+        connection.execute(sa.insert(members), [_values(member) for member in added])
+        _count(connection, [(None, member) for member in added])
+
+
+def change_members(connection: sa.Connection, changes: Iterable[tuple[Member, Member]]) -> None:
+    """Replace members by what became of them: (before, after)."""
+    changed = [(before, after) for before, after in changes if before != after]
+    if not changed:
+        return
+    rows = []
+    for _, after in changed:
+        values = _values(after)
+        rows.append(
+            {
+                **{name: value for name, value in values.items() if name not in _FIXED},
+                **{f"its_{name}": values[name] for name in _KEYS},
+            }
+        )
+    connection.execute(_UPDATE, rows)
+    _count(connection, changed)
+
+
+def _count(connection: sa.Connection, changes: Iterable[tuple[Member | None, Member]]) -> None:
+    deltas: dict[tuple[Any, ...], int] = {}
+    for before, after in changes:
+        if before is not None:
+            deltas[before.cell] = deltas.get(before.cell, 0) - 1
+        deltas[after.cell] = deltas.get(after.cell, 0) + 1
+    add_to(connection, cells, {key: {"devices": delta} for key, delta in deltas.items() if delta})
+
+
+def load_members(connection: sa.Connection, *conditions: sa.ColumnElement[bool], limit: int | None = None,
+                 order_by: Sequence[sa.ColumnElement[Any]] = ()) -> list[Member]:  # fmt: skip
+    """Return members that fulfil conditions."""
+    statement = sa.select(members).where(*conditions).order_by(*order_by).limit(limit)
+    return [Member(**row) for row in connection.execute(statement).mappings()]
+
+
+def load_cells(connection: sa.Connection, rollout: int) -> dict[Cell, Counts]:
+    """Return the counts of a rollout."""
+    statement = sa.select(cells).where(cells.c.rollout == rollout, cells.c.devices != 0)
+    found: dict[Cell, dict[tuple[Outcome, Motion], int]] = {}
+    for row in connection.execute(statement).mappings():
+        cell = Cell(row["stage"], row["device_class"], row["site"])
+        found.setdefault(cell, {})[Outcome(row["outcome"]), Motion(row["motion"])] = row["devices"]
+    return {cell: Counts(states) for cell, states in found.items()}

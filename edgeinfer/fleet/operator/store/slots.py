@@ -1,0 +1,138 @@
+"""What each device is to run of a model, and what it runs; issuing generations that never go back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, final
+
+import attrs
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from edgeinfer.fleet.operator.member import Generation
+from edgeinfer.fleet.operator.store.database import chunks, value_of
+from edgeinfer.fleet.operator.store.schema import devices, slots
+
+__all__ = ["Slot", "Wanted", "issue", "load_slots", "lock_devices", "save_slots"]
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Slot:
+    """A model on a device; see the table `slots`."""
+
+    device: str
+    model: str
+    epoch: int = 0
+    number: int = 0
+    release: str = ""
+    version: str = ""
+    start_before: int = 0
+    reported_epoch: int = 0
+    reported_number: int = 0
+    sequence: int = 0
+    fingerprint: str = ""
+    phase: str = ""
+    code: str = ""
+    running: str = ""
+    committed: str = ""
+    previous: str = ""
+    reported_at: int = 0
+
+    @property
+    def generation(self) -> Generation:
+        """Of the document that was issued last; (0, 0) before the first."""
+        return (self.epoch, self.number)
+
+    @property
+    def reported(self) -> Generation:
+        """Of the document that the device answered last."""
+        return (self.reported_epoch, self.reported_number)
+
+    def next_generation(self, epoch: int) -> Generation:
+        """Return a generation that is above all that was issued or reported.
+
+        Args:
+            epoch: The fleet's epoch.
+        """
+        highest = max(self.generation, self.reported)
+        return (epoch, 1) if epoch > highest[0] else (highest[0], highest[1] + 1)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Wanted:
+    """What a device is to run. An empty `release` takes the model away from it."""
+
+    release: str
+    version: str = ""
+    start_before: int = 0
+
+
+def lock_devices(connection: sa.Connection, names: Iterable[str]) -> dict[str, sa.RowMapping]:
+    """Return the rows of these devices, locked: whoever changes a device's members locks it before."""
+    found: dict[str, sa.RowMapping] = {}
+    for part in chunks(sorted(set(names))):
+        statement = sa.select(devices).where(devices.c.device.in_(part)).order_by(devices.c.device)
+        if connection.dialect.name != "sqlite":
+            statement = statement.with_for_update()
+        found.update({row["device"]: row for row in connection.execute(statement).mappings()})
+    return found
+
+
+def load_slots(
+    connection: sa.Connection, model: str | None, names: Iterable[str]
+) -> dict[tuple[str, str], Slot]:
+    """Return (device, model) -> slot; of one model, or of all."""
+    found = {}
+    for part in chunks(names):
+        statement = sa.select(slots).where(slots.c.device.in_(part))
+        if model is not None:
+            statement = statement.where(slots.c.model == model)
+        for row in connection.execute(statement).mappings():
+            found[row["device"], row["model"]] = Slot(**row)
+    return found
+
+
+def save_slots(connection: sa.Connection, changed: Iterable[Slot]) -> None:
+    """Insert or replace slots."""
+    rows: list[Mapping[str, Any]] = [attrs.asdict(slot) for slot in changed]
+    if not rows:
+        return
+    insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(slots)
+    keys = {"device", "model"}
+    updates = {column.name: insert.excluded[column.name] for column in slots.c if column.name not in keys}
+    statement = insert.on_conflict_do_update(index_elements=["device", "model"], set_=updates)
+    connection.execute(statement, rows)
+
+
+def issue(connection: sa.Connection, model: str, wanted: Mapping[str, Wanted]) -> dict[str, Generation]:
+    """Give devices new documents for a model, and return the generation of each. The devices are locked.
+
+    Args:
+        connection: Within a transaction.
+        model: The model.
+        wanted: Device -> what it is to run.
+    """
+    epoch = max(1, value_of(connection, "epoch"))
+    have = load_slots(connection, model, wanted)
+    changed = []
+    for device, want in wanted.items():
+        slot = have.get((device, model)) or Slot(device=device, model=model)
+        number = slot.next_generation(epoch)
+        changed.append(
+            attrs.evolve(
+                slot,
+                epoch=number[0],
+                number=number[1],
+                release=want.release,
+                version=want.version,
+                start_before=want.start_before,
+            )
+        )
+    save_slots(connection, changed)
+    for part in chunks(wanted):
+        connection.execute(
+            sa.update(devices).where(devices.c.device.in_(part)).values(wanted=devices.c.wanted + 1)
+        )
+    return {slot.device: slot.generation for slot in changed}

@@ -1,0 +1,257 @@
+"""Giving devices of a rollout documents: forward to the release, or back from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+import attrs
+import sqlalchemy as sa
+
+from edgeinfer.fleet.operator.gates import Constraint
+from edgeinfer.fleet.operator.member import Member
+from edgeinfer.fleet.operator.outcomes import Motion, Outcome
+from edgeinfer.fleet.operator.record import Record
+from edgeinfer.fleet.operator.regression import Regression
+from edgeinfer.fleet.operator.specification import Specification
+from edgeinfer.fleet.operator.store.comparisons import add_canaries
+from edgeinfer.fleet.operator.store.members import change_members, load_members
+from edgeinfer.fleet.operator.store.schema import members, releases
+from edgeinfer.fleet.operator.store.slots import Slot, Wanted, issue, load_slots, lock_devices
+
+__all__ = ["ask_back", "compared_metrics", "expose", "revert"]
+
+_ACTIVATED = ("activating", "soaking", "committed", "rolling_back")  # applications may have seen the release
+_ELIGIBLE = sa.or_(
+    members.c.motion == Motion.AGAIN.value,
+    sa.and_(
+        members.c.motion == Motion.STILL.value,
+        members.c.outcome.in_([Outcome.WAITING.value, Outcome.OFFLINE.value]),
+    ),
+    sa.and_(
+        members.c.motion == Motion.REVERTED.value,
+        members.c.outcome.in_(
+            [Outcome.WAITING.value, Outcome.OFFLINE.value, Outcome.ACCEPTED.value, Outcome.SUCCESS.value]
+        ),
+    ),
+)  # `is_eligible`, in SQL; a test holds that they agree
+
+
+def compared_metrics(specification: Specification) -> list[str]:
+    """Return the metrics that the gates need of each device."""
+    return sorted({gate.metric for gate in specification.gates if isinstance(gate, (Regression, Constraint))})
+
+
+def expose(
+    connection: sa.Connection, rollout: Record, *, stage: int, site: str, count: int, start_before: int
+) -> int:
+    """Give the next devices of a stage at a site documents of the release; return how many.
+
+    Args:
+        connection: Within a transaction that has changed the rollout's version.
+        rollout: The rollout.
+        stage: The stage.
+        site: The site.
+        count: How many at most.
+        start_before: When the documents run out.
+    """
+    if "*" in rollout.withdrawn:
+        return 0
+    where = [members.c.rollout == rollout.id, members.c.stage == stage, members.c.site == site, _ELIGIBLE]
+    if rollout.withdrawn:
+        where.append(members.c.device_class.not_in(sorted(rollout.withdrawn)))
+    chosen = _next(connection, where, count)
+    if not chosen:
+        return 0
+    have = load_slots(connection, rollout.model, [member.device for member in chosen])
+    known = _releases(connection, rollout.model)
+    wanted, changes = {}, {}
+    for member in chosen:
+        slot = have.get((member.device, rollout.model)) or Slot(device=member.device, model=rollout.model)
+        target = _next_step(known, rollout.release, slot, member.device_class)
+        if target is None:
+            refused = attrs.evolve(
+                member, outcome=Outcome.REJECTED, motion=Motion.STILL, code="no_stepping_stone"
+            )
+            change_members(connection, [(member, refused)])
+            continue
+        wanted[member.device] = Wanted(
+            release=target, version=_version(known, target), start_before=start_before
+        )
+        changes[member.device] = attrs.evolve(
+            member,
+            outcome=Outcome.OFFLINE,
+            motion=Motion.FORWARD,
+            target=target,
+            origin=member.origin or _origin(slot, rollout.release),
+            start_before=start_before,
+            exposures=member.exposures + 1,
+            back_epoch=0,
+            back_number=0,
+        )
+    generations = issue(connection, rollout.model, wanted)
+    changed = []
+    for member in chosen:
+        if member.device in generations:
+            epoch, number = generations[member.device]
+            changed.append((member, attrs.evolve(changes[member.device], epoch=epoch, number=number)))
+    change_members(connection, changed)
+    metrics = compared_metrics(rollout.specification)
+    if metrics and stage == rollout.stage:
+        devices = [(member.device, member.device_class) for member, _ in changed]
+        add_canaries(connection, rollout.id, rollout.model, stage, rollout.release, devices, metrics)
+    return len(changed)
+
+
+def ask_back(
+    connection: sa.Connection, rollout: Record, *, activated: bool, device_class: str | None = None
+) -> int:
+    """Supersede the documents of all devices that are on their way; return how many.
+
+    Args:
+        connection: Within a transaction.
+        rollout: The rollout.
+        activated: Also those that have reported to be activating the release, or further.
+        device_class: Only devices of this class.
+    """
+    where = [members.c.rollout == rollout.id, members.c.motion == Motion.FORWARD.value]
+    if device_class is not None:
+        where.append(members.c.device_class == device_class)
+    moving = _next(connection, where, None)
+    if not activated:
+        have = load_slots(connection, rollout.model, [member.device for member in moving])
+        moving = [
+            member for member in moving if not _is_activated(member, have.get((member.device, rollout.model)))
+        ]
+    _turn_back(connection, rollout, moving, start_before=None)
+    # What was to be tried again stays where it is.
+    again = _next(connection, [members.c.rollout == rollout.id, members.c.motion == Motion.AGAIN.value], None)
+    change_members(connection, [(m, attrs.evolve(m, motion=Motion.REVERTED)) for m in again])
+    return len(moving)
+
+
+def revert(connection: sa.Connection, rollout: Record, *, site: str, count: int, start_before: int) -> int:
+    """Ask devices of a site that have committed the release back; return how many."""
+    where = [
+        members.c.rollout == rollout.id,
+        members.c.site == site,
+        members.c.motion == Motion.STILL.value,
+        members.c.outcome == Outcome.SUCCESS.value,
+    ]
+    chosen = _next(connection, where, count)
+    _turn_back(connection, rollout, chosen, start_before=start_before)
+    return len(chosen)
+
+
+def _is_activated(member: Member, slot: Slot | None) -> bool:
+    return slot is not None and slot.reported == member.forward and slot.phase in _ACTIVATED
+
+
+def _turn_back(
+    connection: sa.Connection, rollout: Record, moving: Sequence[Member], *, start_before: int | None
+) -> None:
+    """Issue documents that name what the devices had, and note that they are to go back.
+
+    Only what disturbs a device that works has a lease (`start_before`), for it takes a place in the site's
+    budget. What stops a device on its way holds for ever: it may come back after years.
+    """
+    known = _releases(connection, rollout.model)
+    have = load_slots(connection, rollout.model, [member.device for member in moving])
+    wanted = {}
+    for member in moving:
+        slot = have.get((member.device, rollout.model)) or Slot(device=member.device, model=rollout.model)
+        origin = _allowed(
+            known, member.device_class, (member.origin, slot.committed, slot.previous), rollout.release
+        )
+        wanted[member.device] = Wanted(
+            release=origin, version=_version(known, origin), start_before=start_before or 0
+        )
+    generations = issue(connection, rollout.model, wanted)
+    changes = []
+    for member in moving:
+        epoch, number = generations[member.device]
+        after = attrs.evolve(
+            member,
+            motion=Motion.BACK,
+            back_epoch=epoch,
+            back_number=number,
+            start_before=member.start_before if start_before is None else start_before,
+            exposures=member.exposures + (start_before is not None),
+        )
+        changes.append((member, after))
+    change_members(connection, changes)
+
+
+def _next(
+    connection: sa.Connection, where: Sequence[sa.ColumnElement[bool]], count: int | None
+) -> list[Member]:
+    """Return the next members that fulfil conditions, their devices locked."""
+    ordered = (members.c.exposures, members.c.rank, members.c.device)
+    found = load_members(connection, *where, order_by=ordered, limit=count)
+    if connection.dialect.name == "sqlite" or not found:
+        return found
+    lock_devices(connection, (member.device for member in found))
+    # A report may have come in between: only what still fulfils the conditions.
+    rollout = found[0].rollout
+    now = {member.device: member for member in load_members(connection, members.c.rollout == rollout, *where)}
+    return [now[member.device] for member in found if member.device in now]
+
+
+def _releases(connection: sa.Connection, model: str) -> dict[str, sa.RowMapping]:
+    statement = sa.select(releases).where(releases.c.model == model)
+    return {row["digest"]: row for row in connection.execute(statement).mappings()}
+
+
+def _version(known: Mapping[str, sa.RowMapping], digest: str) -> str:
+    return str(known[digest]["version"]) if digest in known else ""
+
+
+def _withdrawn(known: Mapping[str, sa.RowMapping], digest: str, device_class: str) -> bool:
+    classes = json.loads(known[digest]["withdrawn"]) if digest in known else []
+    return "*" in classes or device_class in classes
+
+
+def _origin(slot: Slot, release: str) -> str:
+    """Return what a device has now, as far as is known."""
+    return next((digest for digest in (slot.committed, slot.release) if digest and digest != release), "")
+
+
+def _allowed(
+    known: Mapping[str, sa.RowMapping], device_class: str, digests: Iterable[str], not_this: str
+) -> str:
+    """Return the first release that may be run; empty where there is none, which takes the model away."""
+    for digest in digests:
+        if digest and digest != not_this and not _withdrawn(known, digest, device_class):
+            return digest
+    return ""
+
+
+def _next_step(known: Mapping[str, sa.RowMapping], release: str, slot: Slot, device_class: str) -> str | None:
+    """Return what a device is to install next on its way to a release: a stepping stone, or itself.
+
+    None where a stepping stone is not known here, or withdrawn.
+    """
+    by_version = {row["version"]: digest for digest, row in known.items()}
+    target, seen = release, {release}
+    while target in known and (needs := known[target]["requires"]) is not None:
+        stone = needs if needs in known else by_version.get(needs)
+        if stone is None or stone in seen or _withdrawn(known, stone, device_class):
+            return None
+        if slot.committed == target or _passed(known, slot.committed, stone):
+            break
+        seen.add(stone)
+        target = stone
+    return None if _withdrawn(known, target, device_class) else target
+
+
+def _passed(known: Mapping[str, sa.RowMapping], committed: str, stone: str) -> bool:
+    """Whether a device with this release has been at the stepping stone, or is."""
+    by_version = {row["version"]: digest for digest, row in known.items()}
+    for _ in known:
+        if committed == stone:
+            return True
+        needs = known[committed]["requires"] if committed in known else None
+        if needs is None:
+            return False
+        committed = needs if needs in known else by_version.get(needs, "")
+    return False

@@ -1,0 +1,101 @@
+"""What a tuning run is about, and the steps that it consists of."""
+
+from __future__ import annotations
+
+from typing import TypeAlias, final
+
+import attrs
+
+from edgeinfer.budget import Budget
+from edgeinfer.tuning.candidate import Candidate
+from edgeinfer.tuning.space import Space
+
+__all__ = [
+    "Action",
+    "Evaluate",
+    "Finish",
+    "Make",
+    "MeasureMemory",
+    "MeasureSensitivity",
+    "Prepare",
+    "Problem",
+    "Time",
+]
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Problem:
+    """What a run is about, as far as decisions depend on it.
+
+    Attributes:
+        budget: The limits.
+        space: Precisions and options; what the model adds to it is in the journal.
+        seed: Of all draws.
+        seconds: How long tuning may take; None: as many models as is usual.
+        evaluates: Whether there is a metric.
+    """
+
+    budget: Budget
+    space: Space
+    seed: int = 0
+    seconds: float | None = None
+    evaluates: bool = False
+
+
+@final
+@attrs.frozen
+class Prepare:
+    """Simplify and fuse the model, look what can be pruned, and keep the feeds for the children."""
+
+
+@final
+@attrs.frozen
+class Make:
+    """Make the model of a candidate and look how close it is."""
+
+    trial: int
+    candidate: Candidate
+
+
+@final
+@attrs.frozen
+class Time:
+    """Time candidates in turns."""
+
+    name: str
+    trials: tuple[tuple[int, Candidate], ...]
+    runs: int
+
+
+@final
+@attrs.frozen
+class MeasureSensitivity:
+    """Quantize one layer at a time."""
+
+
+@final
+@attrs.frozen
+class Evaluate:
+    """Ask the user's metric."""
+
+    trial: int
+    candidate: Candidate
+
+
+@final
+@attrs.frozen
+class MeasureMemory:
+    """Measure peak memory."""
+
+    trial: int
+    candidate: Candidate
+
+
+@final
+@attrs.frozen
+class Finish:
+    """Nothing is left to do."""
+
+
+Action: TypeAlias = "Prepare | Make | Time | MeasureSensitivity | Evaluate | MeasureMemory | Finish"

@@ -1,0 +1,283 @@
+"""`tune`: from a budget to a model that fits."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeinfer import __version__
+from edgeinfer.artifact.artifact import Artifact
+from edgeinfer.atomic import scratch_folder
+from edgeinfer.backends.protocol import Capabilities
+from edgeinfer.backends.registry import get_backend, require_available
+from edgeinfer.budget import Budget
+from edgeinfer.calibration.calibration import as_calibration
+from edgeinfer.cpu_quota import usable_cpus
+from edgeinfer.devices.probe.local import local
+from edgeinfer.devices.profile import Target
+from edgeinfer.display import shows_progress
+from edgeinfer.errors import CalibrationError, OptionsError, TuningError
+from edgeinfer.feeds.feeds import Feeds
+from edgeinfer.model.model import Model, ModelSource
+from edgeinfer.npz import write_npz
+from edgeinfer.runtime.machine import describe_machine
+from edgeinfer.runtime.memory import memory
+from edgeinfer.tuning.actions import Problem
+from edgeinfer.tuning.candidate import Candidate
+from edgeinfer.tuning.engine import Engine, Timer
+from edgeinfer.tuning.journal import Journal
+from edgeinfer.tuning.outcome import Facts, result_of
+from edgeinfer.tuning.recipe import Recipe
+from edgeinfer.tuning.remote_bench import RemoteBench
+from edgeinfer.tuning.result import TuningResult
+from edgeinfer.tuning.space import Space, option_sets, precisions_of
+from edgeinfer.tuning.turns import Bench
+
+if TYPE_CHECKING:
+    from edgeinfer.devices.remote.device import RemoteDevice
+
+__all__ = ["tune"]
+
+_FORMAT = 1
+
+
+def tune(
+    model: ModelSource,
+    budget: Budget,
+    *,
+    target: Target | str,
+    calibration: Any,
+    evaluate: Callable[[Model], float] | None = None,
+    minutes: float | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    on: RemoteDevice | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> TuningResult:
+    """Find the most accurate version of a model that keeps a budget on a target.
+
+    It makes candidates (pruned, quantized in several ways, with some layers in float, with other options of
+    the runtime), looks how close their outputs are, times the best ones on the target in turns, and asks
+    `evaluate` about those that are left. Each candidate is made and timed in a child process of its own: one
+    that crashes, hangs or takes too much memory is a result among others. See docs/tuning.md.
+
+    Args:
+        model: The float model: a path, bytes, `onnx.ModelProto`, `onnx_ir.Model` or Model.
+        budget: The limits. Where none of them is on latency, memory, disk or power, the fastest candidate
+            that keeps the others is the best one.
+        target: Where it will run: a Target, a device profile, or a backend such as `"openvino:CPU"`.
+        calibration: Representative feeds, as for `optimize`. Their shapes are those that are timed.
+        evaluate: From a Model to a metric of which more is better. It runs in this process; compile what it
+            is given with `edgeinfer.compile(model)`, which uses the target and the options of the candidate.
+        minutes: How long tuning may take, about. None: as many candidates as is usual.
+        journal: A file that everything is written to as it is found (JSON lines), beside which models are
+            kept in a folder. A run that was interrupted goes on where it was, also after `kill -9`. None: a
+            temporary one.
+        on: A device of `devices.connect` to time on, instead of this machine.
+        options: Options of the backend that all candidates have.
+        seed: Of all random choices: the same seed and journal give the same candidates.
+        progress: Say on stderr what is being done. None: in a terminal or a notebook.
+
+    Returns:
+        The result: `best`, the Pareto set, all candidates and why they lost; or, where no candidate keeps the
+        budget, which limit it is and what would help.
+
+    Raises:
+        OptionsError: An argument does not fit, such as `max_drop` without `evaluate`.
+        BackendUnavailableError: The target's backend is not on this machine, and `on` is None.
+        CalibrationError: There is no feed.
+        TuningError: The journal is of another run or cannot be written, or the model cannot be prepared.
+    """
+    loaded = Model.load(model)
+    parsed = Target.parse(target)
+    _check(budget, evaluate, minutes)
+    backend = get_backend(parsed.backend)
+    if on is None:
+        require_available(backend)
+    capabilities = backend.capabilities()
+    fixed = dict(options or {})
+    cores = usable_cpus() if on is None else max(1, int(on.local().usable_cores))
+    problem = Problem(
+        budget=budget,
+        space=Space(
+            precisions=precisions_of(capabilities, parsed),
+            options=option_sets(capabilities, parsed, cores, fixed),
+        ),
+        seed=seed,
+        seconds=None if minutes is None else 60.0 * minutes,
+        evaluates=evaluate is not None,
+    )
+    path = Path(journal) if journal is not None else scratch_folder() / "tuning.jsonl"
+    folder = path.with_name(f"{path.name}.files")
+    with Journal(path) as book:
+        feeds = as_calibration(calibration, loaded.signature)
+        first, fingerprint = _keep_inputs(loaded, feeds, folder)
+        start = {
+            "kind": "start",
+            "format": _FORMAT,
+            "version": __version__,
+            "model": loaded.digest,
+            "target": str(parsed),
+            "budget": budget.to_dict(),
+            "options": [dict(each) for each in problem.space.options],
+            "precisions": list(problem.space.precisions),
+            "feeds": fingerprint,
+            "evaluates": problem.evaluates,
+            "on": on.host if on is not None else None,
+            "seed": seed,
+        }
+        _begin(book, start)
+        shapes = {name: tuple(array.shape) for name, array in first.items()}
+        say = _say if shows_progress(progress) else (lambda _: None)
+        with _timer(folder, parsed, capabilities, on, first) as timer:
+            state = Engine(
+                problem=problem,
+                journal=book,
+                folder=folder,
+                target=parsed,
+                evaluate=evaluate,
+                shapes=shapes,
+                timer=timer,
+                here=on is None,
+                peak_bytes=_peak_bytes(first, on),
+                on_action=say,
+            ).run()
+    where = describe_machine() if on is None else f"{on.host}: {on.local().cpu.model}"
+    here = local() if on is None else on.local()
+    facts = Facts(
+        target=str(parsed),
+        where=where,
+        device=parsed.profile or here.profile,
+        shapes=shapes,
+        open_sides=_open_sides(loaded),
+        load=_loader(folder, parsed),
+        notes=tuple(feeds.notes),
+    )
+    return result_of(state, problem, facts)
+
+
+def _check(budget: Budget, evaluate: Callable[[Model], float] | None, minutes: float | None) -> None:
+    if budget.max_drop is not None and evaluate is None:
+        raise OptionsError(
+            "max_drop is a limit on your metric, and there is none.",
+            expected="evaluate=..., from a Model to a number of which more is better",
+            hint="Without a metric, limit min_sqnr_db instead.",
+        )
+    if minutes is not None and not 0 < minutes < 1e6:
+        raise OptionsError("minutes is out of range.", expected="a number above 0", found=minutes)
+
+
+def _keep_inputs(model: Model, feeds: Feeds, folder: Path) -> tuple[dict[str, np.ndarray], str]:
+    """Write the model and the feeds where the child processes find them; once, unless they changed.
+
+    Returns:
+        The first feed, and the SHA-256 of all.
+    """
+    draft = folder.with_name(f"{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    first: dict[str, np.ndarray] | None = None
+    digest = hashlib.sha256()
+    try:
+        draft.mkdir(parents=True)
+        for number, feed in enumerate(feeds):
+            first = first or feed
+            file = draft / f"{number:06d}.npz"
+            write_npz(file, feed)
+            digest.update(file.read_bytes())
+        if first is None:
+            raise CalibrationError("There is no feed.", where=feeds.what, expected="at least one")
+        fingerprint = digest.hexdigest()
+        kept = folder / "feeds"
+        mark = folder / "feeds.sha256"
+        if not (mark.is_file() and mark.read_text() == fingerprint and kept.is_dir()):
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(kept, ignore_errors=True)
+            draft.rename(kept)
+            model.save(folder / "original.onnx")
+            mark.write_text(fingerprint)
+    except OSError as error:
+        raise TuningError(
+            f"The feeds cannot be kept: {error.strerror or error}.", where=str(folder)
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return first, fingerprint
+
+
+def _begin(book: Journal, start: Mapping[str, Any]) -> None:
+    """Write the first record, or see that it is the same one.
+
+    Raises:
+        TuningError: The journal is of another run.
+    """
+    if not book.records:
+        book.append(start)
+        return
+    before = book.records[0]
+    other = [name for name in start if before.get(name) != start[name]]
+    if other:
+        raise TuningError(
+            f"The journal is of another tuning run: {', '.join(other)} differ.",
+            where=str(book.path),
+            expected=", ".join(f"{name} {before.get(name)!r}"[:80] for name in other),
+            found=", ".join(f"{name} {start[name]!r}"[:80] for name in other),
+            hint="Give another journal, or the arguments of that run.",
+        )
+
+
+@contextlib.contextmanager
+def _timer(
+    folder: Path,
+    target: Target,
+    capabilities: Capabilities,
+    on: RemoteDevice | None,
+    feed: Mapping[str, np.ndarray],
+) -> Iterator[Timer]:
+    threads = (capabilities.threads_option,) if capabilities.threads_option else ()
+    timer: Timer = (
+        Bench(folder=folder, target=str(target), threads=threads)
+        if on is None
+        else RemoteBench(device=on, folder=folder, target=target, feed=feed)
+    )
+    try:
+        yield timer
+    finally:
+        timer.close()
+
+
+def _peak_bytes(feed: Mapping[str, np.ndarray], on: RemoteDevice | None) -> Callable[[Artifact], int]:
+    if on is not None:
+        return lambda artifact: on.memory(artifact, feed, runs=3).peak_bytes
+    return lambda artifact: memory(artifact, [feed], runs=3).peak_bytes
+
+
+def _loader(folder: Path, target: Target) -> Callable[[Candidate], tuple[Model, Recipe]]:
+    def load(candidate: Candidate) -> tuple[Model, Recipe]:
+        recipe = Recipe.load(folder / f"{candidate.model_key}.recipe")
+        model = Model.load(folder / f"{candidate.model_key}.onnx")
+        return model.tuned_for(str(target), candidate.options), recipe
+
+    return load
+
+
+def _open_sides(model: Model) -> bool:
+    """Whether an image input leaves height and width open."""
+    return any(
+        spec.shape is not None
+        and len(spec.shape) == 4
+        and not any(isinstance(d, int) for d in spec.shape[2:])
+        for spec in model.signature.inputs
+    )
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"tuning: {text}\n")

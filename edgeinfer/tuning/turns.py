@@ -1,0 +1,159 @@
+"""Timing several candidates in turns, each in a child process of its own.
+
+What else the machine does, and how warm it is, then concerns all of them alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import attrs
+import numpy as np
+
+from edgeinfer.devices.probe.pressure import read_pressure
+from edgeinfer.devices.probe.tree import Tree
+from edgeinfer.tuning.candidate import Candidate
+from edgeinfer.tuning.processes import Child, ChildError, memory_limit
+from edgeinfer.tuning.state import PRESSURE_PERCENT
+
+__all__ = ["Bench", "wait_for_calm"]
+
+_BURSTS = 5  # turns of each
+_OPEN_S = 180.0
+_LEAST_S = 20.0  # for a burst
+_KEPT = 300  # latencies that are kept for the picture
+_WAIT_S = 20.0
+
+
+@final
+@attrs.define(eq=False)
+class Bench:
+    """Times candidates; their children stay open from one call to the next, as far as they are in both.
+
+    Args:
+        folder: Where the models and feeds are.
+        target: The target, as text.
+        threads: The names of the options that bound threads.
+        environment: What is added to the children's environment.
+    """
+
+    folder: Path
+    target: str
+    threads: tuple[str, ...]
+    environment: Mapping[str, str] = attrs.field(factory=dict)
+    _open: dict[int, tuple[Child, dict[str, Any]]] = attrs.field(factory=dict)
+
+    def time(self, trials: Sequence[tuple[int, Candidate]], runs: int) -> dict[int, dict[str, Any]]:
+        """Return the fields of a `Timing` for each candidate.
+
+        Args:
+            trials: Candidates by index.
+            runs: How many inferences of each.
+        """
+        wanted = {index for index, _ in trials}
+        for index in [index for index in self._open if index not in wanted]:
+            self._close(index)
+        found: dict[int, dict[str, Any]] = {}
+        for index, candidate in trials:
+            if index not in self._open:
+                try:
+                    self._open[index] = self._opened(index, candidate)
+                except ChildError as failure:
+                    found[index] = {"outcome": failure.outcome, "reason": failure.reason}
+        found |= self._turns([index for index, _ in trials if index in self._open], runs)
+        return found
+
+    def close(self) -> None:
+        """End all children."""
+        for index in list(self._open):
+            self._close(index)
+
+    def _opened(self, index: int, candidate: Candidate) -> tuple[Child, dict[str, Any]]:
+        child = Child(
+            self.folder / f"time-{index}.log", max_bytes=memory_limit(), environment=self.environment
+        )
+        try:
+            request = {
+                "task": "open",
+                "folder": str(self.folder),
+                "model": f"{candidate.model_key}.onnx",
+                "target": self.target,
+                "options": dict(candidate.options),
+                "threads": list(self.threads),
+            }
+            return child, child.ask(request, _OPEN_S)
+        except BaseException:
+            child.kill()
+            raise
+
+    def _turns(self, indices: Sequence[int], runs: int) -> dict[int, dict[str, Any]]:
+        wall: dict[int, list[float]] = {index: [] for index in indices}
+        processor: dict[int, list[float]] = {index: [] for index in indices}
+        failed: dict[int, dict[str, Any]] = {}
+        burst = max(1, runs // _BURSTS)
+        for turn in range(-(-runs // burst)):
+            # Back and forth, so that none always comes behind the same other.
+            for index in indices if turn % 2 == 0 else reversed(indices):
+                if index in failed:
+                    continue
+                child, _ = self._open[index]
+                slowest = max(wall[index], default=0.0) / 1e3
+                try:
+                    answer = child.ask({"task": "time", "runs": burst}, _LEAST_S + 20 * burst * slowest)
+                except ChildError as failure:
+                    failed[index] = {"outcome": failure.outcome, "reason": failure.reason}
+                    self._close(index)
+                    continue
+                wall[index] += answer["wall_ms"]
+                processor[index] += answer["cpu_ms"]
+        for index in indices:
+            if index not in failed:
+                failed[index] = _timing(wall[index], processor[index], self._open[index][1])
+        return failed
+
+    def _close(self, index: int) -> None:
+        self._open.pop(index)[0].kill()
+
+
+def _timing(wall: list[float], processor: list[float], opened: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "outcome": "ok",
+        "n": len(wall),
+        "wall_p50_ms": percentile(wall, 50),
+        "wall_p99_ms": percentile(wall, 99),
+        "disk_bytes": opened["disk_bytes"],
+        "latencies_ms": thinned(wall),
+    }
+    if opened["one_thread"]:
+        found |= {"cpu_p50_ms": percentile(processor, 50), "cpu_p99_ms": percentile(processor, 99)}
+    return found
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return a value that was really seen, so that a tail is never interpolated away."""
+    return float(np.percentile(values, percent, method="higher"))
+
+
+def thinned(values: Sequence[float]) -> list[float]:
+    """Return at most so many values as a picture needs, rounded to 0.1 µs."""
+    step = -(-len(values) // _KEPT)
+    return [round(float(value), 4) for value in values[::step]]
+
+
+def wait_for_calm(tree: Tree, *, most_s: float = _WAIT_S) -> tuple[float | None, float]:
+    """Wait until the machine is not under pressure, for so many seconds at most.
+
+    Returns:
+        The share of the last 10 s in percent in which some task waited for a processor, None where it is not
+        told; and how long it was waited.
+    """
+    started = time.monotonic()
+    while True:
+        pressure = read_pressure(tree).cpu
+        waited = time.monotonic() - started
+        if pressure is None or pressure <= PRESSURE_PERCENT or waited >= most_s:
+            return pressure, waited
+        time.sleep(1.0)
