@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from edgeinfer.budget import Budget
 from edgeinfer.feeds.preprocessing import Preprocessing
@@ -36,6 +36,12 @@ from edgeinfer.fleet.operator.store.ingest import Ingested, ingest
 from edgeinfer.fleet.operator.store.inventory import save_site
 from edgeinfer.fleet.operator.store.releases import complete_digest, find_release, list_rollouts, remember
 from edgeinfer.fleet.operator.variants import Artifacts, Tolerance
+
+if TYPE_CHECKING:
+    from edgeinfer.devices.profile import Target
+    from edgeinfer.devices.remote.device import RemoteDevice
+    from edgeinfer.fleet.operator.tuned import TunedRelease
+    from edgeinfer.model.model import Model, ModelSource
 
 __all__ = ["Fleet", "open_fleet", "open_repository"]
 
@@ -277,7 +283,7 @@ class Fleet:
         *,
         golden: Any = None,
         interface: str | None = None,
-        budget: Budget | None = None,
+        budget: Budget | Mapping[str, Budget] | None = None,
         version: str | None = None,
         needs: Mapping[str, Predicate] | None = None,
         preprocessing: Preprocessing | None = None,
@@ -318,6 +324,59 @@ class Fleet:
             )
         remember(self.database, published.release)
         return published.release
+
+    def publish_tuned(
+        self,
+        name: str,
+        model: ModelSource,
+        *,
+        budgets: Mapping[str, Budget],
+        targets: Mapping[str, Target | str],
+        calibration: Any,
+        evaluate: Callable[[Model], float] | None = None,
+        on: Mapping[str, RemoteDevice] | None = None,
+        minutes: float | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        progress: bool | None = None,
+        **details: Any,
+    ) -> TunedRelease:
+        """Tune a model for each class of devices, and publish one release of what was found; see `tuned`.
+
+        Args:
+            name: The model's name in the fleet.
+            model: The float model, as for `edgeinfer.tune`.
+            budgets: The limits, by device class. They become the needs of the variants: devices hold their
+                variant to them before and after it is activated, and a `Constraint` gate reads them.
+            targets: The target of each class.
+            calibration: Representative feeds; also the golden feeds, unless `golden` is given.
+            evaluate: From a Model to a metric of which more is better.
+            on: Devices of `devices.connect` to measure on, by class. Others are measured here.
+            minutes: How long tuning may take for one class.
+            journal: A folder for the journals of tuning, so that it goes on where it was interrupted.
+            progress: As for `edgeinfer.tune`.
+            details: Further arguments of `publish`, such as `interface` and `labels`.
+
+        Raises:
+            BudgetError: A class's budget cannot be met; nothing is published. The error says what would help.
+            OptionsError: A class has no target.
+            PublishError: As for `publish`.
+        """
+        from edgeinfer.fleet.operator.tuned import publish_tuned
+
+        return publish_tuned(
+            self.publish,
+            name,
+            model,
+            budgets=budgets,
+            targets=targets,
+            calibration=calibration,
+            evaluate=evaluate,
+            on=on or {},
+            minutes=minutes,
+            journal=journal,
+            progress=progress,
+            details=details,
+        )
 
     def withdraw(self, release: Release | str, *, device_class: str = "*") -> None:
         """Withdraw a release from a class of devices, or from all.
