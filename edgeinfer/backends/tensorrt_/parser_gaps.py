@@ -31,7 +31,7 @@ def fill_gaps(model: Model, flavour: Flavour) -> Model:
                 where=f"node {misread[0].name!r} ({misread[0].op_type})",
                 expected=f"opset {_OLD_OPSET} or older",
                 found=f"opset {opset}",
-                hint=f"Convert it: ei.optimize(model, [ConvertOpset({_OLD_OPSET})]); or use a newer TensorRT.",
+                hint=f"Convert it: ei.optimize(model, [ConvertOpset({_OLD_OPSET})]), or use a newer version.",
             )
     if not flavour.has("unnamed_outputs"):
         model = _with_named_outputs(model)
