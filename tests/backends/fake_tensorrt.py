@@ -578,8 +578,7 @@ class Context:
 
     def set_input_shape(self, name: str, shape: Shape) -> bool:
         self._cuda.events.append(("set_input_shape", name, tuple(shape)))
-        profile = self._engine.profiles[self.profile] if self._engine.profiles else {}
-        if self._engine.trt.weak and any(low != high for low, _, high in profile.values()):
+        if self._engine.trt.weak and self._engine.profiles:
             sharing = [context for context in self._engine.live if context.profile == self.profile]
             assert sharing == [self], "version 8 crashes when two contexts have one profile"
         low, _, high = self._engine.get_tensor_profile_shape(name, self.profile)
