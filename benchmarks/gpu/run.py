@@ -9,7 +9,8 @@ every precision of ResNet-50 and MobileNetV2 beside PyTorch; every other model. 
 sides. Every step stands alone: what fails is printed with its reason, and the next one runs. Results are
 appended to `results.jsonl` at once; `table.txt` is written at the end.
 
-`--samples DIR` has real inputs as `NAME.npz`: `calibration` and `evaluation` (N, C, H, W), and `labels` (N,).
+`--samples DIR` has real inputs as `NAME.npz`: `calibration` and `evaluation` (N, C, H, W), to be multiplied
+by `scale` and moved by `shift`, and `labels` (N,).
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, help="real inputs for calibration and judging")
     parser.add_argument("--prepared", type=Path, help="where models in each precision are kept between runs")
     parser.add_argument("--scratch", type=Path, help="where engines and timings are kept between runs")
-    parser.add_argument("--workers", type=int, default=4, help="how many engines are built at a time")
     parser.add_argument("--torch-python", default=sys.executable, help="the interpreter that has PyTorch")
     parser.add_argument("--ort-python", default=sys.executable, help="the one that has onnxruntime-gpu")
     parser.add_argument("--only", default="", help="names of models, separated by commas")
@@ -70,7 +70,6 @@ def main() -> None:
             options,
             samples=given.samples,
             prepared=folder,
-            workers=given.workers,
         )
         files = {name: folder / f"{name}-float32.onnx" for name in chosen}
         results.step(
