@@ -80,7 +80,7 @@ class _Server:
             from edgeinfer.tuning.stopwatch import Stopwatch
 
             self._stopwatch = self._stack.enter_context(Stopwatch.open(folder, task))
-            return {"disk_bytes": self._stopwatch.disk_bytes, "one_thread": self._stopwatch.one_thread}
+            return self._stopwatch.facts()
         from edgeinfer.devices.profile import Target
         from edgeinfer.tuning import making
         from edgeinfer.tuning.candidate import Candidate

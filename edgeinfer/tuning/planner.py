@@ -116,6 +116,12 @@ def _search(state: State, problem: Problem) -> Action | None:
     return Make(*chosen) if chosen is not None and not _halved(state) else None
 
 
+def _kind(candidate: Candidate) -> tuple[str, float, str]:
+    """What fails together: the same pruning in the same precision; int8 with all efforts only one by one."""
+    effort = "searched" if candidate.effort == "searched" else ""
+    return candidate.prune, candidate.keep, candidate.precision + effort
+
+
 def _making_is_over(state: State, problem: Problem) -> bool:
     count = sum(1 for made in state.made.values() if made.trial >= len(problem.space.baselines()))
     if problem.seconds is None:
@@ -135,9 +141,12 @@ def _propose(state: State, problem: Problem) -> tuple[int, Candidate] | None:
         precision: space.options[estimator.best_options(precision, space.options)]
         for precision in space.precisions
     }
+    hopeless = {_kind(made.candidate) for made in state.made.values() if made.outcome != "ok"}
     scored: list[tuple[float, int]] = []
     for index, candidate in enumerate(candidates):
         if candidate.model_key in state.made or candidate.options != best[candidate.precision]:
+            continue
+        if _kind(candidate) in hopeless:
             continue
         estimate = estimator.estimate(candidate)
         if estimate is None or estimate.latency_ms * (1 - estimate.band) > limit:

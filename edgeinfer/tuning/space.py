@@ -1,8 +1,9 @@
 """The search space: which candidates there are for a model on a target.
 
-The list is drawn once from the seed, and a candidate's place in it is its index: the same inputs give the
-same list, whatever happened to an earlier run. The first two are the baselines: the float model and the int8
-model, both with the default options; after them come the same two with every other set of options.
+The list is drawn from the seed, and a candidate's place in it is its index: the same inputs give the same
+list, whatever happened to an earlier run. The first two are the baselines: the float model and the int8
+model, both with the default options; after them come the same two with every other set of options, then each
+part that may be kept in each precision, then variants of int8 in an order drawn from the seed.
 """
 
 from __future__ import annotations
@@ -100,8 +101,16 @@ def _drawn(space: Space, seed: int, size: int) -> tuple[Candidate, ...]:
     first = space.baselines()
     known = {_identity(candidate) for candidate in first}
     rest = [each for each in space.every() if _identity(each) not in known]
-    order = np.random.default_rng(seed).permutation(len(rest))[: max(0, size - len(first))]
-    return (*first, *(rest[index] for index in order))
+    # One of each kind before the variants of it, so that no kind is left to chance.
+    simple = [each for each in rest if _is_simple(each)]
+    varied = [each for each in rest if not _is_simple(each)]
+    order = np.random.default_rng(seed).permutation(len(varied))
+    return (*first, *simple, *(varied[index] for index in order))[: max(size, len(first))]
+
+
+def _is_simple(candidate: Candidate) -> bool:
+    usual = (candidate.method, candidate.effort, candidate.keep_float) == ("mse", "corrected", ())
+    return candidate.precision != "int8" or usual
 
 
 def _identity(candidate: Candidate) -> tuple[str, str]:

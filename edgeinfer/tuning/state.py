@@ -71,7 +71,7 @@ class Timing:
         n: How many inferences were measured.
         wall_p50_ms: The median latency.
         wall_p99_ms: The 99th percentile.
-        cpu_p50_ms: The median processor time of an inference, of all threads; None where it says nothing.
+        cpu_p50_ms: Processor time of an inference (`turns`); None where it is not the latency.
         cpu_p99_ms: The 99th percentile of it.
         disk_bytes: The size of the artifact.
         latencies_ms: Latencies, thinned out, for the picture.

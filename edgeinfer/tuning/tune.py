@@ -38,7 +38,8 @@ from edgeinfer.tuning.outcome import Facts, result_of
 from edgeinfer.tuning.recipe import Recipe
 from edgeinfer.tuning.remote_bench import RemoteBench
 from edgeinfer.tuning.result import TuningResult
-from edgeinfer.tuning.space import Space, option_sets, precisions_of
+from edgeinfer.tuning.space import FLOAT, Space, option_sets, precisions_of
+from edgeinfer.tuning.state import State
 from edgeinfer.tuning.turns import Bench
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def tune(
                 peak_bytes=_peak_bytes(first, on),
                 on_action=say,
             ).run()
+    _require_float(state, problem)
     where = describe_machine() if on is None else f"{on.host}: {on.local().cpu.model}"
     here = local() if on is None else on.local()
     facts = Facts(
@@ -232,6 +234,23 @@ def _begin(book: Journal, start: Mapping[str, Any]) -> None:
             found=", ".join(f"{name} {start[name]!r}"[:80] for name in other),
             hint="Give another journal, or the arguments of that run.",
         )
+
+
+def _require_float(state: State, problem: Problem) -> None:
+    """Refuse to say anything where the original model itself could not be run.
+
+    Raises:
+        TuningError: It could not.
+    """
+    made = state.made.get(problem.space.baselines()[FLOAT].model_key)
+    timing = state.timings.get(FLOAT)
+    for stage in (made, timing):
+        if stage is not None and stage.outcome != "ok":
+            raise TuningError(
+                "The original model cannot be run on the target.",
+                where=str(state.start.get("target")),
+                found=f"{stage.outcome}: {stage.reason}",
+            )
 
 
 @contextlib.contextmanager
