@@ -11,6 +11,7 @@ are from all of them. A run that was interrupted goes on from its journal in OUT
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import time
@@ -19,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from real_models import ours
 
 import edgeinfer as ei
-from real_models import ours
 from edgeinfer.backends.registry import get_backend
 from edgeinfer.transforms import FuseBatchNorm, Simplify
 
@@ -35,22 +36,23 @@ POINT = 0.01  # of accuracy, mAP or correlation
 LENGTH = 32  # tokens of a sentence
 
 
+class _EnoughError(Exception):
+    """Ends a task when there are samples enough."""
+
+
 def calibration(module: Any, name: str, most: int) -> list[dict[str, np.ndarray]]:
     """What the task's calibration samples look like to the model, one row a feed."""
     task, _ = module.TASKS[name]
     rows: list[dict[str, np.ndarray]] = []
 
-    class Enough(Exception):
-        pass
-
     def record(feed: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> Any:
         for index in range(len(next(iter(feed.values())))):
             rows.append({key: array[index : index + 1] for key, array in feed.items()})
         if len(rows) >= most and name != MODELS["minilm"]:
-            raise Enough
+            raise _EnoughError
         if name == MODELS["minilm"]:
             if len(rows) >= 1500:
-                raise Enough
+                raise _EnoughError
             return [np.ones((len(next(iter(feed.values()))), 384), np.float32)]
         return reference(feed, outputs)
 
@@ -59,10 +61,8 @@ def calibration(module: Any, name: str, most: int) -> list[dict[str, np.ndarray]
         model = ei.Model.load(module.ROOT + f"/models/{name}.onnx")
         session = ei.load(ei.compile(model, "onnxruntime"))
         reference = ours(session)
-    try:
+    with contextlib.suppress(_EnoughError):
         task(record, "calib")
-    except Enough:
-        pass
     if name == MODELS["minilm"]:
         step = max(1, len(rows) // most)
         rows = [{key: _padded(array) for key, array in row.items()} for row in rows[::step]]

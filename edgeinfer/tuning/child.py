@@ -91,6 +91,8 @@ class _Server:
         if what == "sensitivity":
             return making.measure_sensitivity(folder, target)
         candidate = Candidate.from_dict(task["candidate"])
+        if what == "layers":
+            return making.time_layers(folder, candidate, target)
         return making.make(folder, candidate, target, candidate.options, here=task["here"])
 
 

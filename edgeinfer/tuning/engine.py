@@ -95,6 +95,16 @@ class Engine:
             record = self._do(action, state)
             self.journal.append({**record, "seconds": round(time.monotonic() - started, 3)})
 
+    def time_layers(self, trial: int, candidate: Candidate) -> None:
+        """Time the layers of a candidate, for the report. What cannot be timed is noted as no layers."""
+        started = time.monotonic()
+        try:
+            us = self._task({"task": "layers", "candidate": candidate.to_dict()}, "layers")["us"]
+        except ChildError:
+            us = {}
+        seconds = round(time.monotonic() - started, 3)
+        self.journal.append({"kind": "layers", "trial": trial, "us": us, "seconds": seconds})
+
     def _do(self, action: Action, state: State) -> dict[str, Any]:
         if isinstance(action, Prepare):
             self.on_action("preparing the model")

@@ -12,6 +12,7 @@ from edgeinfer.graph.build import compile_model
 from edgeinfer.graph.channels.groups import analyze
 from edgeinfer.graph.taps import reference_session
 from edgeinfer.measure.inspection import inspect
+from edgeinfer.measure.layer_times import measure_layers
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.qdq.marks import quantized_for
 from edgeinfer.quantization.search.layer_gains import integer_nodes
@@ -35,7 +36,7 @@ from edgeinfer.transforms.contract import Transform
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.recipe import Recipe
 
-__all__ = ["make", "measure_sensitivity", "prepare", "transforms_of"]
+__all__ = ["make", "measure_sensitivity", "prepare", "time_layers", "transforms_of"]
 
 JUDGED = 16  # feeds that closeness is judged on
 _MOST_DB = 200.0  # what JSON can hold in place of equal outputs
@@ -167,6 +168,13 @@ def measure_sensitivity(folder: Path, target: Target) -> dict[str, Any]:
         prepared, feeds, target=target, samples=_SENSITIVITY_SAMPLES, method="minmax", progress=False
     )
     return {"layers": [[layer.node, _finite(layer.sqnr_db)] for layer in report.layers]}
+
+
+def time_layers(folder: Path, candidate: Candidate, target: Target) -> dict[str, Any]:
+    """Return microseconds of each layer of a candidate's model, by the runtime's profiler."""
+    model = Model.load(folder / f"{candidate.model_key}.onnx")
+    feed = Feeds.of(folder / "feeds", model.signature).first()
+    return {"us": measure_layers(model, [feed], target=target).by_node}
 
 
 def _finite(db: float) -> float:

@@ -94,6 +94,7 @@ def result_of(state: State, problem: Problem, facts: Facts) -> TuningResult:
         layers=tuple(
             (layer.node, layer.op_type, layer.macs, sqnr.get(layer.node)) for layer in state.layers or ()
         ),
+        layer_us=state.layer_us.get(chosen.index if chosen is not None else FLOAT, {}),
         notes=(*facts.notes, *_notes(state, problem)),
     )
 

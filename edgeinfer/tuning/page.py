@@ -112,7 +112,7 @@ def _latency_plot(result: TuningResult) -> str:
         y=_name(result),
         path=front,
         lines=lines,
-        legend=(),
+        legend=_LEGEND,
     )
 
 
@@ -145,6 +145,7 @@ def _memory_plot(result: TuningResult) -> str:
         x="peak memory of the process in MB",
         y=_name(result),
         lines=lines + _least_metric(result),
+        legend=_LEGEND,
     )
 
 
