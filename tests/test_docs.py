@@ -76,7 +76,7 @@ def test_optimizing_pages(page, tmp_path, monkeypatch, capsys):
 
 
 def test_tuning(tmp_path, monkeypatch, capsys):
-    """The page's limits and minutes are for a real model; the model at hand gets less of one, more of the other."""
+    """The page is about a real model; the one at hand needs fewer minutes and keeps other limits."""
     shutil.copy(model_path(), tmp_path / "model.onnx")
     monkeypatch.chdir(tmp_path)
     digits = load_digits()
