@@ -43,7 +43,7 @@ def write_npz(
 def with_dtype(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """Return what was read, with its dtype where the file has only the bytes of its values."""
     bytes_only = array.dtype.kind == "V" and array.dtype.isbuiltin == 0 and array.dtype.names is None
-    if bytes_only and dtype.isbuiltin != 1 and array.dtype.itemsize == dtype.itemsize:
+    if bytes_only and dtype.isbuiltin == 2 and array.dtype.itemsize == dtype.itemsize:
         return array.view(dtype)
     return array
 
@@ -57,8 +57,5 @@ def _plain(name: str, array: np.ndarray) -> np.ndarray:
                 "an .npz file without pickles does not keep them"
             )
         return strings
-    return (
-        array
-        if array.dtype.isbuiltin == 1 or array.dtype.kind == "U"
-        else array.view(f"V{array.dtype.itemsize}")
-    )
+    foreign = array.dtype.isbuiltin == 2  # of ml_dtypes; numpy's own are 1, or 0 in another byte order
+    return array.view(f"V{array.dtype.itemsize}") if foreign else array

@@ -40,17 +40,22 @@ def test_static_tools_see_what_is_lazy():
     assert "from edgeinfer.backends.registry import backends" in ast.unparse(tree)
 
 
-def test_transforms_are_visible_to_static_tools():
-    tree = ast.parse((PACKAGE / "transforms" / "__init__.py").read_text())
+@pytest.mark.parametrize("package", ["transforms", "measure", "devices"])
+def test_lazy_packages_are_visible_to_static_tools(package):
+    module = getattr(ei, package)
+    tree = ast.parse((PACKAGE / package / "__init__.py").read_text())
     seen = {
         alias.name
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgeinfer")
         for alias in node.names
     }
-    assert set(ei.transforms.__all__) <= seen
-    for name in ei.transforms.__all__:
-        assert getattr(ei.transforms, name) is not None
+    assert set(module.__all__) <= seen
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+        assert name in dir(module)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        module.nonsense  # noqa: B018
 
 
 def test_an_unknown_name_is_an_attribute_error():
@@ -225,3 +230,31 @@ def test_what_takes_shapes_takes_a_batch_too():
     taking = {where: names for where, names in found.items() if "shapes" in names and "Fix" not in where}
     assert len(taking) >= 6
     assert all("batch" in names for names in taking.values()), taking
+
+
+# By the name that is imported, the dependency that brings it.
+CORE = {"attrs": "attrs", "entrypoints": "entrypoints", "google": "onnx", "numpy": "numpy", "onnx": "onnx"}
+CORE |= {
+    "ml_dtypes": "ml_dtypes",
+    "onnx_ir": "onnx-ir",
+    "onnxscript": "onnxscript",
+    "rich": "rich",
+    "tomli": "tomli",
+}
+
+
+def test_what_is_imported_is_a_dependency():
+    """At the top of modules nothing is imported that `pip install edgeinfer` does not bring."""
+    project = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    core = project.partition("\ndependencies = [")[2].partition("\n]")[0]
+    for imported, brought_by in CORE.items():
+        assert f'"{brought_by}>=' in core, f"{imported} is brought by no dependency"
+    allowed = set(sys.stdlib_module_names) | set(CORE) | {"edgeinfer"}
+    found: dict[str, str] = {}
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            found |= {name: str(file) for name in names if name.partition(".")[0] not in allowed}
+    assert not found

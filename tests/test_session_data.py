@@ -95,7 +95,7 @@ SHRINKING = HEADER + "c (float[6] x, bool[6] c) => (float[M] y) { d = Not(c) y =
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("text", [GROWING, SHRINKING], ids=["growing", "shrinking"])
 def test_an_output_whose_size_depends_on_the_data_is_never_an_old_one(backend, text, threads):
-    with load(text, backend, threads=threads) as session, session.bind() as bound:
+    with load(text, backend, options={"threads": threads}) as session, session.bind() as bound:
         names = [spec.name for spec in session.signature.inputs]
         size = bound.outputs["y"].shape
         for ones in ([], [0], [0, 2], [1, 2, 3, 4, 5], [], range(6)):

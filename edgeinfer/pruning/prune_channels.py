@@ -10,7 +10,7 @@ import onnx_ir as ir
 from edgeinfer.artifact.signature import Signature
 from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.devices.profile import Target
-from edgeinfer.errors import PreconditionError
+from edgeinfer.errors import TransformOptionError
 from edgeinfer.pruning import options
 from edgeinfer.pruning.budget.criteria import CRITERIA, Criterion
 from edgeinfer.pruning.budget.settings import Budget, Settings
@@ -98,7 +98,9 @@ class PruneChannels(GraphTransform):
             if keep is not None:
                 return Budget(metric=metric, keep=keep)  # type: ignore[arg-type]
         if self.keep_macs is None:
-            raise PreconditionError("PruneChannels needs a budget.", hint="Give keep_macs, for instance 0.8.")
+            raise TransformOptionError(
+                "PruneChannels needs a budget.", hint="Give keep_macs, for instance 0.8."
+            )
         return Budget(metric="macs", keep=self.keep_macs)
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:

@@ -12,6 +12,7 @@ import itertools
 
 import numpy as np
 
+from edgeinfer.graph.layers import layout_of
 from edgeinfer.graph.weights import Linear
 from edgeinfer.numerics.fixed_order import inverse_factor, solve
 
@@ -27,7 +28,7 @@ def group_order(layer: Linear, m: int) -> np.ndarray:
     That is where sparse tensor cores look for their pattern: along the input channels.
     """
     taps = layer.taps
-    columns = layer.layout.rows
+    columns = layout_of(layer).rows
     grid = np.arange(columns).reshape(-1, m, taps)
     order: np.ndarray = grid.transpose(0, 2, 1).reshape(-1)
     return order

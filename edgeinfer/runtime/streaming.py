@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 __all__ = ["stream_in_order"]
 
@@ -33,6 +35,8 @@ def stream_in_order(
         in_flight: How many may run at once, at least 1.
         check: Raises in a forked child, where the threads that run are not.
     """
+    from concurrent.futures import ThreadPoolExecutor  # with logging, for sessions that stream
+
     pending: deque[Future[Output]] = deque()
     failure: Exception | None = None
     process = os.getpid()

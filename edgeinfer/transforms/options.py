@@ -122,8 +122,8 @@ def require_nodes(names: Iterable[str], nodes: Iterable[str | None], where: str)
     for name in sorted(set(names) - known):
         hints = (near_matches(name, known), "Names survive transforms; `inspect` lists them.")
         raise PreconditionError(
-            "There is no such node.",
-            where=f"{where}: {name!r}",
+            f"The model has no node {name!r}.",
+            where=where,
             expected="names of nodes of the model",
             found=name,
             hint=" ".join(hint for hint in hints if hint),

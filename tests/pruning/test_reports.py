@@ -11,7 +11,7 @@ import onnx.helper as oh
 import onnx.numpy_helper as nh
 import pytest
 
-from edgeinfer.errors import CalibrationError, PreconditionError, TargetError
+from edgeinfer.errors import CalibrationError, PreconditionError, TargetError, TransformOptionError
 from edgeinfer.model.model import Model
 from edgeinfer.transforms import PruneChannels, PruneHeads, PruneNM, PruneWeights
 
@@ -164,20 +164,20 @@ def test_unknown_names_are_refused_with_those_most_like_them(transform):
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda: PruneChannels(0.8, criterion="magnitud"), PreconditionError, "Did you mean 'magnitude'"),
-        (lambda: PruneChannels(0.8, multiple=0), PreconditionError, "multiple"),
-        (lambda: PruneChannels(0.8, rounds=1.5), PreconditionError, "rounds"),
-        (lambda: PruneChannels(None), PreconditionError, "budget"),
-        (lambda: PruneChannels("0.8"), PreconditionError, "keep_macs"),
-        (lambda: PruneChannels(20), PreconditionError, "write keep_macs=0.8"),
-        (lambda: PruneChannels(0.8, max_columns=3), PreconditionError, "max_columns"),
+        (lambda: PruneChannels(0.8, criterion="magnitud"), TransformOptionError, "Did you mean 'magnitude'"),
+        (lambda: PruneChannels(0.8, multiple=0), TransformOptionError, "multiple"),
+        (lambda: PruneChannels(0.8, rounds=1.5), TransformOptionError, "rounds"),
+        (lambda: PruneChannels(None), TransformOptionError, "budget"),
+        (lambda: PruneChannels("0.8"), TransformOptionError, "keep_macs"),
+        (lambda: PruneChannels(20), TransformOptionError, "write keep_macs=0.8"),
+        (lambda: PruneChannels(0.8, max_columns=3), TransformOptionError, "max_columns"),
         (lambda: PruneChannels(0.8, target="toaster"), TargetError, "toaster"),
-        (lambda: PruneHeads(0), PreconditionError, "keep"),
+        (lambda: PruneHeads(0), TransformOptionError, "keep"),
         (lambda: PruneHeads(calibration=iter([])), CalibrationError, "only once"),
-        (lambda: PruneNM(n=0), PreconditionError, "n does not fit"),
-        (lambda: PruneNM(calibration=3), CalibrationError, "not calibration data"),
-        (lambda: PruneWeights(sparsity=1.0), PreconditionError, "sparsity"),
-        (lambda: PruneWeights(ridge=-1), PreconditionError, "ridge"),
+        (lambda: PruneNM(n=0), TransformOptionError, "n does not fit"),
+        (lambda: PruneNM(calibration=3), CalibrationError, "no feeds"),
+        (lambda: PruneWeights(sparsity=1.0), TransformOptionError, "sparsity"),
+        (lambda: PruneWeights(ridge=-1), TransformOptionError, "ridge"),
     ],
 )
 def test_wrong_options_are_refused_at_construction(make, error, text):

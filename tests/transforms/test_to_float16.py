@@ -51,7 +51,7 @@ def test_what_the_caller_keeps(parse, keep) -> None:
 
 
 def test_an_unknown_node_is_refused(parse) -> None:
-    with pytest.raises(PreconditionError, match="no such node"):
+    with pytest.raises(PreconditionError, match="no node"):
         ToFloat16(keep_float=("nope",)).apply(parse(chain()))
 
 

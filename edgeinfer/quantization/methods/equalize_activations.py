@@ -21,7 +21,7 @@ import onnx_ir as ir
 from edgeinfer.calibration.channel_observers import ChannelRangeObserver
 from edgeinfer.calibration.statistics import Needs, as_statistics
 from edgeinfer.errors import CalibrationError
-from edgeinfer.graph.channels.scales import FIXED, ChannelScales, ScaledLayer
+from edgeinfer.graph.channels.scales import FIXED, ChannelScales, ScaledLayer, rescale
 from edgeinfer.graph.rescaled import note_rescaled
 from edgeinfer.graph.weights import find_linear
 from edgeinfer.model.model import Model
@@ -153,5 +153,5 @@ def _scale(
         return
     own = find_linear(node)
     assert not isinstance(own, str)
-    own.rescale(inputs=inputs, outputs=None if layer.outputs is None else outputs)
+    rescale(own, inputs=inputs, outputs=None if layer.outputs is None else outputs)
     report.apply(node, f"channels scaled by up to {np.exp(largest):.3g}")

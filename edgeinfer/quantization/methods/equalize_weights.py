@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.graph.channels.propagate import RULES
+from edgeinfer.graph.channels.scales import rescale
 from edgeinfer.graph.initializers import constant
 from edgeinfer.graph.rescaled import note_rescaled
 from edgeinfer.graph.weights import Linear, find_linear
@@ -204,6 +205,6 @@ def _scaled_tensors(link: _Link, factor: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _scale(link: _Link, factor: np.ndarray) -> None:
-    link.first.rescale(outputs=factor)
+    rescale(link.first, outputs=factor)
     for second in link.seconds:
-        second.rescale(inputs=factor)
+        rescale(second, inputs=factor)

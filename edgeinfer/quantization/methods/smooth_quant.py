@@ -24,6 +24,7 @@ import onnx_ir as ir
 from edgeinfer.calibration.channel_observers import ChannelMagnitudeObserver
 from edgeinfer.calibration.statistics import Needs, as_statistics
 from edgeinfer.errors import CalibrationError, PreconditionError
+from edgeinfer.graph.channels.scales import rescale
 from edgeinfer.graph.rescaled import note_rescaled
 from edgeinfer.graph.weights import (
     Linear,
@@ -245,7 +246,7 @@ def _scale(
     else:
         _insert(value, layers, factor)
     for layer in layers:
-        layer.rescale(inputs=factor)
+        rescale(layer, inputs=factor)
 
 
 def _insert(value: ir.Value, layers: list[Linear], factor: np.ndarray) -> None:
