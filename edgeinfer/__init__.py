@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from edgeinfer.measure.inspection import inspect
     from edgeinfer.model.model import Model
     from edgeinfer.quantization.search.sensitivity import sensitivity
+    from edgeinfer.runtime.adaptive.adaptive_session import AdaptiveSession
     from edgeinfer.runtime.benchmark import benchmark
     from edgeinfer.runtime.open import infer, load
     from edgeinfer.runtime.session import Session
+    from edgeinfer.runtime.steady import Steady
     from edgeinfer.transforms.contract import Pipeline
     from edgeinfer.tuning.recipe import Recipe
     from edgeinfer.tuning.result import TuningResult
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ATTRIBUTES = {
+    "AdaptiveSession": "edgeinfer.runtime.adaptive.adaptive_session",
     "Artifact": "edgeinfer.artifact.artifact",
     "Budget": "edgeinfer.budget",
     "EdgeInferError": "edgeinfer.errors",
@@ -52,6 +55,7 @@ _ATTRIBUTES = {
     "Preprocessing": "edgeinfer.feeds.preprocessing",
     "Recipe": "edgeinfer.tuning.recipe",
     "Session": "edgeinfer.runtime.session",
+    "Steady": "edgeinfer.runtime.steady",
     "Target": "edgeinfer.devices.profile",
     "TuningResult": "edgeinfer.tuning.result",
     "benchmark": "edgeinfer.runtime.benchmark",
@@ -67,6 +71,7 @@ _ATTRIBUTES = {
 _MODULES = ("backends", "devices", "errors", "feeds", "measure", "testing", "transforms")
 
 __all__ = [
+    "AdaptiveSession",
     "Artifact",
     "Budget",
     "EdgeInferError",
@@ -76,6 +81,7 @@ __all__ = [
     "Preprocessing",
     "Recipe",
     "Session",
+    "Steady",
     "Target",
     "TuningResult",
     "__version__",

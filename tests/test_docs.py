@@ -19,10 +19,13 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 # The pages with Python, each run by a test below.
 RUN = {
+    "devices.md": 2,
+    "estimates.md": 1,
     "feeds.md": 2,
     "index.md": 2,
     "pruning.md": 1,
     "quantization.md": 3,
+    "steady-latency.md": 2,
     "tuning.md": 2,
     "writing_a_backend.md": 1,
     "writing_a_transform.md": 1,
@@ -103,6 +106,36 @@ def test_tuning(tmp_path, monkeypatch, capsys):
     assert ei.Artifact.open("model.edge").manifest.backend == "openvino"
     assert "<svg" in (tmp_path / "report.html").read_text()
     assert "Tuning for openvino:CPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["devices.md", "estimates.md"])
+def test_pages_on_devices(page, tmp_path, monkeypatch, capsys):
+    shutil.copy(model_path(), tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks(page):
+        execute(block, page, names)
+    assert "raspberry-pi-5" in capsys.readouterr().out
+
+
+def test_the_catalog_of_the_page_is_one(tmp_path, monkeypatch):
+    (code,) = blocks("devices.md", "toml")
+    (tmp_path / "devices.toml").write_text(code)
+    monkeypatch.setenv("EDGEINFER_DEVICES", str(tmp_path / "devices.toml"))
+    profile = ei.devices.profiles()["our-box@QUIET"]
+    assert profile.number("power_w") == 5.0
+    assert profile.main.operations_s("float32") == 7e10
+
+
+def test_steady_latency(tmp_path, monkeypatch):
+    """The page calls its input `input`; the model at hand calls it `images`."""
+    for name in ("model.edge", "small.edge"):
+        ei.compile(model_path(), "onnxruntime").save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"x": load_digits().images[:1]}
+    for block in blocks("steady-latency.md"):
+        execute(block.replace('"input"', '"images"'), "steady-latency.md", names)
+    assert names["session"].closed  # type: ignore[attr-defined]
 
 
 def test_writing_a_transform():

@@ -76,6 +76,8 @@ class Capabilities:
             looked into with it, and others' results judged by its own.
         reference_options: The options with which it does so, also where others would be faster.
         threads_option: The name of the option for the threads within an operator, if there is one.
+        spin_option: The name of the option, a bool, for whether idle threads wait by spinning, if there is
+            one.
         float16_devices: What the names of devices begin with that compute in float16 faster than in float32.
         tuning_options: Sets of options, besides threads, that are faster than the default on some models and
             machines: what a tuner measures. They must not change what is computed.
@@ -91,6 +93,7 @@ class Capabilities:
     reference: bool = False
     reference_options: Mapping[str, object] = attrs.field(factory=dict)
     threads_option: str | None = None
+    spin_option: str | None = None
     float16_devices: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     tuning_options: tuple[Mapping[str, object], ...] = attrs.field(default=(), converter=as_tuple)
 

@@ -16,7 +16,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgeinfer import __version__
-from edgeinfer.cli import build_commands, doctor, look_commands, run_commands, shrink_commands
+from edgeinfer.cli import (
+    build_commands,
+    device_commands,
+    doctor,
+    look_commands,
+    run_commands,
+    shrink_commands,
+)
 from edgeinfer.errors import EdgeInferError
 
 __all__ = ["main"]
@@ -92,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"edgeinfer {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (doctor, look_commands, build_commands, shrink_commands, run_commands):
+    modules = (doctor, device_commands, look_commands, build_commands, shrink_commands, run_commands)
+    for module in modules:
         module.add_commands(commands)
     return parser

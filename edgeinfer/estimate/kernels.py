@@ -16,142 +16,16 @@ import attrs
 import onnx_ir as ir
 
 from edgeinfer.backends.dialect import QDQDialect
+from edgeinfer.estimate.kernel import Kernel
+from edgeinfer.estimate.kernel_sizes import dims, nbytes, precision_of, sizes_of, weight_nbytes
+from edgeinfer.estimate.operators import COMPUTE, COSTLY, ELEMENTWISE, FREE, RECURRENT, kind_of
 from edgeinfer.graph.macs import node_macs
 
-__all__ = ["Kernel", "find_kernels"]
+__all__ = ["find_kernels"]
 
-COMPUTE = frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Attention", "Einsum"])
-RECURRENT = frozenset(["LSTM", "GRU", "RNN"])
-# Change shapes only, or nothing: no kernel at all.
-_FREE = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Shape", "Size"])
-_MOVE = frozenset(
-    [
-        "Concat",
-        "Slice",
-        "Split",
-        "Transpose",
-        "Gather",
-        "GatherND",
-        "GatherElements",
-        "Pad",
-        "Expand",
-        "Tile",
-        "Resize",
-        "Upsample",
-        "DepthToSpace",
-        "SpaceToDepth",
-        "Where",
-        "ScatterND",
-        "Cast",
-    ]
-)
-_POOL = frozenset(["MaxPool", "AveragePool", "LpPool"])
-_REDUCE = frozenset(
-    [
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "Softmax",
-        "LogSoftmax",
-        "LayerNormalization",
-        "ArgMax",
-        "TopK",
-        "InstanceNormalization",
-        "GroupNormalization",
-        "RMSNormalization",
-        "CumSum",
-    ]
-)
-_ELEMENTWISE = frozenset(
-    [
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Pow",
-        "Max",
-        "Min",
-        "Relu",
-        "Clip",
-        "LeakyRelu",
-        "PRelu",
-        "Elu",
-        "Selu",
-        "Sigmoid",
-        "HardSigmoid",
-        "HardSwish",
-        "Tanh",
-        "Erf",
-        "Exp",
-        "Log",
-        "Sqrt",
-        "Abs",
-        "Neg",
-        "Reciprocal",
-        "Softplus",
-        "Mish",
-        "Gelu",
-        "Swish",
-        "BatchNormalization",
-        "Floor",
-        "Ceil",
-        "Round",
-        "Not",
-        "Equal",
-        "Greater",
-        "Less",
-        "GreaterOrEqual",
-        "LessOrEqual",
-        "And",
-        "Or",
-        "Sin",
-        "Cos",
-    ]
-)
-# Per element, about as many elementary operations as these count; all others are 1.
-_COSTLY = {"Sigmoid": 8, "Tanh": 8, "Erf": 8, "Exp": 8, "Gelu": 12, "Mish": 16, "Softmax": 10, "HardSwish": 3}
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Kernel:
-    """One kernel.
-
-    Attributes:
-        node: The name of its first node.
-        kind: `conv`, `pointwise`, `depthwise`, `grouped`, `deconv`, `gemm`, `matmul`, `elementwise`, `move`,
-            `pool`, `reduce`, `quantize`, `dequantize`, `recurrent` or `other`.
-        precision: `int8`, `float16` or `float32`: what it computes in.
-        nodes: How many nodes it holds.
-        macs: Multiply-accumulates; None where a shape is not known.
-        outs: Output channels a group (columns of a matrix product), 0 where there are none.
-        ins: Input channels a group (the length of a dot product, without the taps of a convolution).
-        groups: Groups of a convolution, matrices of a batched product; else 1.
-        taps: Positions of a convolution's kernel; else 1.
-        width: The last spatial size of the output (rows of a matrix product); 1 where there is none.
-        positions: Spatial positions of the output in all, batch included; the rows of a matrix product.
-        stride: The last stride of a convolution or pooling.
-        read_bytes: Activations read.
-        written_bytes: Activations written.
-        weight_bytes: Weights read.
-        operations: Elementary operations beside the products.
-    """
-
-    node: str
-    kind: str
-    precision: str
-    nodes: int = 1
-    macs: int | None = 0
-    outs: int = 0
-    ins: int = 0
-    groups: int = 1
-    taps: int = 1
-    width: int = 1
-    positions: int = 1
-    stride: int = 1
-    read_bytes: int = 0
-    written_bytes: int = 0
-    weight_bytes: int = 0
-    operations: int = 0
+_MOVES_WEIGHTS = ("Transpose", "Reshape", "Identity")
+# Taken in by every kernel of products, whatever the runtime.
+_ALWAYS = frozenset({"Relu", "Clip", "Add"})
 
 
 @attrs.define(eq=False)
@@ -198,7 +72,7 @@ class _Finder:
                 self._dequantize(node)
             elif node.op_type == "QuantizeLinear":
                 self._quantize(node)
-            elif node.op_type in _FREE:
+            elif node.op_type in FREE:
                 self._pass_on(node)
             else:
                 self._compute(node)
@@ -247,9 +121,9 @@ class _Finder:
         data = [v for v in node.inputs if v is not None and id(v) not in self._constant]
         weights = [v for v in node.inputs if v is not None and id(v) in self._constant]
         integer = bool(data) and all(id(v) in self._integers for v in data) and self._stays_integer(node)
-        if node.op_type in _ELEMENTWISE and not integer and self._join(node, data, weights):
+        if node.op_type in ELEMENTWISE and not integer and self._join(node, data, weights):
             return
-        kind = _kind(node)
+        kind = kind_of(node, weighted=bool(weights))
         self._start(
             node,
             kind,
@@ -282,10 +156,8 @@ class _Finder:
         if not found:
             return False
         place, draft = max(found, key=lambda pair: pair[0])
-        fuses = draft.open and (
-            draft.kind == "elementwise" or not draft.integer or node.op_type in self._dialect.epilogue
-        )
-        if not fuses or node.op_type not in self._dialect.epilogue | _ALWAYS:
+        taken = self._dialect.epilogue if draft.integer else self._dialect.epilogue | _ALWAYS
+        if not draft.open or node.op_type not in taken:
             return False
         mine = [v for v in data if self._made.get(id(self._source(v)), (-1, None))[1] is draft]
         if not all(self._ends_here(v, draft, node) for v in mine):
@@ -356,77 +228,20 @@ class _Finder:
             for value in node.outputs
             if value.is_graph_output() or any(user not in inside for user in value.consumers())
         ]
-        elements = math.prod(_dims(draft.nodes[0].outputs[0]))
-        operations = sum(_COSTLY.get(node.op_type, 1) for node in draft.nodes if node.op_type not in COMPUTE)
+        elements = math.prod(dims(draft.nodes[0].outputs[0]))
+        operations = sum(COSTLY.get(node.op_type, 1) for node in draft.nodes if node.op_type not in COMPUTE)
         return Kernel(
             node=first.name or "",
             kind=draft.kind,
-            precision="int8" if draft.integer else _precision(first),
+            precision="int8" if draft.integer else precision_of(first),
             nodes=len(draft.nodes),
             macs=node_macs(first),
-            **_sizes(first, draft.kind),
-            read_bytes=sum(_nbytes(value) for value in draft.reads.values()),
-            written_bytes=sum(map(_nbytes, written)),
-            weight_bytes=sum(_weight_nbytes(value) for value in draft.weights.values()),
+            **sizes_of(first, draft.kind),
+            read_bytes=sum(nbytes(value) for value in draft.reads.values()),
+            written_bytes=sum(map(nbytes, written)),
+            weight_bytes=sum(weight_nbytes(value) for value in draft.weights.values()),
             operations=operations * elements,
         )
-
-
-# Taken in by every kernel of products, whatever the runtime.
-_ALWAYS = frozenset({"Relu", "Clip", "Add"})
-
-
-def _kind(node: ir.Node) -> str:
-    op = node.op_type
-    if op in RECURRENT:
-        return "recurrent"
-    if op == "ConvTranspose":
-        return "deconv"
-    if op == "Conv":
-        weight = _dims(node.inputs[1])
-        group = _int(node, "group", 1)
-        if group > 1:
-            return "depthwise" if weight[1] == 1 else "grouped"
-        return "pointwise" if math.prod(weight[2:]) == 1 else "conv"
-    if op in ("Gemm", "MatMul", "Einsum", "Attention"):
-        return "gemm" if op == "Gemm" or _is_weight(node.inputs[1]) else "matmul"
-    kinds = {"elementwise": _ELEMENTWISE, "move": _MOVE, "pool": _POOL, "reduce": _REDUCE}
-    if op.startswith("Reduce"):
-        return "reduce"
-    return next((kind for kind, names in kinds.items() if op in names), "other")
-
-
-def _sizes(node: ir.Node, kind: str) -> dict[str, int]:
-    out = _dims(node.outputs[0])
-    if kind in ("conv", "pointwise", "depthwise", "grouped", "deconv") and len(out) > 2:
-        weight = _dims(node.inputs[1])
-        group = _int(node, "group", 1)
-        transposed = kind == "deconv"
-        strides = node.attributes.get("strides")
-        return {
-            "outs": weight[1] if transposed else weight[0] // group,
-            "ins": weight[0] // group if transposed else weight[1],
-            "groups": group,
-            "taps": math.prod(weight[2:]),
-            "width": out[-1],
-            "positions": out[0] * math.prod(out[2:]),
-            "stride": strides.as_ints()[-1] if strides is not None else 1,
-        }
-    if kind in ("gemm", "matmul") and len(out) > 1:
-        matrices = math.prod(out[:-2]) if kind == "matmul" else 1
-        rows = math.prod(out[:-1]) // max(1, matrices)
-        macs = node_macs(node) or 0
-        return {
-            "outs": out[-1],
-            "ins": macs // max(1, math.prod(out)),
-            "groups": matrices,
-            "width": rows,
-            "positions": rows * matrices,
-        }
-    if kind == "pool":
-        taps = node.attributes.get("kernel_shape")
-        return {"taps": math.prod(taps.as_ints()) if taps is not None else 1}
-    return {}
 
 
 def _gates(user: ir.Node, node: ir.Node) -> bool:
@@ -453,59 +268,7 @@ def _quantized_behind(node: ir.Node, epilogue: frozenset[str]) -> bool:
 def _behind_dequantizer(value: ir.Value) -> bool:
     """Whether a constant is stored in integers, also behind what only moves it."""
     producer = value.producer()
-    while producer is not None and producer.op_type in ("Transpose", "Reshape", "Identity"):
+    while producer is not None and producer.op_type in _MOVES_WEIGHTS:
         inner = producer.inputs[0]
         producer = inner.producer() if inner is not None else None
     return producer is not None and producer.op_type == "DequantizeLinear"
-
-
-def _is_weight(value: ir.Value | None) -> bool:
-    if value is None:
-        return False
-    if value.is_initializer():
-        return True
-    producer = value.producer()
-    if producer is None:
-        return False
-    return producer.op_type == "Constant" or all(_is_weight(v) for v in producer.inputs if v is not None)
-
-
-def _weight_nbytes(value: ir.Value) -> int:
-    """Return the bytes of a constant as it is stored in front of a DequantizeLinear or Cast."""
-    producer = value.producer()
-    while producer is not None and producer.op_type in (
-        "DequantizeLinear",
-        "Transpose",
-        "Reshape",
-        "Identity",
-    ):
-        inner = producer.inputs[0]
-        if inner is None:
-            break
-        value, producer = inner, inner.producer()
-    return _nbytes(value)
-
-
-def _nbytes(value: ir.Value) -> int:
-    tensor = value.const_value
-    if tensor is not None:
-        return tensor.nbytes
-    bits = value.dtype.bitwidth if value.dtype is not None and value.dtype is not ir.DataType.STRING else 32
-    return math.ceil(math.prod(_dims(value)) * bits / 8)
-
-
-def _precision(node: ir.Node) -> str:
-    dtype = node.outputs[0].dtype
-    return "float16" if dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) else "float32"
-
-
-def _dims(value: ir.Value | None) -> tuple[int, ...]:
-    if value is None or value.shape is None:
-        tensor = value.const_value if value is not None else None
-        return tuple(int(dim) for dim in tensor.shape) if tensor is not None else ()  # type: ignore[arg-type]
-    return tuple(dim if isinstance(dim, int) else 1 for dim in value.shape)
-
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return attribute.as_int() if attribute is not None else default

@@ -12,7 +12,7 @@ from typing import final
 
 from edgeinfer.errors import DeviceError
 
-__all__ = ["Pins"]
+__all__ = ["Pins", "threads_of_process"]
 
 _TASKS = Path("/proc/self/task")
 
@@ -53,9 +53,9 @@ class Pins:
             )
         self._cores = set(cores)
         self._before: dict[int, set[int]] = {}
-        self._older = _threads()
+        self._older = threads_of_process()
 
-    def pin_this_thread(self) -> None:
+    def take_this_thread(self) -> None:
         """Pin the calling thread, unless it is pinned already."""
         thread = threading.get_native_id()
         if thread not in self._before:
@@ -80,7 +80,7 @@ class Pins:
 
     def release(self) -> None:
         """Give all threads of this process their affinity back."""
-        alive = _threads()  # a number that is no longer ours may be another process's thread by now
+        alive = threads_of_process()  # a number that is no longer ours may be another process's thread by now
         inherited = {
             thread: self._allowed
             for thread in alive - self._older - self._before.keys()
@@ -93,7 +93,8 @@ class Pins:
         self._before.clear()
 
 
-def _threads() -> set[int]:
+def threads_of_process() -> set[int]:
+    """Return the kernel's numbers of this process's threads; none where /proc is not there."""
     return {int(path.name) for path in _TASKS.iterdir()} if _TASKS.is_dir() else set()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -15,7 +15,18 @@ from edgeinfer.backends.protocol import Capabilities, DeviceInfo, LoadOptions
 from edgeinfer.backends.registry import get_backend, require_available
 from edgeinfer.errors import ArtifactFormatError, ArtifactMismatchError, InputError, SessionError
 from edgeinfer.runtime.affinity import Pins
+from edgeinfer.runtime.deadlines import Miss
+from edgeinfer.runtime.realtime import Realtime
 from edgeinfer.runtime.session import Session, SessionOptions
+from edgeinfer.runtime.steady import (
+    Measure,
+    ProcessHold,
+    Steady,
+    realtime_measure,
+    steady_of,
+    with_spinning,
+)
+from edgeinfer.runtime.thread_hold import ThreadHold
 from edgeinfer.runtime.wrapping import wrapping
 
 __all__ = ["infer", "load"]
@@ -28,6 +39,8 @@ def load(
     options: object = None,
     pin_cores: int | Iterable[int] | None = None,
     deadline_ms: float | None = None,
+    on_miss: Callable[[Miss], object] | None = None,
+    steady: Steady | Mapping[str, object] | bool | None = None,
 ) -> Session:
     """Load an artifact.
 
@@ -38,9 +51,13 @@ def load(
         pin_cores: The cores that the runtime's threads, and every thread that calls the session, are pinned
             to until the session closes.
         deadline_ms: How long one `infer` may take; the session counts those that took longer.
+        on_miss: Called with a `Miss` for each of them, in the thread that ran it, once its outputs are there.
+        steady: Real-time priority, locked memory, a frozen heap and no spinning, each where this machine
+            permits it: True for all, or a `Steady`. `Session.steady` says what holds, and why the rest does
+            not.
 
     Raises:
-        OptionsError: An option, `pin_cores` or `deadline_ms` is refused.
+        OptionsError: An option, `pin_cores`, `deadline_ms` or `steady` is refused.
         ArtifactError: It is damaged, or was built for another runtime or other hardware.
         BackendError: Its backend is not available here, or the device is not.
     """
@@ -60,14 +77,34 @@ def load(
     capabilities = require_available(backend)
     wanted = _wanted_device(manifest, device)
     _preflight(manifest, capabilities, wanted)
-    session_options = SessionOptions.of(pin_cores=pin_cores, deadline_ms=deadline_ms)
-    pins = Pins(session_options.pin_cores) if session_options.pin_cores else None
-    pinned = pins.while_loading() if pins is not None else contextlib.nullcontext()
-    with pinned, wrapping(SessionError, f"{backend.name} could not load the artifact"):
+    session_options = SessionOptions.of(pin_cores=pin_cores, deadline_ms=deadline_ms, on_miss=on_miss)
+    wanted_steady = steady_of(steady)
+    holds: list[ThreadHold] = []
+    if session_options.pin_cores:
+        holds.append(Pins(session_options.pin_cores))
+    measures: list[Measure] = []
+    if wanted_steady is not None:
+        options, spinning = with_spinning(options, wanted_steady.spins, capabilities)
+        measures += [spinning] if spinning is not None else []
+        if wanted_steady.realtime:
+            measures.insert(0, realtime_measure())
+            holds += [Realtime()] if measures[0].applied else []
+    with contextlib.ExitStack() as loading:
+        for hold in holds:
+            loading.enter_context(hold.while_loading())
+        loading.enter_context(wrapping(SessionError, f"{backend.name} could not load the artifact"))
         runner = backend.load(
             opened.payload, LoadOptions(device=wanted, options=options, signature=manifest.signature)
         )
-    return Session(runner, manifest, device=wanted, options=session_options, pins=pins)
+    return Session(
+        runner,
+        manifest,
+        device=wanted,
+        options=session_options,
+        holds=holds,
+        steady=measures,
+        process=ProcessHold(wanted_steady) if wanted_steady is not None else None,
+    )
 
 
 def infer(session: Session, inputs: Mapping[str, np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:

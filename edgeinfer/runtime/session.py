@@ -13,7 +13,7 @@ import contextlib
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import perf_counter_ns
 from types import TracebackType
 from typing import Any, final
@@ -41,7 +41,10 @@ from edgeinfer.forking import abandon_in_children, keep_forever
 from edgeinfer.numerics.packing import is_packed
 from edgeinfer.runtime.affinity import Pins
 from edgeinfer.runtime.bound import BoundSession, CopyingBinding, forked_session_error
+from edgeinfer.runtime.deadlines import Deadline, Miss
+from edgeinfer.runtime.steady import Measure, ProcessHold
 from edgeinfer.runtime.streaming import stream_in_order
+from edgeinfer.runtime.thread_hold import ThreadHold
 
 __all__ = ["BoundSession", "Session", "SessionOptions"]
 
@@ -72,10 +75,14 @@ class SessionOptions:
         pin_cores: The cores that the runtime's threads, and every thread that calls the session, are pinned
             to until the session closes. It makes latency steady: no migration between cores.
         deadline_ms: How long one `infer` may take; the session counts those that took longer.
+        on_miss: Called with a `Miss` for each of them, once its outputs are there.
     """
 
     pin_cores: tuple[int, ...] | None = attrs.field(default=None, converter=_cores)
     deadline_ms: float | None = attrs.field(default=None, validator=_positive_or_none)
+    on_miss: Callable[[Miss], object] | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.is_callable())
+    )
 
     @classmethod
     def of(cls, **values: object) -> SessionOptions:
@@ -97,11 +104,13 @@ class Session:
         *,
         device: str = "",
         options: SessionOptions | None = None,
-        pins: Pins | None = None,
+        holds: Sequence[ThreadHold] | None = None,
+        steady: Sequence[Measure] = (),
+        process: ProcessHold | None = None,
     ) -> None:
         options = options or SessionOptions()
-        if pins is None and options.pin_cores:
-            pins = Pins(options.pin_cores)
+        if holds is None:
+            holds = [Pins(options.pin_cores)] if options.pin_cores else []
         self._runner = runner
         self._run = runner.run
         self._manifest = manifest
@@ -121,12 +130,14 @@ class Session:
         self._lock: contextlib.AbstractContextManager[object] | None = (
             None if getattr(runner, "thread_safe", False) else threading.RLock()
         )
-        self._pins = pins
+        self._holds = tuple(holds)
+        self._process = process
+        self._steady = (*steady, *(process.measures if process is not None else ()))
+        self._deadline = (
+            Deadline(options.deadline_ms, options.on_miss) if options.deadline_ms is not None else None
+        )
         # Whether `infer` must look at more than the inputs: then it takes the longer way.
-        self._deadline_ns = None if options.deadline_ms is None else options.deadline_ms * 1e6
-        self._deadline_misses = 0
-        self._counting = threading.Lock()
-        self._guarded = self._lock is not None or pins is not None or self._deadline_ns is not None
+        self._guarded = self._lock is not None or bool(self._holds) or self._deadline is not None
         self._bound: weakref.WeakSet[BoundSession] = weakref.WeakSet()
         abandon_in_children(self)
 
@@ -163,7 +174,12 @@ class Session:
     @property
     def deadline_misses(self) -> int:
         """How many calls of `infer` took longer than `deadline_ms`, since the session was loaded."""
-        return self._deadline_misses
+        return self._deadline.misses if self._deadline is not None else 0
+
+    @property
+    def steady(self) -> tuple[Measure, ...]:
+        """What `steady=` asked for: what of it holds, and why the rest does not."""
+        return self._steady
 
     def infer(self, inputs: Mapping[str, np.ndarray] | np.ndarray, /) -> dict[str, np.ndarray]:
         """Run once.
@@ -202,8 +218,8 @@ class Session:
 
     def _run_guarded(self, feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
         self._check_open()
-        if self._pins is not None:
-            self._pins.pin_this_thread()
+        for hold in self._holds:
+            hold.take_this_thread()
         with self._lock or contextlib.nullcontext():
             started = perf_counter_ns()
             try:
@@ -212,9 +228,8 @@ class Session:
                 raise self._wrapped(error) from error
             took = perf_counter_ns() - started
         self._record(took)
-        if self._deadline_ns is not None and took > self._deadline_ns:
-            with self._counting:
-                self._deadline_misses += 1
+        if self._deadline is not None:
+            self._deadline.check(took)
         return outputs
 
     def bind(self, shapes: Mapping[str, Sequence[int]] | None = None) -> BoundSession:
@@ -242,8 +257,8 @@ class Session:
                 binding: Binding = self._runner.bind(resolved)
             else:
                 binding = CopyingBinding(self._runner, self.signature, resolved)
-            if self._pins is not None:
-                self._pins.pin_this_thread()
+            for hold in self._holds:
+                hold.take_this_thread()
             bound = BoundSession(
                 binding, self.signature, resolved, guard=self._lock, wrap_error=self._wrapped
             )
@@ -359,18 +374,23 @@ class Session:
             for bound in tuple(self._bound):
                 bound.close()
             self._runner.close()
-        if self._pins is not None:
-            self._pins.release()
+        for hold in self._holds:
+            hold.release()
+        if self._process is not None:
+            self._process.release()
 
     def table(self) -> Table:
-        """Return what a person wants to know at a glance."""
+        """Return an overview."""
         rows: list[tuple[object, ...]] = [
             ("backend", f"{self.backend}, device {self.device or 'default'}"),
             *(("input", f"{spec.name} {spec.describe()}") for spec in self.signature.inputs),
             *(("optional input", f"{spec.name} {spec.describe()}") for spec in self.signature.optional),
             *(("output", f"{spec.name} {spec.describe()}") for spec in self.signature.outputs),
             ("state", "closed" if self._closed else "open"),
+            *((m.name.replace("_", " "), m.detail if m.applied else f"no: {m.detail}") for m in self._steady),
         ]
+        if self._deadline is not None:
+            rows.append(("deadline", f"{self._deadline.deadline_ms} ms, missed {self.deadline_misses} times"))
         if len(self._latencies):
             p50, p99 = np.percentile(self.latencies_ms, (50, 99))
             rows.append(("latency", f"p50 {p50:.3f} ms, p99 {p99:.3f} ms of the last {len(self._latencies)}"))

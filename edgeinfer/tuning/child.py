@@ -85,9 +85,10 @@ class _Server:
         from edgeinfer.tuning import making
         from edgeinfer.tuning.candidate import Candidate
 
-        if what == "prepare":
-            return making.prepare(folder, {name: tuple(shape) for name, shape in task["shapes"].items()})
         target = Target.parse(task["target"])
+        if what == "prepare":
+            shapes = {name: tuple(shape) for name, shape in task["shapes"].items()}
+            return making.prepare(folder, target, shapes)
         if what == "sensitivity":
             return making.measure_sensitivity(folder, target)
         candidate = Candidate.from_dict(task["candidate"])

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeinfer.devices.profile import Target
+from edgeinfer.estimate.calibration import reference
+from edgeinfer.estimate.workload import workload
 from edgeinfer.feeds.feeds import Feeds
 from edgeinfer.graph.build import compile_model
 from edgeinfer.graph.channels.groups import analyze
@@ -35,6 +37,7 @@ from edgeinfer.transforms import (
 from edgeinfer.transforms.contract import Transform
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.recipe import Recipe
+from edgeinfer.tuning.space import KEEP_MACS
 
 __all__ = ["make", "measure_sensitivity", "prepare", "time_layers", "transforms_of"]
 
@@ -43,11 +46,12 @@ _MOST_DB = 200.0  # what JSON can hold in place of equal outputs
 _SENSITIVITY_SAMPLES = 4
 
 
-def prepare(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def prepare(folder: Path, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Simplify and fuse the model, and say what it consists of.
 
     Args:
         folder: Has `original.onnx`; gets `prepared.onnx` and `prepared.recipe`.
+        target: The target.
         shapes: The shapes of one feed.
     """
     original = Model.load(folder / "original.onnx")
@@ -62,7 +66,18 @@ def prepare(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, An
         "layers": [[node.node, node.op_type, node.macs] for node in stock.nodes if node.macs],
         "prunes": prunes,
         "weight_bytes": stock.weight_bytes,
+        "pruned": {str(keep): ratio for keep, ratio in _priced(model, target, shapes).items()},
     }
+
+
+def _priced(model: Model, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> dict[float, float]:
+    """Return the part of the latency that is left for each part of the products, by the prices of kernels."""
+    work = workload(model, shapes=shapes, target=target)
+    prices = reference(target.backend)
+    whole = prices.latency_us(work)
+    if not whole:
+        return {}
+    return {keep: prices.latency_us(work.pruned(keep)) / whole for keep in KEEP_MACS}
 
 
 def transforms_of(candidate: Candidate, target: Target, calibration: Any) -> tuple[Transform, ...]:

@@ -21,11 +21,11 @@ from edgeinfer.devices.profile import Target
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.values import as_tuple
 
-__all__ = ["FLOAT", "INT8", "SIZE", "Space", "option_sets", "precisions_of"]
+__all__ = ["FLOAT", "INT8", "KEEP_MACS", "SIZE", "Space", "option_sets", "precisions_of"]
 
 FLOAT, INT8 = 0, 1  # the indices of the baselines
 SIZE = 1000
-_KEEP_MACS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+KEEP_MACS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 _KEEP_HEADS = (0.9, 0.75, 0.6, 0.5, 0.35, 0.25)
 # How many of the most sensitive layers stay in float, as parts of all.
 _FLOAT_PARTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
@@ -67,7 +67,7 @@ class Space:
     def every(self) -> list[Candidate]:
         """Return all candidates, in the order of their decisions."""
         pruned = [("", 1.0)]
-        pruned += [("channels", keep) for keep in _KEEP_MACS if "channels" in self.prunes]
+        pruned += [("channels", keep) for keep in KEEP_MACS if "channels" in self.prunes]
         pruned += [("heads", keep) for keep in _KEEP_HEADS if "heads" in self.prunes]
         plain = [each for each in self.precisions if each != "int8"]
         made: list[Candidate] = [

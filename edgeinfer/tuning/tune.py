@@ -19,7 +19,6 @@ from edgeinfer.backends.registry import get_backend, require_available
 from edgeinfer.budget import Budget
 from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.cpu_quota import usable_cpus
-from edgeinfer.devices.probe.local import local
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import shows_progress
 from edgeinfer.errors import OptionsError, TuningError
@@ -27,6 +26,7 @@ from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.runtime.machine import describe_machine
 from edgeinfer.runtime.memory import memory
 from edgeinfer.tuning.actions import Problem
+from edgeinfer.tuning.advice import devices_that_fit
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.engine import Engine, Timer
 from edgeinfer.tuning.inputs import keep_inputs
@@ -137,14 +137,14 @@ def tune(
         shapes = {name: tuple(array.shape) for name, array in first.items()}
         say = _say if shows_progress(progress) else (lambda _: None)
         where = describe_machine() if on is None else f"{on.host}: {on.local().cpu.model}"
-        here = local() if on is None else on.local()
+        load = _loader(folder, parsed)
         facts = Facts(
             target=str(parsed),
             where=where,
-            device=parsed.profile or here.profile,
+            devices=lambda candidate: devices_that_fit(load(candidate)[0], budget, shapes),
             shapes=shapes,
             open_sides=_open_sides(loaded),
-            load=_loader(folder, parsed),
+            load=load,
             notes=tuple(feeds.notes),
         )
         with _timer(folder, parsed, capabilities, on, first) as timer:

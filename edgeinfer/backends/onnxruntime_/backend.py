@@ -105,6 +105,7 @@ _WITHOUT = Capabilities(
     reference=True,
     reference_options=_EXACT,
     threads_option="threads",
+    spin_option="allow_spinning",
     float16_devices=("CUDA", "DML", "NVTENSORRTRTX", "TENSORRT"),
     tuning_options=({"allow_spinning": False},),
 )
