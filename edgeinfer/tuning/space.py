@@ -61,7 +61,7 @@ class Space:
         """Return the float and the int8 model, first with the default options, then with the others."""
         models = [Candidate()]
         if "int8" in self.precisions:
-            models.append(Candidate(precision="int8", method="mse", effort="corrected"))
+            models.append(Candidate(precision="int8", method="mse", effort="plain"))
         return tuple(attrs.evolve(model, options=options) for options in self.options for model in models)
 
     def every(self) -> list[Candidate]:

@@ -42,7 +42,7 @@ def recorded(model, feeds):
     steps = (
         Simplify(),
         FuseBatchNorm(),
-        PruneChannels(keep_macs=0.6, calibration=feeds, multiple=8, progress=False),
+        PruneChannels(keep_macs=0.6, calibration=feeds, multiple=8, measure=4, progress=False),
         QuantizeStatic(calibration=feeds),
         RoundWeights(calibration=feeds),
         CorrectBias(calibration=feeds),

@@ -22,8 +22,9 @@ MINUTES = 0.02  # the baselines and what is measured with them
 @pytest.fixture(scope="module")
 def model():
     net = Builder(1, 8, 12, 12)
-    x = net.node("Relu", net.conv(net.input, "first", 8, 32), name="relu1")
-    return net.model(net.conv(x, "second", 32, 8), 1, 8, 12, 12)
+    x = net.node("Relu", net.conv(net.input, "first", 8, 64), name="relu1")
+    x = net.node("Relu", net.conv(x, "second", 64, 64), name="relu2")
+    return net.model(net.conv(x, "third", 64, 8), 1, 8, 12, 12)
 
 
 @pytest.fixture(scope="module")
