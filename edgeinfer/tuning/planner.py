@@ -53,7 +53,7 @@ __all__ = [
 _MODELS = 14  # made beside the baselines, where no time is given
 _MOST_MODELS = 40
 _MAKING_PART = 0.5  # of the time, for making models and for timing them on the way
-# What quantizing one layer alone takes, of what quantizing all takes; and the part of the time for all layers.
+# What quantizing one layer alone takes, of what quantizing all takes; the part of the time for all layers.
 _SENSITIVITY_PER_LAYER, _SENSITIVITY_PART = 0.1, 0.15
 _PROBE = 4  # so many new ones are timed together
 _FIRST_RUNG, _SURVIVORS = 8, 4
