@@ -16,9 +16,10 @@ from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.estimate import Estimator
 from edgeinfer.tuning.planner import dropped, entrants, space_of, survivors
 from edgeinfer.tuning.recipe import Recipe
-from edgeinfer.tuning.result import Trial, TuningResult
+from edgeinfer.tuning.result import TuningResult
 from edgeinfer.tuning.space import FLOAT
 from edgeinfer.tuning.state import PRESSURE_PERCENT, Made, State
+from edgeinfer.tuning.trial import Trial
 
 __all__ = ["Facts", "result_of"]
 
