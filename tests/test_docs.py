@@ -27,6 +27,7 @@ RUN = {
     "pruning.md": 1,
     "quantization.md": 3,
     "steady-latency.md": 2,
+    "tuning.md": 2,
     "writing_a_backend.md": 1,
     "writing_a_transform.md": 1,
 }
@@ -100,6 +101,22 @@ def test_optimizing_pages(page, tmp_path, monkeypatch, capsys):
     assert isinstance(names["model"], ei.Model)
     assert names["model"].history
     assert capsys.readouterr().out
+
+
+def test_tuning(tmp_path, monkeypatch, capsys):
+    """The page is about a real model; the one at hand needs fewer minutes and keeps other limits."""
+    shutil.copy(model_path(), tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    digits = load_digits()
+    names: dict[str, object] = {"images": digits.images[:32], "labels": digits.labels[:32]}
+    names["samples"] = [{"images": image[None]} for image in digits.images[:16]]
+    for block in blocks("tuning.md"):
+        code = block.replace("minutes=30", "minutes=0.02").replace("latency_p50_ms=8", "latency_p50_ms=8000")
+        execute(code.replace('"120 MiB"', '"1 GiB"'), "tuning.md", names)
+    assert isinstance(names["result"], ei.TuningResult)
+    assert ei.Artifact.open("model.edge").manifest.backend == "openvino"
+    assert "<svg" in (tmp_path / "report.html").read_text()
+    assert "Tuning for openvino:CPU" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", ["devices.md", "estimates.md"])

@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"edgeinfer {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (
+    modules = (
         doctor,
         look_commands,
         build_commands,
@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         fleet_commands,
         device_commands,
         shrink_commands,
-    ):
+    )
+    for module in modules:
         module.add_commands(commands)
     return parser
