@@ -168,7 +168,7 @@ def keys(arguments: argparse.Namespace) -> None:
 
 
 def _added(repository: Repository, role: str, text: str) -> Key:
-    from edgeinfer.fleet.operator.keys import public_key_of
+    from edgeinfer.fleet.operator.key_files import public_key_of
 
     uri, equals, path = text.rpartition("=")
     if not equals or ":" not in uri:
