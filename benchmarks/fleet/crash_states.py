@@ -2,8 +2,8 @@
 
     python benchmarks/fleet/crash_states.py N
 
-The calls of a real run (by strace) are replayed on a model of a disk that promises less than file systems do; see
-`tests/fleet/device/crash_states.py`.
+The calls of a real run (by strace) are replayed on a model of a disk that promises less than file systems do;
+see `tests/fleet/device/crash_states.py`.
 """
 
 from __future__ import annotations

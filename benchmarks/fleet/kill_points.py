@@ -2,8 +2,8 @@
 
     python benchmarks/fleet/kill_points.py [SCENARIO…] [--errors]
 
-After each, an application must find exactly the old or the new set of models, every file verified, and the next
-agent must come to the end. Needs strace.
+After each, an application must find exactly the old or the new set of models, every file verified, and the
+next agent must come to the end. Needs strace.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def main() -> int:
         prepare(scratch / "template", scenario)
         points = list(kill_points(scratch / "template", scratch))
         calls = collections.Counter(call for call, _ in points)
-        print(f"{name}: {len(points)} calls: {', '.join(f'{n} {c}' for c, n in calls.most_common())}")
+        counted = ", ".join(f"{n} {call}" for call, n in calls.most_common())
+        print(f"{name}: {len(points)} calls: {counted}", flush=True)
         for kind in kinds:
             started, bad, hit = time.monotonic(), 0, 0
             for call, n in points:

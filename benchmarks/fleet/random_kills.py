@@ -2,8 +2,8 @@
 
     python benchmarks/fleet/random_kills.py N
 
-Each run is killed up to four times one after the other. After every kill an application must find exactly the old
-or the new set of models, every file verified; at last the agent must come to the end.
+Each run is killed up to four times one after the other. After every kill an application must find exactly the
+old or the new set of models, every file verified; at last the agent must come to the end.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> int:
         shutil.rmtree(folder)
     shutil.rmtree(scratch)
     print(
-        f"{kills} kills in {runs} runs ({recoveries} of them of a recovering agent), {violations} violations, "
+        f"{kills} kills in {runs} runs ({recoveries} of a recovering agent), {violations} violations, "
         f"{time.monotonic() - started:.0f} s"
     )
     return 1 if violations else 0
