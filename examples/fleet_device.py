@@ -4,8 +4,8 @@
     python examples/fleet_device.py
 
 The operator publishes signed releases of the digits model, each with an ONNX Runtime and an OpenVINO variant,
-and serves them over HTTP. The agent is a process of its own, as on a device; this process is the application. A
-thread of it asks without pause, from the first answer to the last, and counts what fails.
+and serves them over HTTP. The agent is a process of its own, as on a device. This process is the application:
+a thread asks without pause, from the first answer to the last, and counts what fails.
 """
 
 from __future__ import annotations

@@ -53,9 +53,8 @@ def main() -> int:
                     print(f"  VIOLATION {kind} at {call} {n}: {type(error).__name__}: {error}")
                 shutil.rmtree(folder)
             violations += bad
-            print(
-                f"  {kind}: {hit} of {len(points)} points, {bad} violations, {time.monotonic() - started:.0f} s"
-            )
+            took = time.monotonic() - started
+            print(f"  {kind}: {hit} of {len(points)} points, {bad} violations, {took:.0f} s", flush=True)
         shutil.rmtree(scratch)
     print(f"violations: {violations}")
     return 1 if violations else 0
