@@ -51,6 +51,7 @@ def main() -> int:
         events.write(json.dumps({"event": event, **values}) + "\n")
         events.flush()
 
+    tell("started")
     request = json.load(sys.stdin)
     _end_with_parent(int(request["parent"]))
     with contextlib.suppress(OSError):
