@@ -196,6 +196,7 @@ def test_an_operator_who_answers_for_failures_gets_on():
 def test_retryable_failures_are_tried_again_and_do_not_count():
     trial = Trial(quality=Quality(transient=0.3), retries=8)
     trial.start().until(State.COMPLETED)
+    trial.run(12)
     assert trial.running(NEW) == 40
 
 
@@ -273,6 +274,7 @@ def test_a_stepping_stone_is_installed_before():
     seen = []
     trial.world.on_step = lambda device: seen.append((device.name, device.running[:1]))
     trial.start().until(State.COMPLETED)
+    trial.run(12)
     assert trial.running(NEW) == 40
     for name in trial.world.devices:
         mine = [digest for device, digest in seen if device == name]

@@ -218,7 +218,8 @@ class Scenario:
             tallies = load_tallies(connection, self.number)
         counts = tallies.evidence(record.stage).counts
         judgements = judge_stage(tallies, record, record.stage)
-        return not counts.in_flight and any(j.verdict is not Verdict.PASS for j in judgements)
+        unseen = record.soak_started_at is None or any(j.verdict is not Verdict.PASS for j in judgements)
+        return not counts.in_flight and unseen
 
     def _check_end(self) -> None:
         state = self.state
