@@ -86,6 +86,7 @@ class Device:
     alive: Callable[[], None]
     waiting: str = ""
     _facts: DeviceFacts | None = None
+    _running: Generation | None = None  # a number is never given to another generation
 
     @property
     def run_folder(self) -> Path:
@@ -187,10 +188,12 @@ class Device:
         number = self.generations.current()
         if number == 0:
             return None
-        try:
-            return self.generations.read(number)
-        except GenerationError:
-            return None
+        if self._running is None or self._running.number != number:
+            try:
+                self._running = self.generations.read(number)
+            except GenerationError:
+                return None
+        return self._running
 
     def committed_number(self) -> int:
         """Return the generation to go back to: the last one that passed its soak, else what runs; or 0."""
