@@ -126,6 +126,24 @@ def test_what_is_older_or_for_others_or_not_signed_changes_nothing(folder, shelf
         assert reports(transport, agent)[-1].code == code
 
 
+def test_from_verified_on_no_network_and_no_metadata_are_needed(folder, shelf):
+    class Gone(Shelf):
+        def refresh(self):
+            raise LocationError("No network.")
+
+        def release(self, model, version, digest):
+            raise LocationError("No network.")
+
+    agent = installed(folder, shelf)
+    shelf.desire(assign(second(shelf), 2), at=NOW + 1)
+    drive(agent, until=Phase.VERIFIED)
+    kill(agent)
+    agent = make_agent(folder, Gone(shelf.folder), FailingTransport())
+    assert drive(agent) is Phase.COMMITTED
+    assert running(folder) == {"m": "2"}
+    agent.close()
+
+
 def test_a_lease_that_ends_before_the_activation_ends_the_update(folder, shelf):
     now = [float(NOW)]
     agent = installed(folder, shelf, clock=lambda: now[0])
