@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -313,6 +314,18 @@ def test_a_damaged_spool_costs_reports_and_nothing_else(folder, shelf):
     agent = make_agent(folder, shelf)
     shelf.desire(assign(second(shelf), 2), at=NOW + 1)
     assert drive(agent) is Phase.COMMITTED
+
+
+def test_an_agent_that_waits_for_long_is_stopped_soon(folder, shelf):
+    agent = make_agent(folder, shelf, options={"poll_s": 3600.0})
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    while not agent._started:
+        time.sleep(0.01)
+    agent.stop()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    assert Journal(folder).load().boots.clean
 
 
 def test_one_agent_in_a_folder(folder, shelf):
