@@ -22,6 +22,7 @@ RUN = {
     "devices.md": 2,
     "estimates.md": 1,
     "feeds.md": 2,
+    "fleet-device.md": 1,
     "fleet-releases.md": 1,
     "index.md": 2,
     "pruning.md": 1,
@@ -74,6 +75,18 @@ def test_fleet_releases(tmp_path, monkeypatch, capsys):
     execute(blocks("fleet-releases.md")[0], "fleet-releases.md", names)
     assert capsys.readouterr().out.startswith("1 ")
     assert (tmp_path / "fleet" / "repository" / "metadata" / "timestamp.json").is_file()
+
+
+def test_fleet_device(tmp_path):
+    from tests.fleet.device.kit import Shelf, assign, drive, make_agent
+
+    shelf = Shelf(tmp_path / "repository")
+    shelf.desire(assign(shelf.publish("defects", interface="defects/2"), 1))
+    with make_agent(tmp_path / "edge", shelf) as agent:
+        drive(agent)
+        code = blocks("fleet-device.md")[0].replace("/var/lib/edge", str(tmp_path / "edge"))
+        names = execute(code.replace('"input"', '"x"'), "fleet-device.md", {"x": np.ones((1, 4), np.float32)})
+        assert np.array_equal(names["outputs"]["y"], np.ones((1, 4)))  # type: ignore[index]
 
 
 def test_feeds(tmp_path, monkeypatch, capsys):

@@ -17,6 +17,7 @@ from typing import Any
 
 from edgeinfer import __version__
 from edgeinfer.cli import (
+    agent_commands,
     build_commands,
     device_commands,
     doctor,
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         fleet_commands,
         device_commands,
         shrink_commands,
+        agent_commands,
     )
     for module in modules:
         module.add_commands(commands)
