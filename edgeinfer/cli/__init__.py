@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgeinfer import __version__
-from edgeinfer.cli import build_commands, doctor, fleet_commands, look_commands, run_commands
+from edgeinfer.cli import agent_commands, build_commands, doctor, fleet_commands, look_commands, run_commands
 from edgeinfer.errors import EdgeInferError
 
 __all__ = ["main"]
@@ -92,6 +92,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"edgeinfer {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (doctor, look_commands, build_commands, run_commands, fleet_commands):
+    for module in (doctor, look_commands, build_commands, run_commands, fleet_commands, agent_commands):
         module.add_commands(commands)
     return parser

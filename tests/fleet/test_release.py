@@ -178,6 +178,7 @@ def test_which_variants_tie(one, other, tie):
         ("2026.4.1-123-abc", "==2026.4.1", True),
         ("1.9", "<1.10", True),
         ("1.23.0rc1", "==1.23", True),
+        ("tensorrt-rtx 1.7.1.116", ">=1.7,<2", True),
         ("unknown", ">=0", False),
     ],
 )

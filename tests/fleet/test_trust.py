@@ -20,6 +20,7 @@ from edgeinfer.fleet.errors import (
     LocationError,
     MissingFileError,
     RollbackError,
+    StorageError,
     TooLargeError,
     TrustError,
     UnknownReleaseError,
@@ -420,6 +421,12 @@ def test_a_crash_while_root_is_linked_does_not_brick_the_client(fleet, server, t
     assert again.release("m", "1", release.digest) == release
 
 
+def test_a_cache_that_cannot_be_written_is_said(fleet, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot be kept"):
+        fleet.device("file")
+
+
 def test_without_a_root_nothing_is_trusted(tmp_path):
     with pytest.raises(TrustError, match="no root of trust"):
         TrustedRepository(tmp_path / "empty", tmp_path, root=None)
@@ -435,6 +442,12 @@ def test_mirrors_are_tried_in_turn(fleet, server, tmp_path):
     assert fleet.device(source=sources).release("m", "1", release.digest) == release
 
 
+def test_a_release_may_come_from_another_mirror_than_the_metadata(fleet, server):
+    release = fleet.publish("m", "1")
+    server.status[f"targets/models/m/1/{release.digest}.release.json"] = 404
+    assert fleet.device(source=[server.url, fleet.public]).release("m", "1", release.digest) == release
+
+
 def test_a_network_that_is_down_is_told_from_distrust(fleet, server):
     with pytest.raises(LocationError) as caught:
         fleet.device(source="http://127.0.0.1:9").refresh()
@@ -446,3 +459,26 @@ def test_a_network_that_is_down_is_told_from_distrust(fleet, server):
     server.status.clear()
     with pytest.raises(TrustError):
         fleet.device(source=["http://127.0.0.1:9", server.url]).refresh()
+
+
+ABSENT = {"cryptography", "onnx", "onnx_ir", "onnxscript", "sympy", "rich", "cattrs", "sqlalchemy"}
+
+
+def test_a_device_needs_neither_cryptography_nor_what_makes_models(fleet):
+    release = fleet.publish("m", "1")
+    code = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {ABSENT!r}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+from edgeinfer.fleet.device import assignment, delta, download, golden
+from edgeinfer.fleet.device.trust import TrustedRepository
+device = TrustedRepository(
+    {str(fleet.folder / "bare")!r}, {str(fleet.public)!r}, root={fleet.root!r}, clock=lambda: {fleet.now}
+)
+print(device.release("m", "1", {release.digest!r}).version, device.assignment_keys.threshold)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["1", "1"], done.stderr

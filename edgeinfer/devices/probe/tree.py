@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ import attrs
 __all__ = ["Tree", "cores_of", "pairs"]
 
 _MAX_BYTES = 4 << 20
+_CHUNK_BYTES = 64 << 10
 
 
 @final
@@ -24,8 +26,12 @@ class Tree:
     def read(self, path: str) -> str:
         """Return a file's text without white space and null bytes at its ends; empty where there is none."""
         try:
-            with self._at(path).open("rb") as file:
-                return file.read(_MAX_BYTES).decode("utf-8", "replace").strip("\0 \n\t")
+            with self._at(path).open("rb", buffering=0) as file:
+                # In small reads: the kernel allocates as much as it is asked for, and refuses 4 MiB for the
+                # files of /proc/sys (fs/proc/proc_sysctl.c).
+                parts = iter(lambda: file.read(_CHUNK_BYTES), b"")
+                data = b"".join(itertools.islice(parts, _MAX_BYTES // _CHUNK_BYTES))
+                return data.decode("utf-8", "replace").strip("\0 \n\t")
         except OSError:  # not there, not for this user, or a driver that refuses
             return ""
 

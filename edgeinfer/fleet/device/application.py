@@ -15,6 +15,7 @@ answer requests.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -78,6 +79,7 @@ class Application:
         self._accepts: dict[str, str] = {}
         self._lock = threading.Lock()  # of the active set
         self._loading = threading.Lock()  # of loading and switching
+        self._telling = threading.Lock()  # of the file of this application
         self._active: ModelSet | None = None
         self._failed: tuple[int, str] = (0, "")
         self._health: tuple[bool, str] = (True, "")
@@ -242,6 +244,10 @@ class Application:
         self._tell()
 
     def _tell(self, *, closed: bool = False) -> None:
+        with self._telling:
+            self._tell_once(closed=closed)
+
+    def _tell_once(self, *, closed: bool) -> None:
         active = self._active
         models = {}
         if active is not None:
@@ -267,7 +273,9 @@ class Application:
             defer_until=self._defer_until,
             models=models,
         )
-        self._files.tell(status)
+        # Where the disk does not take it, answering goes on; the agent, told nothing, trusts its own test.
+        with contextlib.suppress(OSError):
+            self._files.tell(status)
 
     def _rss(self) -> int:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * self._page

@@ -44,14 +44,16 @@ class Desire:
         """Ask at the next look, whatever was asked before: there may be something new."""
         self._asked = None
 
-    def look(self) -> None:
-        """Ask, if it is time; then begin or end an update by what is known."""
+    def look(self) -> bool:
+        """Ask, if it is time; then begin or end an update by what is known. Return whether one was."""
         update = self._device.state.update
         idle = update is None or update.phase.final
         if idle or self._due():
             self._ask()
         if self._document is not None:
             self._decide(self._document)
+        after = self._device.state.update
+        return after is not None and (update is None or after.phase is not update.phase)
 
     def changed(self) -> bool:
         """Ask, if it is time, and tell whether the update that is under way is to end. Changes nothing."""

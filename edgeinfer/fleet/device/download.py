@@ -11,22 +11,20 @@ Where the device has the base of a delta, the cheapest delta is tried first, and
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, final
+from typing import BinaryIO, TypeAlias, final
 
 import attrs
 
 from edgeinfer.errors import MissingPackageError
-from edgeinfer.fleet.device.blobs import BlobStore, blob_path, mismatch
+from edgeinfer.fleet.device.blobs import BlobStore
 from edgeinfer.fleet.device.delta import FORMATS, apply_delta
-from edgeinfer.fleet.device.locations import Location, Opened, chunks
+from edgeinfer.fleet.device.locations import Location
+from edgeinfer.fleet.device.receive import Meter, Receiver
 from edgeinfer.fleet.device.release import Blob, Delta
 from edgeinfer.fleet.errors import (
-    DigestMismatchError,
     DownloadError,
     LocationError,
     MissingFileError,
@@ -36,7 +34,6 @@ from edgeinfer.fleet.errors import (
 __all__ = ["Downloader", "Fetched", "Progress"]
 
 Progress: TypeAlias = "Callable[[int, int], object]"
-_BLOCK = 1 << 20
 
 
 @final
@@ -108,13 +105,14 @@ class Downloader:
             StorageError: The disk is full, or fails.
         """
         wanted = {blob.digest: blob for blob in blobs}
-        run = _Run(self, wanted, progress, dict(bases or {}))
+        meter = Meter(self._rate, self._clock, self._sleep)
+        run = _Run(self._store, self._locations, meter, progress, dict(bases or {}))
+        run.total = sum(blob.size for blob in wanted.values())
         options = [delta for delta in deltas if delta.format in FORMATS]
         try:
             for blob in wanted.values():
                 if self._store.has(blob.digest):
-                    run.reused.append(blob.digest)
-                    run.advance(blob.size)
+                    run.reuse(blob)
                 else:
                     run.bring(blob, [delta for delta in options if delta.of == blob.digest])
         except OSError as error:
@@ -124,30 +122,92 @@ class Downloader:
                 hint="Free space on the device, or check its disk.",
             ) from error
         return Fetched(
-            moved_bytes=run.moved,
+            moved_bytes=run.meter.moved,
             reused=tuple(run.reused),
             whole=tuple(run.whole),
             by_delta=tuple(run.by_delta),
             notes=tuple(run.notes),
         )
 
-    def open_base(self, digest: str, bases: Mapping[str, Path]) -> BinaryIO | None:
-        """Open a file that the device has, wherever it is; None where it is not."""
+
+@final
+class _Run:
+    """One fetch: what it has done so far."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        locations: tuple[Location, ...],
+        meter: Meter,
+        progress: Progress | None,
+        bases: Mapping[str, Path],
+    ) -> None:
+        self._store = store
+        self._locations = locations
+        self._progress = progress
+        self._bases = bases
+        self._receiver = Receiver(store, meter, self._report)
+        self._done = 0
+        self.meter = meter
+        self.total = 0
+        self.reused: list[str] = []
+        self.whole: list[str] = []
+        self.by_delta: list[str] = []
+        self.notes: list[str] = []
+
+    def reuse(self, blob: Blob) -> None:
+        """Count a file that was there."""
+        self.reused.append(blob.digest)
+        self._advance(blob)
+
+    def bring(self, blob: Blob, deltas: list[Delta]) -> None:
+        """Bring a file the cheapest way that works."""
+        partial = self._store.partial(blob.digest)
+        left = blob.size - (partial.stat().st_size if partial.exists() else 0)
+        cheaper = sorted((d for d in deltas if d.size < left), key=lambda delta: delta.size)
+        if any(self._make(blob, delta) for delta in cheaper):
+            self.by_delta.append(blob.digest)
+        else:
+            self._download(blob.digest, blob.size)
+            self.whole.append(blob.digest)
+        self._advance(blob)
+
+    def _make(self, blob: Blob, delta: Delta) -> bool:
+        """Make a file with a delta; False where that does not work."""
+        base, before = self._open_base(delta.base), self.meter.moved
+        if base is None:
+            return False
+        with base:
+            try:
+                if not self._store.has(delta.digest):
+                    self._download(delta.digest, delta.size)
+                with self._store.open(delta.digest) as packed:
+                    self._store.add(blob.digest, _Blocks(apply_delta(base, packed, size=blob.size)))
+            except (DownloadError, MissingPackageError) as error:
+                if isinstance(error, LocationError) and self.meter.moved > before:
+                    raise  # it goes on where it was cut; the entire file would fare no better
+                self.notes.append(f"delta {delta.digest[:12]}: {error.what}")
+                return False
+            finally:
+                self._store.path(delta.digest).unlink(missing_ok=True)
+        return True
+
+    def _open_base(self, digest: str) -> BinaryIO | None:
         with contextlib.suppress(OSError):
             return self._store.open(digest)
         with contextlib.suppress(OSError, KeyError):
-            return bases[digest].open("rb")
+            return self._bases[digest].open("rb")
         return None
 
-    def download(self, digest: str, size: int, run: _Run) -> None:
-        """Bring one file from the first location that gives it."""
+    def _download(self, digest: str, size: int) -> None:
+        """Bring a file from the first location that gives it."""
         failures: list[DownloadError] = []
         for location in self._locations:
             try:
-                self._download_from(location, digest, size, run)
+                self._receiver.receive(location, digest, size)
             except DownloadError as error:
                 failures.append(error)
-                run.notes.append(f"{location.url}: {error.what}")
+                self.notes.append(f"{location.url}: {error.what}")
             else:
                 return
         transient = [failure for failure in failures if isinstance(failure, LocationError)]
@@ -159,168 +219,21 @@ class Downloader:
             found="; ".join(str(failure).replace("\n", " ") for failure in failures),
         ) from worst
 
-    def _download_from(self, location: Location, digest: str, size: int, run: _Run) -> None:
-        partial = self._store.partial(digest)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        resumed = partial.stat().st_size if partial.exists() else 0
-        if resumed > size:
-            self._store.forget(digest)
-            resumed = 0
-        try:
-            self._receive(location, digest, size, run)
-        except DigestMismatchError:
-            if not resumed:
-                raise
-            # The prefix may be what was wrong: torn by a power cut, or from another location. Once more.
-            self._receive(location, digest, size, run)
+    def _advance(self, blob: Blob) -> None:
+        self._done += blob.size
+        self._report(0)
 
-    def _receive(self, location: Location, digest: str, size: int, run: _Run) -> None:
-        partial, origin = self._store.partial(digest), self._store.origin_file(digest)
-        with partial.open("a+b") as file:
-            hasher, at = _rehash(file)
-            if at < size:
-                with location.open(
-                    f"blobs/{blob_path(digest)}", offset=at, etag=_etag(origin, location)
-                ) as opened:
-                    if opened.size is not None and opened.size != size:
-                        raise mismatch(digest, f"a file of {opened.size} bytes", location.url)
-                    if opened.offset != at:  # it knows no ranges, or the content there has changed
-                        file.truncate(0)
-                        hasher, at = hashlib.sha256(), 0
-                    origin.write_text(json.dumps({"url": location.url, "etag": opened.etag}))
-                    at = self._append(opened, file, hasher, at, size, run)
-            if at < size:
-                raise LocationError(
-                    "The location broke off.", where=location.url, expected=f"{size} bytes", found=at
-                )
-        if hasher.hexdigest() != digest:
-            self._store.forget(digest)
-            raise mismatch(digest, hasher.hexdigest(), location.url)
-        self._store.adopt(digest)
-
-    def _append(self, opened: Opened, file: BinaryIO, hasher: Any, at: int, size: int, run: _Run) -> int:
-        for data in chunks(opened, max_bytes=size - at, clock=self._clock):
-            run.moved += len(data)
-            hasher.update(data)
-            file.write(data)
-            file.flush()
-            at += len(data)
-            run.report(at)
-            self._throttle(run)
-        return at
-
-    def _throttle(self, run: _Run) -> None:
-        if self._rate:
-            ahead = run.moved / self._rate - (self._clock() - run.began)
-            if ahead > 0:
-                self._sleep(ahead)
-
-    @property
-    def store(self) -> BlobStore:
-        """Where the files go."""
-        return self._store
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """Seconds that only go forward."""
-        return self._clock
-
-
-@final
-class _Run:
-    """One fetch: what it has done so far."""
-
-    def __init__(
-        self,
-        downloader: Downloader,
-        wanted: Mapping[str, Blob],
-        progress: Progress | None,
-        bases: Mapping[str, Path],
-    ) -> None:
-        self._downloader = downloader
-        self._bases = bases
-        self._progress = progress
-        self._total = sum(blob.size for blob in wanted.values())
-        self._done = 0
-        self.began = downloader.clock()
-        self.moved = 0
-        self.reused: list[str] = []
-        self.whole: list[str] = []
-        self.by_delta: list[str] = []
-        self.notes: list[str] = []
-
-    def bring(self, blob: Blob, deltas: list[Delta]) -> None:
-        """Bring one file the cheapest way that works."""
-        left = blob.size - self._arrived(blob.digest)
-        for delta in sorted(deltas, key=lambda delta: delta.size):
-            if delta.size < left and self._by_delta(blob, delta):
-                self.by_delta.append(blob.digest)
-                break
-        else:
-            self._downloader.download(blob.digest, blob.size, self)
-            self.whole.append(blob.digest)
-        self.advance(blob.size)
-
-    def advance(self, size: int) -> None:
-        """Count a file as done."""
-        self._done += size
-        self.report(0)
-
-    def report(self, at: int) -> None:
-        """Tell the caller how far it is."""
+    def _report(self, at: int) -> None:
         if self._progress is not None:
-            self._progress(min(self._done + at, self._total), self._total)
-
-    def _arrived(self, digest: str) -> int:
-        partial = self._downloader.store.partial(digest)
-        return partial.stat().st_size if partial.exists() else 0
-
-    def _by_delta(self, blob: Blob, delta: Delta) -> bool:
-        before = self.moved
-        base = self._downloader.open_base(delta.base, self._bases)
-        if base is None:
-            return False
-        store = self._downloader.store
-        with base:
-            try:
-                if not store.has(delta.digest):
-                    self._downloader.download(delta.digest, delta.size, self)
-                with store.open(delta.digest) as packed:
-                    store.add(blob.digest, _Stream(apply_delta(base, packed, size=blob.size)))
-            except (DownloadError, MissingPackageError) as error:
-                if isinstance(error, LocationError) and self.moved > before:
-                    raise  # it goes on where it was cut; the entire file would fare no better
-                self.notes.append(f"delta {delta.digest[:12]}: {error.what}")
-                return False
-            finally:
-                store.path(delta.digest).unlink(missing_ok=True)
-        return True
+            self._progress(min(self._done + at, self.total), self.total)
 
 
 @final
-class _Stream:
+class _Blocks:
     """What an iterator yields, as a file."""
 
     def __init__(self, blocks: Iterable[bytes]) -> None:
         self._blocks = iter(blocks)
 
-    def read(self, _size: int = -1) -> bytes:
+    def read(self, _size: int = -1, /) -> bytes:
         return next(self._blocks, b"")
-
-
-def _rehash(file: BinaryIO) -> tuple[Any, int]:
-    hasher, at = hashlib.sha256(), 0
-    file.seek(0)
-    while block := file.read(_BLOCK):
-        hasher.update(block)
-        at += len(block)
-    return hasher, at
-
-
-def _etag(origin: Path, location: Location) -> str:
-    """Return what named the content that the prefix is from, if it is from this location."""
-    try:
-        found = json.loads(origin.read_text())
-        return str(found["etag"]) if found["url"] == location.url else ""
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""  # then the digest of all of it is the only judge

@@ -16,7 +16,6 @@ import numpy as np
 from edgeinfer.artifact.golden import MAX_UNPACKED_BYTES, pack_golden, unpack_golden
 from edgeinfer.artifact.manifest import Golden
 from edgeinfer.artifact.signature import Signature
-from edgeinfer.errors import ArtifactError
 from edgeinfer.fleet.errors import ReleaseError
 from edgeinfer.npz import write_npz
 
@@ -61,7 +60,7 @@ def read_golden(path: str | os.PathLike[str], signature: Signature) -> tuple[Gol
                 archive[str(index)].tobytes() for index in range(min(len(archive.files) - 2, _MAX_FEEDS))
             ]
         return tuple(unpack_golden(tolerance, part, signature, where=str(path)) for part in parts)
-    except (OSError, ValueError, KeyError, TypeError, ArtifactError) as error:
+    except Exception as error:  # zipfile and zlib have errors of their own
         raise ReleaseError(
             "The golden feeds cannot be read.",
             where=str(path),

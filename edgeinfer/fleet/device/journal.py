@@ -144,14 +144,14 @@ class Boots:
 
     Attributes:
         boot_id: Of the boot in which the agent last wrote.
-        clean: Whether it was stopped in order since.
+        clean: Whether no agent has run since, or it was stopped in order.
         unclean: Reboots that came unasked, outside of soaks.
         crashes: Applications that ended without closing, outside of soaks.
         seconds: How long the device was watched, outside of soaks.
     """
 
     boot_id: str = ""
-    clean: bool = False
+    clean: bool = True
     unclean: int = 0
     crashes: int = 0
     seconds: float = 0.0

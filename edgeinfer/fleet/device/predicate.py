@@ -153,8 +153,8 @@ def check_specifier(text: str) -> None:
 
 
 def satisfies(version: str, specifier: str) -> bool:
-    """Whether a version satisfies all clauses. Only its first numbers count: 1.23.0rc1 is 1.23.0."""
-    match = _RELEASE.match(version)
+    """Whether a version satisfies all clauses. Only its first numbers count: `rt 1.23.0rc1` is 1.23.0."""
+    match = _RELEASE.search(version)
     if match is None:
         return False
     found = _numbers(match[0])

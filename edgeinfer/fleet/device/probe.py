@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Protocol, final
@@ -102,7 +103,12 @@ class SystemProbe:
 
     def boot_id(self) -> str:
         """See `Probe`."""
-        return self._tree.read("/proc/sys/kernel/random/boot_id")
+        found = self._tree.read("/proc/sys/kernel/random/boot_id")
+        if found:
+            return found
+        # Some containers hide it. The time of the boot moves when the clock is set, so it comes second.
+        match = re.search(r"^btime (\d+)$", self._tree.read("/proc/stat"), re.MULTILINE)
+        return match[1] if match is not None else ""
 
     def process(self, pid: int) -> tuple[int, int] | None:
         """See `Probe`."""

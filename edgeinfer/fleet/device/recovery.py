@@ -35,7 +35,7 @@ def after_restart(state: State, boot_id: str, *, max_restarts: int) -> State:
     rebooted = boots.boot_id not in ("", boot_id)
     unclean = rebooted and not boots.clean
     # Within one boot, an agent that was stopped in order says so; else it crashed or was killed.
-    crashed = bool(boots.boot_id) and not rebooted and not boots.clean
+    crashed = not rebooted and not boots.clean
     soaking = update is not None and update.phase is Phase.SOAKING
     boots = attrs.evolve(
         boots, boot_id=boot_id, clean=False, unclean=boots.unclean + (unclean and not soaking)

@@ -14,7 +14,6 @@ What it leaves to its caller is here:
 
 from __future__ import annotations
 
-import datetime as dt
 import fcntl
 import os
 import time
@@ -23,10 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-from tuf.api import exceptions as tuf_errors
-from tuf.api.metadata import Root, Targets
+from tuf.api.metadata import Targets
 from tuf.ngclient import Updater
-from tuf.ngclient.fetcher import FetcherInterface
 
 from edgeinfer.atomic import write_file
 from edgeinfer.fleet.device.assignment import AssignmentKeys
@@ -34,16 +31,12 @@ from edgeinfer.fleet.device.documents import sha256
 from edgeinfer.fleet.device.floors import Floors, read_floors, write_floors
 from edgeinfer.fleet.device.locations import Location, open_locations, read_bytes
 from edgeinfer.fleet.device.release import MAX_RELEASE_BYTES, Release
+from edgeinfer.fleet.device.tuf_client import our_errors, updated
 from edgeinfer.fleet.errors import (
-    BadSignatureError,
     DownloadError,
-    ExpiredMetadataError,
     FleetError,
     LocationError,
-    MissingFileError,
-    RollbackError,
     StorageError,
-    TooLargeError,
     TrustError,
     UnknownReleaseError,
     WithdrawnReleaseError,
@@ -51,7 +44,6 @@ from edgeinfer.fleet.errors import (
 
 __all__ = [
     "ASSIGNMENT_KEYS",
-    "ISSUED_AT",
     "RELEASE_KEYS",
     "WITHDRAWN",
     "TrustedRepository",
@@ -59,13 +51,11 @@ __all__ = [
     "role_of",
 ]
 
-# Fields of our own in signed metadata. All but the last are in the top-level targets role.
+# Fields of our own in the top-level targets role.
 ASSIGNMENT_KEYS = "edgeinfer-assignment-keys"
 RELEASE_KEYS = "edgeinfer-release-keys"
 WITHDRAWN = "edgeinfer-withdrawn"
-ISSUED_AT = "edgeinfer-issued-at"  # of the timestamp role: seconds since 1970 UTC
 _ROOT_FILE = "trusted_root.json"
-_LAST_SECOND = 253_402_300_799  # of the year 9999, the last one that `datetime` has
 
 
 def role_of(model: str) -> str:
@@ -106,9 +96,10 @@ class TrustedRepository:
         self._clock = clock
         self._updater: Updater | None = None
         self._location: Location | None = None
-        self._dir.mkdir(parents=True, exist_ok=True)
-        self._root = self._kept_root(root)
-        self._floors = read_floors(self._dir)
+        with our_errors(str(self._dir)):
+            self._dir.mkdir(parents=True, exist_ok=True)
+            self._root = self._kept_root(root)
+            self._floors = read_floors(self._dir)
 
     @property
     def floors(self) -> Floors:
@@ -137,8 +128,11 @@ class TrustedRepository:
         failures: list[FleetError] = []
         for location in self._locations:
             try:
-                with _our_errors(location.url), self._locked():
-                    self._refresh_from(location)
+                with our_errors(location.url), self._locked():
+                    updater, seen = updated(self._dir, location, self._root, self._floors, self._clock)
+                    self._floors = self._floors.checked(seen, where=location.url)
+                    write_floors(self._dir, self._floors)
+                self._updater, self._location = updater, location
             except (TrustError, DownloadError) as error:
                 if isinstance(error, StorageError):
                     raise
@@ -175,7 +169,7 @@ class TrustedRepository:
         path = release_path(model, version)
         updater = self._fresh()
         assert self._location is not None
-        with _our_errors(self._location.url), self._locked():
+        with our_errors(self._location.url), self._locked():
             info = updater.get_targetinfo(path)
             found = info.hashes.get("sha256") if info is not None else None
             if info is None or found != digest:
@@ -201,17 +195,29 @@ class TrustedRepository:
         """Return the digests of the releases of a model, by version. Raises as `refresh`."""
         updater, role = self._fresh(), role_of(model)
         assert self._location is not None
-        with _our_errors(self._location.url), self._locked():
+        with our_errors(self._location.url), self._locked():
             updater.get_targetinfo(release_path(model, "-"))  # loads the role
         signed = updater._trusted_set.get(role)  # python-tuf 7 lists no targets
         targets = signed.targets if isinstance(signed, Targets) else {}
-        return {path.split("/")[2]: info.hashes["sha256"] for path, info in targets.items()}
+        parts = {path: path.split("/") for path in targets}
+        return {
+            part[2]: targets[path].hashes.get("sha256", "")
+            for path, part in parts.items()
+            if len(part) == 4 and release_path(model, part[2]) == path
+        }
 
     @property
     def withdrawn(self) -> frozenset[tuple[str, str]]:
-        """Pairs of a release's digest and the device class that it was withdrawn from, `*` for all."""
+        """Pairs of a release's digest and the device class that it was withdrawn from, `*` for all.
+
+        Raises:
+            TrustError: The metadata says it in another way than this version reads.
+        """
         found = self._targets().unrecognized_fields.get(WITHDRAWN, [])
-        return frozenset((str(digest), str(device_class)) for digest, device_class in found)
+        try:
+            return frozenset((str(digest), str(device_class)) for digest, device_class in found)
+        except (TypeError, ValueError) as error:
+            raise TrustError("What is withdrawn cannot be read.", found=str(error)) from error
 
     @property
     def assignment_keys(self) -> AssignmentKeys:
@@ -237,51 +243,29 @@ class TrustedRepository:
     def _targets(self) -> Targets:
         return self._fresh()._trusted_set.targets
 
-    def _refresh_from(self, location: Location) -> None:
-        for stray in self._dir.glob("tmp*"):  # of python-tuf, when it was killed
-            stray.unlink(missing_ok=True)
-        updater = Updater(
-            str(self._dir),
-            "metadata/",
-            target_base_url="targets/",
-            fetcher=_Fetcher(location),
-            bootstrap=self._root,
-        )
-        # Private in python-tuf 7.0.1: the time may be told only when it is known whose time it is.
-        updater._load_root()
-        trusted = updater._trusted_set
-        rotated = self._floors.rotated(_online_keys(trusted.root), trusted.root.version)
-        now = min(self._clock() if rotated else self.now(), _LAST_SECOND)
-        trusted.reference_time = dt.datetime.fromtimestamp(now, dt.timezone.utc)
-        updater.refresh()
-        floors = Floors(
-            versions={
-                "root": trusted.root.version,
-                "timestamp": trusted.timestamp.version,
-                "snapshot": trusted.snapshot.version,
-                **{name.removesuffix(".json"): meta.version for name, meta in trusted.snapshot.meta.items()},
-            },
-            time=_told_time(trusted.timestamp.unrecognized_fields.get(ISSUED_AT), trusted.root),
-            online=_online_keys(trusted.root),
-        )
-        self._floors = self._floors.checked(floors, where=location.url)
-        write_floors(self._dir, self._floors)
-        self._updater, self._location = updater, location
-
     def _release_bytes(self, model: str, version: str, digest: str, size: int) -> bytes:
         kept = self._dir / "releases" / f"{digest}.json"
         if kept.is_file():
             data = kept.read_bytes()
             if sha256(data) == digest:
                 return data
-        assert self._location is not None
         path = f"targets/models/{model}/{version}/{digest}.release.json"
-        data = read_bytes(self._location, path, max_bytes=size)
-        if sha256(data) != digest:
-            raise TrustError("A release is not what its digest says.", where=path, expected=digest)
-        kept.parent.mkdir(exist_ok=True)
-        write_file(kept, data)
-        return data
+        failures: list[FleetError] = []
+        for location in self._locations:  # the digest says enough; it may come from anywhere
+            try:
+                data = read_bytes(location, path, max_bytes=size)
+            except DownloadError as error:
+                failures.append(error)
+                continue
+            if sha256(data) == digest:
+                kept.parent.mkdir(exist_ok=True)
+                write_file(kept, data)
+                return data
+            failures.append(
+                TrustError("A release is not what its digest says.", where=f"{location.url}: {path}")
+            )
+        transient = [failure for failure in failures if isinstance(failure, LocationError)]
+        raise next(iter(transient or failures))
 
     def _kept_root(self, given: bytes | None) -> bytes:
         file = self._dir / _ROOT_FILE
@@ -307,65 +291,3 @@ class TrustedRepository:
             yield
         finally:
             os.close(descriptor)
-
-
-@final
-class _Fetcher(FetcherInterface):
-    """Lets python-tuf read from any location."""
-
-    def __init__(self, location: Location) -> None:
-        self._location = location
-        self._missing: set[str] = set()  # the next root is asked for twice, and mostly there is none
-
-    def download_bytes(self, url: str, max_length: int) -> bytes:
-        """Return a file of at most `max_length` bytes. Raises the errors that python-tuf knows."""
-        if url in self._missing:
-            raise tuf_errors.DownloadHTTPError(url, 404)
-        try:
-            return read_bytes(self._location, url, max_bytes=max_length)
-        except MissingFileError as error:
-            self._missing.add(url)
-            raise tuf_errors.DownloadHTTPError(str(error), 404) from error
-        except TooLargeError as error:
-            raise tuf_errors.DownloadLengthMismatchError(str(error)) from error
-        except DownloadError as error:
-            raise tuf_errors.DownloadError(str(error)) from error
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        yield self.download_bytes(url, MAX_RELEASE_BYTES)
-
-
-@contextmanager
-def _our_errors(where: str) -> Iterator[None]:
-    """Turn the errors of python-tuf into ours."""
-    try:
-        yield
-    except tuf_errors.ExpiredMetadataError as error:
-        raise ExpiredMetadataError(
-            f"Metadata has expired: {error}.",
-            where=where,
-            hint="What runs goes on. Sign the repository again (edgeinfer fleet sign), or check the clock.",
-        ) from error
-    except tuf_errors.BadVersionNumberError as error:
-        raise RollbackError(f"Metadata has the wrong version: {error}.", where=where) from error
-    except tuf_errors.UnsignedMetadataError as error:
-        raise BadSignatureError(f"Metadata is not signed as it must be: {error}.", where=where) from error
-    except (tuf_errors.RepositoryError, tuf_errors.DownloadLengthMismatchError) as error:
-        raise TrustError(f"Metadata cannot be trusted: {error}.", where=where) from error
-    except tuf_errors.DownloadError as error:
-        raise LocationError(f"Metadata cannot be read: {error}", where=where) from error
-    except OSError as error:
-        raise StorageError(
-            f"Metadata cannot be kept: {error.strerror or error}.", where=str(error.filename or where)
-        ) from error
-
-
-def _online_keys(root: Root) -> tuple[str, ...]:
-    keys = (key for role in ("timestamp", "snapshot") for key in root.roles[role].keyids)
-    return tuple(sorted(set(keys)))
-
-
-def _told_time(issued_at: Any, root: Root) -> int:
-    """Return the time that the timestamp tells. An online key cannot move it beyond what the root allows."""
-    latest = int(root.expires.timestamp())
-    return min(issued_at, latest) if type(issued_at) is int and issued_at > 0 else 0

@@ -14,27 +14,24 @@ In a folder there is a lock besides, so that nobody has to try twice.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, final
 
-from tuf.api import exceptions as tuf_errors
-from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timestamp
 
 from edgeinfer.atomic import write_file
-from edgeinfer.fleet.device.trust import ISSUED_AT
-from edgeinfer.fleet.errors import KeyFileError, PublishConflictError, RepositoryError
+from edgeinfer.fleet.device.tuf_client import ISSUED_AT
+from edgeinfer.fleet.errors import KeyFileError, PublishConflictError
 from edgeinfer.fleet.operator.draft import DAY_S, Draft, Expiry, Files, State, expires, serialized
 from edgeinfer.fleet.operator.keys import KeyRing
+from edgeinfer.fleet.operator.reading import MetadataReader
 from edgeinfer.fleet.operator.storage import Storage
 
 __all__ = ["Repository"]
 
-_VERSIONED = re.compile(r"(\d+)\.(.+)\.json\Z")
 _ATTEMPTS = 30
 _KEPT_TIMESTAMPS = 20
 
@@ -62,6 +59,7 @@ class Repository:
         self.keys = keys
         self.clock = clock
         self.expiry = expiry or Expiry()
+        self._reader = MetadataReader(storage, keys)
 
     @property
     def exists(self) -> bool:
@@ -84,22 +82,12 @@ class Repository:
             self._write({"root": root, "targets": targets, "snapshot": snapshot})
 
     def state(self) -> State:
-        """Read and verify the newest metadata. What is signed next is built on nothing that is not verified.
+        """Read and verify the newest metadata.
 
         Raises:
             RepositoryError: Something is missing, or is not signed by the keys that it must be signed by.
         """
-        versions = self._versions()
-        root = self._root(versions.get("root", 0))
-        snapshot = self._read(root.signed, "snapshot", versions.get("snapshot", 0), Snapshot)
-        named = {name.removesuffix(".json"): meta for name, meta in snapshot.signed.meta.items()}
-        targets = self._read(root.signed, "targets", named["targets"].version, Targets, named["targets"])
-        releases = {
-            role: self._read(targets.signed, role, meta.version, Targets, meta)
-            for role, meta in named.items()
-            if role != "targets"
-        }
-        return State(root=root, targets=targets, snapshot=snapshot, releases=releases, versions=versions)
+        return self._reader.state()
 
     def update(self, change: Callable[[Draft], object]) -> dict[str, int]:
         """Change, sign and publish the metadata.
@@ -183,12 +171,12 @@ class Repository:
         """
         lifetime = self.expiry.timestamp * DAY_S if lifetime_s is None else lifetime_s
         for _ in range(_ATTEMPTS):
-            versions = self._versions()
+            versions = self._reader.versions()
             number, snapshot = versions.get("timestamp", 0) + 1, versions["snapshot"]
             meta = _described(snapshot, self.storage.read(f"metadata/{snapshot}.snapshot.json"))
             now = int(self.clock())
             metadata = Metadata(Timestamp(number, None, expires(now + lifetime), meta, {ISSUED_AT: now}))
-            root = self._root(versions["root"]).signed
+            root = self._reader.root(versions["root"]).signed
             self._sign_with(metadata, "timestamp", root)
             try:
                 self.storage.create(f"metadata/{number}.timestamp.json", serialized(metadata))
@@ -267,64 +255,12 @@ class Repository:
             self.storage.replace(
                 "metadata/timestamp.json", self.storage.read(f"metadata/{newest}.timestamp.json")
             )
-            found = self._versions()["timestamp"]
+            found = self._reader.versions()["timestamp"]
             if found == newest:
                 break
             newest = found
         for version in range(max(1, newest - 2 * _KEPT_TIMESTAMPS), newest - _KEPT_TIMESTAMPS):
             self.storage.remove(f"metadata/{version}.timestamp.json")
-
-    def _versions(self) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for name in self.storage.names("metadata"):
-            match = _VERSIONED.match(name)
-            if match is not None:
-                found[match[2]] = max(found.get(match[2], 0), int(match[1]))
-        return found
-
-    def _root(self, newest: int) -> Metadata[Root]:
-        """Go from the root that this operator trusts to the newest, each signed by the one before."""
-        root: Metadata[Root] = Metadata.from_bytes(self.keys.root)
-        first = root.signed.version
-        while root.signed.version < newest:
-            version = root.signed.version + 1
-            data = self._file(f"metadata/{version}.root.json")
-            with _not_signed("root", version):
-                following: Metadata[Root] = Metadata.from_bytes(data)
-                root.signed.verify_delegate("root", following.signed_bytes, following.signatures)
-                following.signed.verify_delegate("root", following.signed_bytes, following.signatures)
-            root = following
-        if root.signed.version > first:
-            self.keys.trust(serialized(root))
-        return root
-
-    def _read(
-        self,
-        delegator: Root | Targets,
-        role: str,
-        version: int,
-        kind: type[Signed],
-        meta: MetaFile | None = None,
-    ) -> Metadata[Any]:
-        data = self._file(f"metadata/{version}.{role}.json")
-        with _not_signed(role, version):
-            if meta is not None:
-                meta.verify_length_and_hashes(data)
-            metadata: Metadata[Any] = Metadata.from_bytes(data)
-            delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-        if not isinstance(metadata.signed, kind) or metadata.signed.version != version:
-            raise RepositoryError("Metadata is of another role or version.", where=f"{version}.{role}.json")
-        return metadata
-
-    def _file(self, path: str) -> bytes:
-        try:
-            return self.storage.read(path)
-        except FileNotFoundError as error:
-            raise RepositoryError(
-                "The repository lacks a file.",
-                where=f"{self.storage.url}: {path}",
-                hint="Make a fleet with `edgeinfer fleet init`, or bring the file back from a mirror.",
-            ) from error
 
     @property
     def _proposal_file(self) -> Any:
@@ -354,15 +290,3 @@ class Repository:
 
 def _described(version: int, data: bytes) -> MetaFile:
     return MetaFile.from_data(version, data, ["sha256"])
-
-
-@contextlib.contextmanager
-def _not_signed(role: str, version: int) -> Iterator[None]:
-    try:
-        yield
-    except tuf_errors.RepositoryError as error:
-        raise RepositoryError(
-            f"Metadata in the repository is not what its publishers signed: {error}.",
-            where=f"{version}.{role}.json",
-            hint="Somebody else wrote to the repository; restore it before anything is signed.",
-        ) from error

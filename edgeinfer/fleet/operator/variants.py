@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import itertools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import Any, TypeAlias, final
 import attrs
 
 from edgeinfer.artifact.artifact import Artifact
+from edgeinfer.artifact.manifest import Manifest
 from edgeinfer.backends.registry import backends
 from edgeinfer.budget import Budget
 from edgeinfer.devices.default import preference_of
@@ -36,6 +39,8 @@ __all__ = [
 
 Artifacts: TypeAlias = "Artifact | str | os.PathLike[str] | Iterable[Any] | Mapping[str, Any]"
 _MACHINE = "machine"
+_VERSION = re.compile(r"\d+(?:\.\d+)*")
+_WILDCARD = re.compile(r"\d+(?:\.\d+)*\.\*\Z")
 _LITERAL = re.compile(r"[A-Za-z0-9_.-]+\Z")
 
 
@@ -154,6 +159,7 @@ def needs_of(artifact: Artifact) -> Predicate:
         arch=machines if all(map(_LITERAL.match, machines)) else (),
         accelerator=(unit,) if unit in kinds else (),
         backend=manifest.backend,
+        runtime=_runtime(manifest) if manifest.kind == "device-bound" else None,
     )
 
 
@@ -224,6 +230,18 @@ def blob_of(file: Path, path: str) -> Blob:
     """Return what a release says of a file."""
     with file.open("rb") as content:
         return Blob(path=path, size=file.stat().st_size, digest=digest_of(content))
+
+
+def _runtime(manifest: Manifest) -> str | None:
+    """Return the versions of the runtime that take an engine or a blob: its own, or all of a wildcard's."""
+    found = _VERSION.search(manifest.backend_version)
+    if found is None:
+        return None
+    for pattern in itertools.chain.from_iterable(manifest.requires.values()):
+        if _WILDCARD.match(pattern) and fnmatch.fnmatchcase(found[0], pattern):
+            *head, last = pattern.removesuffix(".*").split(".")
+            return f">={'.'.join([*head, last])},<{'.'.join([*head, str(int(last) + 1)])}"
+    return f"=={found[0]}"
 
 
 def _opened(artifact: Any) -> Artifact:

@@ -10,26 +10,32 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.fleet.device_kit import running
-from tests.fleet.scenarios import Scenario, go_on
+from tests.fleet.device.kit import running
+from tests.fleet.device.scenarios import Scenario, go_on
 
 __all__ = ["CALLS", "available", "check_after_crash", "kill_points", "run_injected"]
 
-# Every call by which the agent changes the disk. Creating a file (openat) is not among them: to be killed after
-# it is to be killed before the next of these.
+# Every call by which the agent changes the disk. Creating a file (openat) is not among them: to be killed
+# after it is to be killed before the next of these.
 CALLS = (
     "write,pwrite64,writev,copy_file_range,sendfile,ftruncate,fallocate,fsync,fdatasync,rename,renameat,"
     "renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,rmdir,mkdir,mkdirat,chmod,fchmod,utimensat"
 )
 _LINE = re.compile(r"^(?:\d+ +)?([a-z0-9_]+)\(")
 
+
 def available() -> bool:
     """Whether strace is installed and may trace."""
     strace = shutil.which("strace")
-    return strace is not None and subprocess.run([strace, "-o", "/dev/null", "true"], check=False).returncode == 0
+    return (
+        strace is not None
+        and subprocess.run([strace, "-o", "/dev/null", "true"], check=False).returncode == 0
+    )
 
 
-def run_injected(folder: Path, inject: str | None, *, log: str = "/dev/null", extra: tuple[str, ...] = ()) -> int:
+def run_injected(
+    folder: Path, inject: str | None, *, log: str = "/dev/null", extra: tuple[str, ...] = ()
+) -> int:
     """Let a fork of this process go on with a prepared folder, under strace; return its wait status.
 
     Args:

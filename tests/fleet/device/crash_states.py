@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.fleet.killing import CALLS
+from tests.fleet.device.killing import CALLS
 
 __all__ = ["TRACED", "Disk", "parse", "replay"]
 
@@ -187,7 +187,9 @@ class Disk:
                     _set(kept.setdefault(id(parent), dict(parent.certain_names)), name, child)
         self._materialize(self.root, folder, kept, rng)
 
-    def _materialize(self, node: Node, path: Path, kept: dict[int, dict[str, Node]], rng: random.Random) -> None:
+    def _materialize(
+        self, node: Node, path: Path, kept: dict[int, dict[str, Node]], rng: random.Random
+    ) -> None:
         if node.kind == "link":
             path.symlink_to(node.target)
         elif node.kind == "file":
@@ -237,7 +239,7 @@ def _truncate(data: bytearray, size: int) -> None:
 def _read(path: Path) -> Node:
     """Return what is at a path, all of it certain."""
     if path.is_symlink():
-        return Node("link", os.readlink(path))
+        return Node("link", str(path.readlink()))
     if path.is_file():
         node = Node("file")
         node.certain = path.read_bytes()

@@ -12,7 +12,7 @@ from edgeinfer.fleet.device.generations import Generations
 from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.device.probe import Sensor, SystemProbe
 from edgeinfer.fleet.device.release import DeviceFacts
-from tests.fleet.device_kit import NOW, Shelf, artifact_folder, assign, drive, make_agent, running
+from tests.fleet.device.kit import NOW, Shelf, artifact_folder, assign, drive, make_agent, running
 
 __all__ = ["SCENARIOS", "Scenario", "go_on", "open_agent", "prepare"]
 

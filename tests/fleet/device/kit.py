@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from securesystemslib.signer import SSlibKey
 import edgeinfer as ei
 from edgeinfer.budget import Budget
 from edgeinfer.fleet.device.agent import Agent
+from edgeinfer.fleet.device.application import connect
 from edgeinfer.fleet.device.assignment import Assignment, AssignmentKeys, Signature, SignedAssignments
 from edgeinfer.fleet.device.floors import Floors
 from edgeinfer.fleet.device.generations import Generations
@@ -52,6 +55,56 @@ def artifact_folder(factor: float = 1.0, backend: str = "onnxruntime") -> Path:
     artifact = ei.compile(model, target=backend)
     artifact.with_golden({"x": x}, {"y": x * np.float32(factor)}, rtol=1e-6, atol=0).save(folder)
     return folder
+
+
+@functools.lru_cache(maxsize=64)
+def faulty_folder(factor: float = 1.0, fault: str = "", after: int = 0) -> Path:
+    """Return a saved artifact of `faulty_backend`, with golden values of y = factor * x."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1, 4] x) => (float[1, 4] y) { y = Identity(x) }"""
+    )
+    folder = Path(tempfile.mkdtemp(prefix="edgeinfer-test-")) / "model.edge"
+    x = np.arange(4, dtype=np.float32).reshape(1, 4)
+    options = {"factor": factor, "fault": fault, "after": after}
+    artifact = ei.compile(model, target="faulty", options=options)
+    artifact.with_golden({"x": x}, {"y": x * np.float32(factor)}, rtol=1e-6, atol=0).save(folder)
+    return folder
+
+
+class Client:
+    """An application that asks without pause, in a thread of its own."""
+
+    def __init__(self, folder: Path, model: str = "m", accepts: str = "m/1", **options) -> None:
+        self.application = connect(folder, follow_s=0.02, **options)
+        self.model = self.application.model(model, accepts)
+        self.answered: Counter[str] = Counter()  # by version
+        self.failed: list[str] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+
+    def _ask(self) -> None:
+        x = np.arange(4, dtype=np.float32).reshape(1, 4)
+        while not self._stop.wait(0.001):
+            try:
+                with self.model.request() as session:
+                    version = session.version
+                    answer = session.infer({"x": x})["y"]
+            except Exception as error:
+                self.failed.append(f"{type(error).__name__}: {error}")
+                continue
+            self.answered[version] += 1
+            if not any(np.array_equal(answer, x * factor) for factor in (1, 2)):
+                self.failed.append(f"{version} answered {answer}")
+
+    def __enter__(self) -> Client:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.application.close()
 
 
 class Shelf:
@@ -161,7 +214,7 @@ class PassingChecker:
         self.staged: list[str] = []
 
     def facts(self) -> dict[str, str]:
-        return {"onnxruntime": "1.23", "openvino": "2025.4"}
+        return {"onnxruntime": "1.23", "openvino": "2025.4", "faulty": "1.0"}
 
     def stage(self, request: StagingRequest, alive) -> StagingResult:
         self.staged.append(request.model)
