@@ -135,7 +135,7 @@ def test_an_equally_fast_release_passes_the_comparison():
 
 
 def test_failure_rates_count_late_failures_of_passed_stages():
-    trial = Trial(quality=Quality(late=0.9))
+    trial = Trial(quality=Quality(late=0.9), stages=[Stage(count=20), Stage(percent=100, per_hour=0.2)])
     trial.start().until(State.ROLLED_BACK, State.ROLLING_BACK)
     assert "failed in stage 1" in next(
         line["reason"] for line in trial.log if line["action"] == "ROLLING_BACK"
