@@ -21,20 +21,19 @@ from edgeinfer import __version__
 from edgeinfer.devices.probe.local import local
 from edgeinfer.fleet.device.clock import DeviceClock
 from edgeinfer.fleet.device.documents import canonical_json, sha256
-from edgeinfer.fleet.device.generations import Generation, Generations, Pin
+from edgeinfer.fleet.device.generations import Generation, Generations
 from edgeinfer.fleet.device.identity import Identity
-from edgeinfer.fleet.device.install import read_release
 from edgeinfer.fleet.device.journal import Change, Journal, Quarantined, State, Update
 from edgeinfer.fleet.device.options import AgentOptions
 from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.device.probe import Probe
-from edgeinfer.fleet.device.release import DeviceFacts, Variant
+from edgeinfer.fleet.device.release import DeviceFacts
 from edgeinfer.fleet.device.reports import Metric, Report
 from edgeinfer.fleet.device.sources import Blobs, Fetcher, Trust
 from edgeinfer.fleet.device.spool import Spool
 from edgeinfer.fleet.device.staging import Checker
 from edgeinfer.fleet.device.transport import Transport
-from edgeinfer.fleet.errors import GenerationError, InstallError
+from edgeinfer.fleet.errors import GenerationError
 
 __all__ = ["Device", "Interrupted"]
 
@@ -86,6 +85,7 @@ class Device:
     alive: Callable[[], None]
     waiting: str = ""
     _facts: DeviceFacts | None = None
+    _running: Generation | None = None  # a number is never given to another generation
 
     @property
     def run_folder(self) -> Path:
@@ -187,10 +187,12 @@ class Device:
         number = self.generations.current()
         if number == 0:
             return None
-        try:
-            return self.generations.read(number)
-        except GenerationError:
-            return None
+        if self._running is None or self._running.number != number:
+            try:
+                self._running = self.generations.read(number)
+            except GenerationError:
+                return None
+        return self._running
 
     def committed_number(self) -> int:
         """Return the generation to go back to: the last one that passed its soak, else what runs; or 0."""
@@ -201,14 +203,6 @@ class Device:
             except GenerationError:
                 number = 0
         return number or current
-
-    def installed_variant(self, pin: Pin) -> Variant:
-        """Return what the release of a pin says of its variant. Raises InstallError."""
-        release = read_release(self.root, pin)
-        for variant in release.variants:
-            if variant.name == pin.variant:
-                return variant
-        raise InstallError("The installed release has no such variant.", found=pin.variant)
 
     def _quarantined(self, code: str) -> Quarantined:
         return Quarantined(

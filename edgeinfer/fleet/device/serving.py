@@ -9,6 +9,7 @@ import attrs
 from edgeinfer.fleet.device.device import Device
 from edgeinfer.fleet.device.exchange import AppStatus, read_apps
 from edgeinfer.fleet.device.generations import Pin
+from edgeinfer.fleet.device.install import read_installed
 from edgeinfer.fleet.device.journal import State, Update
 from edgeinfer.fleet.device.local_files import fsync_folder
 from edgeinfer.fleet.device.phases import Phase
@@ -81,7 +82,9 @@ def _variants(device: Device, update: Update) -> dict[str, tuple[Pin, Variant]]:
     """Return what the update brought, by model."""
     models = device.generations.read(update.number).models
     pins = {c.model: models[c.model] for c in update.changes if c.model in models}
-    return {name: (pin, device.installed_variant(pin)) for name, pin in pins.items()}
+    return {
+        name: (pin, read_installed(device.root, pin.release, pin.variant)[1]) for name, pin in pins.items()
+    }
 
 
 def _self_test(device: Device, variants: Mapping[str, tuple[Pin, Variant]]) -> Verdict:

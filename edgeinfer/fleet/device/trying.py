@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -12,16 +13,15 @@ from edgeinfer.fleet.device.device import Device
 from edgeinfer.fleet.device.exchange import ShadowOrder, read_apps, write_order
 from edgeinfer.fleet.device.generations import Generation, Pin
 from edgeinfer.fleet.device.histogram import Histogram
-from edgeinfer.fleet.device.install import installed_folder, pin_of
+from edgeinfer.fleet.device.install import installed_folder, pin_of, read_installed
 from edgeinfer.fleet.device.journal import Change, Update
 from edgeinfer.fleet.device.options import AgentOptions
 from edgeinfer.fleet.device.phases import Phase
-from edgeinfer.fleet.device.preparing import lease_ended, releases_of
-from edgeinfer.fleet.device.release import Variant
+from edgeinfer.fleet.device.preparing import lease_ended
+from edgeinfer.fleet.device.release import Release, Variant
 from edgeinfer.fleet.device.reports import Metric
 from edgeinfer.fleet.device.staging import ShadowRequest, StagingRequest, StagingResult
 from edgeinfer.fleet.device.verdicts import Verdict
-from edgeinfer.fleet.errors import FleetError
 
 __all__ = ["ready", "shadow", "staged", "staging", "staging_request", "verified"]
 
@@ -46,10 +46,7 @@ def verified(device: Device, update: Update) -> Update:
 def staging(device: Device, update: Update) -> Update:
     """STAGING: load each new model in a child process, and hold it to its budget."""
     metrics: dict[str, Metric] = {}
-    try:
-        parts = list(releases_of(device, update))
-    except FleetError as error:
-        return device.wait(update, "metadata", str(error))
+    parts = list(_installed(device, update))
     for change, release, variant in parts:
         folder = device.root / installed_folder(release.digest, variant.name)
         found = device.checker.stage(staging_request(device, change.model, folder, variant), device.alive)
@@ -64,6 +61,13 @@ def staging(device: Device, update: Update) -> Update:
                 blame=(change.release,),
             )
     return device.enter(update, Phase.STAGED, metrics=metrics)
+
+
+def _installed(device: Device, update: Update) -> Iterator[tuple[Change, Release, Variant]]:
+    """Yield what an update has installed. From here on no network is needed. Raises InstallError."""
+    for change in update.changes:
+        if change.release:
+            yield change, *read_installed(device.root, change.release, change.variant)
 
 
 def staging_request(device: Device, model: str, folder: Path, variant: Variant) -> StagingRequest:
@@ -84,11 +88,7 @@ def staged(device: Device, update: Update) -> Update:
     over = lease_ended(device, update)
     if over is not None:
         return over
-    try:
-        generation = _generation(device, update)
-    except FleetError as error:
-        return device.wait(update, "metadata", str(error))
-    device.generations.write(generation)
+    device.generations.write(_generation(device, update))
     running = device.running()
     if running is not None and any(_shadowed(change, running) for change in update.changes):
         return device.enter(update, Phase.SHADOW)
@@ -101,7 +101,7 @@ def _generation(device: Device, update: Update) -> Generation:
     models: dict[str, Pin] = dict(previous.models) if previous is not None else {}
     for change in update.changes:
         models.pop(change.model, None)
-    for change, release, variant in releases_of(device, update):
+    for change, release, variant in _installed(device, update):
         models[change.model] = pin_of(release, variant, change.generation)
     return Generation(
         number=update.number,

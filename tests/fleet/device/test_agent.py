@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -124,6 +125,24 @@ def test_what_is_older_or_for_others_or_not_signed_changes_nothing(folder, shelf
             assert agent.step() is Phase.COMMITTED
         assert running(folder) == {"m": "1"}
         assert reports(transport, agent)[-1].code == code
+
+
+def test_from_verified_on_no_network_and_no_metadata_are_needed(folder, shelf):
+    class Gone(Shelf):
+        def refresh(self):
+            raise LocationError("No network.")
+
+        def release(self, model, version, digest):
+            raise LocationError("No network.")
+
+    agent = installed(folder, shelf)
+    shelf.desire(assign(second(shelf), 2), at=NOW + 1)
+    drive(agent, until=Phase.VERIFIED)
+    kill(agent)
+    agent = make_agent(folder, Gone(shelf.folder), FailingTransport())
+    assert drive(agent) is Phase.COMMITTED
+    assert running(folder) == {"m": "2"}
+    agent.close()
 
 
 def test_a_lease_that_ends_before_the_activation_ends_the_update(folder, shelf):
@@ -295,6 +314,18 @@ def test_a_damaged_spool_costs_reports_and_nothing_else(folder, shelf):
     agent = make_agent(folder, shelf)
     shelf.desire(assign(second(shelf), 2), at=NOW + 1)
     assert drive(agent) is Phase.COMMITTED
+
+
+def test_an_agent_that_waits_for_long_is_stopped_soon(folder, shelf):
+    agent = make_agent(folder, shelf, options={"poll_s": 3600.0})
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    while not agent._started:
+        time.sleep(0.01)
+    agent.stop()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    assert Journal(folder).load().boots.clean
 
 
 def test_one_agent_in_a_folder(folder, shelf):
