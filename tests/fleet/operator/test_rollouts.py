@@ -126,8 +126,12 @@ def test_a_slower_release_is_caught_by_the_canaries():
 
 
 def test_an_equally_fast_release_passes_the_comparison():
-    trial = Trial(devices=80, heartbeat_s=7200, gates=[FailureRate(max=0.14), Regression("latency_p99", margin=0.10)],
-                  stages=[Stage(count=30, soak="12h"), Stage(percent=100)])  # fmt: skip
+    trial = Trial(
+        devices=80,
+        heartbeat_s=7200,
+        gates=[FailureRate(max=0.14), Regression("latency_p99", margin=0.10)],
+        stages=[Stage(count=30, soak="12h"), Stage(percent=100)],
+    )
     trial.start().until(*ENDED)
     assert trial.state is State.COMPLETED
     judgements = trial.rollout.status().judgements[0]
