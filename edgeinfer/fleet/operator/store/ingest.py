@@ -55,7 +55,7 @@ _ROLLOUTS = (
         rollouts.c.model.in_(sa.bindparam("models", expanding=True)), rollouts.c.state != State.DRAFT.value
     )
 )
-_NAMES = sa.bindparam("names", expanding=True)
+_NAMES: sa.BindParameter[Any] = sa.bindparam("names", expanding=True)
 # Those of all rollouts but the superseded, and what is still on its way for any.
 _MEMBERS = sa.select(members).where(
     members.c.device.in_(_NAMES),
@@ -293,8 +293,8 @@ def _change_members(connection: sa.Connection, batch: _Batch, facts: Mapping[int
         rows = connection.execute(_MEMBERS, {"names": part, "numbers": of_interest}).mappings()
         for before in [Member(**row) for row in rows]:
             row = facts.get(before.rollout)
-            if row is None:
-                continue
+            if row is None or (before.device, row["model"]) in batch.ahead:
+                continue  # an answer to what this database never said tells nothing about the rollout
             after = before
             for heard in batch.heard.get((before.device, row["model"]), ()):
                 after = absorb(after, heard, release=row["release"], retries=row["retries"])
