@@ -78,6 +78,7 @@ class Scenario:
         bad = chance.choice([0.0, 0.0, 0.05, 0.3, 1.0])
         kind = chance.choice(["failed", "rolled_back", "rejected", "silent", "late", "transient"])
         quality = Quality(**{kind: bad})
+        self._kind = kind
         self.world.quality[NEW] = {chance.choice(["", *self.classes]): quality, "a": quality}
         self.add(chance.randint(*devices))
         stages = [
@@ -176,6 +177,8 @@ class Scenario:
     def heal(self) -> None:
         """Let nothing go wrong any more, and see that the fleet comes to rest."""
         self.world.heal()
+        if self._kind == "silent":  # devices that die for good do not come to rest
+            self.world.quality.clear()
         # Operators do their part: what is stopped goes on or ends.
         for _ in range(20):
             self.world.run_until(self._at_rest, 24 * _HOUR)
@@ -215,7 +218,8 @@ class Scenario:
             tallies = load_tallies(connection, self.number)
         counts = tallies.evidence(record.stage).counts
         judgements = judge_stage(tallies, record, record.stage)
-        return not counts.in_flight and any(j.verdict is not Verdict.PASS for j in judgements)
+        unseen = record.soak_started_at is None or any(j.verdict is not Verdict.PASS for j in judgements)
+        return not counts.in_flight and unseen
 
     def _check_end(self) -> None:
         state = self.state

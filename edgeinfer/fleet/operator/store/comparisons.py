@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from edgeinfer.fleet.device.histogram import Histogram
 from edgeinfer.fleet.operator.canary import Sums
 from edgeinfer.fleet.operator.evidence import CANARY, CONTROL, MetricSums
 from edgeinfer.fleet.operator.metrics import METRICS
-from edgeinfer.fleet.operator.store.database import add_to, chunks
+from edgeinfer.fleet.operator.store.database import add_to, chunks, upsert
 from edgeinfer.fleet.operator.store.schema import figures, member_metrics, members, metric_sums
 
 __all__ = ["add_canaries", "add_controls", "figures_of", "load_metric_sums", "save_figures", "update_changes"]
@@ -49,19 +48,11 @@ def figures_of(metrics: Mapping[str, Histogram | float]) -> dict[str, float]:
     return found
 
 
-def _upsert(connection: sa.Connection, table: sa.Table) -> Any:
-    return (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(table)
-
-
 def save_figures(connection: sa.Connection, rows: Iterable[Mapping[str, Any]]) -> None:
     """Keep the last figures of a model on a device: the "before" of later comparisons."""
     finite = [dict(row) for row in rows if math.isfinite(row["value"])]
     if finite:
-        insert = _upsert(connection, figures)
-        updates = {name: insert.excluded[name] for name in ("release", "value")}
-        connection.execute(
-            insert.on_conflict_do_update(index_elements=["device", "model", "metric"], set_=updates), finite
-        )
+        connection.execute(upsert(connection.dialect.name, figures, ("release", "value")), finite)
 
 
 def add_canaries(connection: sa.Connection, rollout: int, model: str, stage: int, release: str,
@@ -122,7 +113,7 @@ def _add(connection: sa.Connection, rollout: int, model: str, stage: int, arm: s
                     }
                 )
     if rows:
-        connection.execute(_upsert(connection, member_metrics).on_conflict_do_nothing(), rows)
+        connection.execute(upsert(connection.dialect.name, member_metrics, ()), rows)
 
 
 def update_changes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,17 @@ from edgeinfer.errors import FleetError
 from edgeinfer.fleet.operator.store import schema
 from edgeinfer.fleet.operator.store.migrate import migrate
 
-__all__ = ["CHUNK", "Database", "add_to", "chunks", "dumps", "next_value", "raise_value", "value_of"]
+__all__ = [
+    "CHUNK",
+    "Database",
+    "add_to",
+    "chunks",
+    "dumps",
+    "next_value",
+    "raise_value",
+    "upsert",
+    "value_of",
+]
 
 T = TypeVar("T")
 CHUNK = 500  # rows a statement: below SQLite's limit of variables
@@ -122,6 +133,26 @@ def _passing(error: DBAPIError) -> bool:
     return state in ("40001", "40P01") or "locked" in str(error.orig)
 
 
+@functools.cache
+def upsert(dialect: str, table: sa.Table, columns: tuple[str, ...], *, add: bool = False) -> Any:
+    """Return the statement that inserts rows, or changes those that are there.
+
+    Args:
+        dialect: `sqlite` or `postgresql`.
+        table: The table.
+        columns: What is changed in a row that is there; none leaves it as it is.
+        add: Add to them, rather than replace them.
+    """
+    insert = (sqlite.insert if dialect == "sqlite" else postgresql.insert)(table)
+    if not columns:
+        return insert.on_conflict_do_nothing()
+    keys = [column.name for column in table.primary_key.columns]
+    changed = {
+        name: table.c[name] + insert.excluded[name] if add else insert.excluded[name] for name in columns
+    }
+    return insert.on_conflict_do_update(index_elements=keys, set_=changed)
+
+
 def add_to(
     connection: sa.Connection, table: sa.Table, rows: Mapping[tuple[Any, ...], Mapping[str, float]]
 ) -> None:
@@ -137,9 +168,11 @@ def add_to(
     keys = [column.name for column in table.primary_key.columns]
     # In one order everywhere, so that two transactions do not wait for each other.
     values = [{**dict(zip(keys, key, strict=True)), **rows[key]} for key in sorted(rows)]
-    insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(table)
-    added = {name: table.c[name] + insert.excluded[name] for name in next(iter(rows.values()))}
-    connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=added), values)
+    columns = tuple(next(iter(rows.values())))
+    connection.execute(upsert(connection.dialect.name, table, columns, add=True), values)
+
+
+_VALUE = sa.select(schema.meta.c.value).where(schema.meta.c.name == sa.bindparam("its_name"))
 
 
 def next_value(connection: sa.Connection, name: str, step: int = 1) -> int:
@@ -150,8 +183,7 @@ def next_value(connection: sa.Connection, name: str, step: int = 1) -> int:
 
 def value_of(connection: sa.Connection, name: str) -> int:
     """Return a counter of the fleet; 0 where it was never raised."""
-    found = connection.execute(sa.select(schema.meta.c.value).where(schema.meta.c.name == name)).scalar()
-    return int(found or 0)
+    return int(connection.execute(_VALUE, {"its_name": name}).scalar() or 0)
 
 
 def raise_value(connection: sa.Connection, name: str, least: int) -> int:

@@ -18,19 +18,52 @@ from edgeinfer.errors import FleetError
 from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.device.reports import Report
 from edgeinfer.fleet.operator.absorb import Heard, absorb
-from edgeinfer.fleet.operator.member import Generation
+from edgeinfer.fleet.operator.member import Member
 from edgeinfer.fleet.operator.outcomes import Motion
 from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.store.comparisons import figures_of, save_figures, update_changes
-from edgeinfer.fleet.operator.store.database import Database, chunks, dumps, raise_value, value_of
-from edgeinfer.fleet.operator.store.members import change_members, load_members
+from edgeinfer.fleet.operator.store.database import Database, chunks, dumps, value_of
+from edgeinfer.fleet.operator.store.members import change_members
+from edgeinfer.fleet.operator.store.reissue import answer_again
 from edgeinfer.fleet.operator.store.schema import devices, members, releases, report_log, rollouts
-from edgeinfer.fleet.operator.store.slots import Slot, Wanted, issue, load_slots, lock_devices, save_slots
+from edgeinfer.fleet.operator.store.slots import Slot, load_slots, lock_devices, save_slots
 
 __all__ = ["Ingested", "Refusal", "ingest"]
 
 _BATCH = 500
 _FURTHEST_EPOCH = 1000  # a device that reports an epoch that is this much further is not believed
+
+
+_TOLD = ("incarnation", "facts", "flag", "seen_at")
+_TELL = (
+    sa.update(devices)
+    .where(devices.c.device == sa.bindparam("its_device"))
+    .values({name: sa.bindparam(name) for name in _TOLD})
+)
+_ROLLOUTS = (
+    sa.select(
+        rollouts.c.id,
+        rollouts.c.model,
+        rollouts.c.release,
+        rollouts.c.state,
+        rollouts.c.stage,
+        rollouts.c.retries,
+        releases.c.budgets,
+    )
+    .join(releases, releases.c.digest == rollouts.c.release, isouter=True)
+    .where(
+        rollouts.c.model.in_(sa.bindparam("models", expanding=True)), rollouts.c.state != State.DRAFT.value
+    )
+)
+_NAMES = sa.bindparam("names", expanding=True)
+# Those of all rollouts but the superseded, and what is still on its way for any.
+_MEMBERS = sa.select(members).where(
+    members.c.device.in_(_NAMES),
+    sa.or_(
+        members.c.rollout.in_(sa.bindparam("numbers", expanding=True)),
+        members.c.motion.in_([Motion.FORWARD.value, Motion.BACK.value]),
+    ),
+)
 
 
 @final
@@ -233,107 +266,37 @@ def _write(connection: sa.Connection, batch: _Batch) -> None:
         )
     if batch.log:
         connection.execute(sa.insert(report_log), batch.log)
-    _answer_again(connection, batch, again)
+    answer_again(connection, batch.ahead, batch.slots, again)
 
 
 def _update_devices(
     connection: sa.Connection, updates: Mapping[str, Mapping[str, Any]], rows: Mapping[str, sa.RowMapping]
 ) -> None:
-    names = ("incarnation", "facts", "flag", "seen_at")
     values = [
-        {"its_device": device, **{name: update.get(name, rows[device][name]) for name in names}}
+        {"its_device": device, **{name: update.get(name, rows[device][name]) for name in _TOLD}}
         for device, update in updates.items()
     ]
     if values:
-        statement = sa.update(devices).where(devices.c.device == sa.bindparam("its_device"))
-        connection.execute(statement.values({name: sa.bindparam(name) for name in names}), values)
+        connection.execute(_TELL, values)
 
 
 def _rollouts(connection: sa.Connection, models: Iterable[str]) -> dict[int, sa.RowMapping]:
     """Return the rollouts of models, with what is needed to understand a report."""
-    statement = (
-        sa.select(
-            rollouts.c.id,
-            rollouts.c.model,
-            rollouts.c.release,
-            rollouts.c.state,
-            rollouts.c.stage,
-            rollouts.c.retries,
-            releases.c.budgets,
-        )
-        .join(releases, releases.c.digest == rollouts.c.release, isouter=True)
-        .where(rollouts.c.model.in_(sorted(models)), rollouts.c.state != State.DRAFT.value)
-    )
-    return {row["id"]: row for row in connection.execute(statement).mappings()}
+    found = connection.execute(_ROLLOUTS, {"models": sorted(models)}).mappings()
+    return {row["id"]: row for row in found}
 
 
 def _change_members(connection: sa.Connection, batch: _Batch, facts: Mapping[int, sa.RowMapping]) -> None:
-    of_interest = [
-        number for number, row in facts.items() if State(row["state"]) is not State.SUPERSEDED
-    ]  # and what is still in flight for others
+    of_interest = [number for number, row in facts.items() if State(row["state"]) is not State.SUPERSEDED]
     changes = []
     for part in chunks(sorted({device for device, _ in batch.heard})):
-        found = load_members(
-            connection,
-            members.c.device.in_(part),
-            sa.or_(
-                members.c.rollout.in_(of_interest),
-                members.c.motion.in_([Motion.FORWARD.value, Motion.BACK.value]),
-            ),
-        )
-        for before in found:
+        rows = connection.execute(_MEMBERS, {"names": part, "numbers": of_interest}).mappings()
+        for before in [Member(**row) for row in rows]:
             row = facts.get(before.rollout)
             if row is None:
                 continue
             after = before
             for heard in batch.heard.get((before.device, row["model"]), ()):
                 after = absorb(after, heard, release=row["release"], retries=row["retries"])
-            changes.append((before, after))
-    change_members(connection, changes)
-
-
-def _answer_again(connection: sa.Connection, batch: _Batch, reflashed: Sequence[str]) -> None:
-    """Issue documents anew to devices that know of later ones than this database, and to reflashed ones."""
-    if batch.ahead:
-        epoch = value_of(connection, "epoch")
-        furthest = max(batch.ahead.values())
-        if furthest >= epoch:
-            raise_value(connection, "epoch", furthest + 1)
-    for model in sorted({model for _, model in batch.ahead}):
-        wanted = {}
-        for device, its_model in batch.ahead:
-            slot = batch.slots[device, its_model]
-            if its_model == model and slot.epoch:
-                wanted[device] = Wanted(
-                    release=slot.release, version=slot.version, start_before=slot.start_before
-                )
-        old = {device: batch.slots[device, model].generation for device in wanted}
-        _renumber(connection, model, old, issue(connection, model, wanted))
-    for part in chunks(reflashed):
-        connection.execute(
-            sa.update(devices).where(devices.c.device.in_(part)).values(wanted=devices.c.wanted + 1)
-        )
-
-
-def _renumber(
-    connection: sa.Connection, model: str, old: Mapping[str, Generation], new: Mapping[str, Generation]
-) -> None:
-    """Let the parts of devices in rollouts wait for the answer to the document that replaced theirs."""
-    moving = [Motion.FORWARD.value, Motion.BACK.value]
-    changes = []
-    for part in chunks(sorted(new)):
-        of_model = sa.select(rollouts.c.id).where(rollouts.c.model == model)
-        for before in load_members(
-            connection,
-            members.c.device.in_(part),
-            members.c.motion.in_(moving),
-            members.c.rollout.in_(of_model),
-        ):
-            after = before
-            epoch, number = new[before.device]
-            if before.motion is Motion.FORWARD and before.forward == old[before.device]:
-                after = attrs.evolve(before, epoch=epoch, number=number)
-            elif before.motion is Motion.BACK and before.back == old[before.device]:
-                after = attrs.evolve(before, back_epoch=epoch, back_number=number)
             changes.append((before, after))
     change_members(connection, changes)

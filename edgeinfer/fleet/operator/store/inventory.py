@@ -10,12 +10,11 @@ from typing import Any, final
 
 import attrs
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from edgeinfer.fleet.operator.cohorts import Candidate
 from edgeinfer.fleet.operator.outcomes import Motion, Outcome
 from edgeinfer.fleet.operator.sites import Site
-from edgeinfer.fleet.operator.store.database import Database, chunks, dumps, next_value
+from edgeinfer.fleet.operator.store.database import Database, chunks, dumps, next_value, upsert
 from edgeinfer.fleet.operator.store.members import change_members, load_members
 from edgeinfer.fleet.operator.store.schema import devices, members, releases, sites, slots
 from edgeinfer.fleet.operator.store.slots import lock_devices
@@ -80,9 +79,8 @@ def add_devices(database: Database, added: Iterable[DeviceRow]) -> dict[str, byt
                     "flag": "",
                 }
             )
-        insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(devices)
-        updates = {name: insert.excluded[name] for name in rows[0] if name != "device"}
-        connection.execute(insert.on_conflict_do_update(index_elements=["device"], set_=updates), rows)
+        columns = tuple(name for name in rows[0] if name != "device")
+        connection.execute(upsert(connection.dialect.name, devices, columns), rows)
         next_value(connection, "enrolled")  # rollouts look for late joiners when it has grown
 
     for part in chunks(added):
@@ -162,10 +160,7 @@ def save_site(database: Database, site: Site) -> None:
     """Set a site's windows and budget."""
 
     def work(connection: sa.Connection) -> None:
-        insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(sites)
-        statement = insert.on_conflict_do_update(
-            index_elements=["name"], set_={"policy": insert.excluded.policy}
-        )
+        statement = upsert(connection.dialect.name, sites, ("policy",))
         connection.execute(statement, [{"name": site.name, "policy": dumps(site.to_dict())}])
 
     database.retrying(work)
@@ -174,7 +169,12 @@ def save_site(database: Database, site: Site) -> None:
 def load_sites(connection: sa.Connection) -> dict[str, Site]:
     """Return the sites that have windows or a budget."""
     rows = connection.execute(sa.select(sites))
-    return {row.name: Site.from_dict(json.loads(row.policy)) for row in rows}
+    return {row.name: _site(row.policy) for row in rows}
+
+
+@functools.lru_cache(maxsize=100_000)
+def _site(policy: str) -> Site:
+    return Site.from_dict(json.loads(policy))
 
 
 def save_release(database: Database, *, digest: str, model: str, version: str, requires: str | None = None,
@@ -191,7 +191,6 @@ def save_release(database: Database, *, digest: str, model: str, version: str, r
     """
 
     def work(connection: sa.Connection) -> None:
-        insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(releases)
         row = {
             "digest": digest,
             "model": model,
@@ -200,7 +199,7 @@ def save_release(database: Database, *, digest: str, model: str, version: str, r
             "budgets": dumps({name: dict(limits) for name, limits in (budgets or {}).items()}),
             "published_at": database.now(connection),
         }
-        connection.execute(insert.on_conflict_do_nothing(), [row])
+        connection.execute(upsert(connection.dialect.name, releases, ()), [row])
 
     database.retrying(work)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,7 +81,7 @@ def load_all(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> 
             model=row["model"],
             release=row["release"],
             release_version=row["release_version"] or "",
-            specification=Specification.from_dict(json.loads(row["specification"])),
+            specification=_specification(row["specification"]),
             state=State(row["state"]),
             stage=row["stage"],
             stage_started_at=row["stage_started_at"],
@@ -93,6 +94,12 @@ def load_all(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> 
         )
         for row in rows
     ]
+
+
+@functools.lru_cache(maxsize=256)
+def _specification(text: str) -> Specification:
+    """Read a specification; the same text is the same frozen value."""
+    return Specification.from_dict(json.loads(text))
 
 
 def load(connection: sa.Connection, number: int) -> Record | None:

@@ -7,10 +7,9 @@ from typing import Any, final
 
 import attrs
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from edgeinfer.fleet.operator.member import Generation
-from edgeinfer.fleet.operator.store.database import chunks, value_of
+from edgeinfer.fleet.operator.store.database import chunks, upsert, value_of
 from edgeinfer.fleet.operator.store.schema import devices, slots
 
 __all__ = ["Slot", "Wanted", "issue", "load_slots", "lock_devices", "save_slots"]
@@ -69,14 +68,22 @@ class Wanted:
     start_before: int = 0
 
 
+_NAMES = sa.bindparam("names", expanding=True)
+_DEVICES = sa.select(devices).where(devices.c.device.in_(_NAMES)).order_by(devices.c.device)
+_DEVICES_LOCKED = _DEVICES.with_for_update()
+_SLOTS = sa.select(slots).where(slots.c.device.in_(_NAMES))
+_SLOTS_OF_MODEL = _SLOTS.where(slots.c.model == sa.bindparam("its_model"))
+_SLOT_COLUMNS = tuple(column.name for column in slots.c if not column.primary_key)
+_WANT = sa.update(devices).where(devices.c.device.in_(_NAMES)).values(wanted=devices.c.wanted + 1)
+
+
 def lock_devices(connection: sa.Connection, names: Iterable[str]) -> dict[str, sa.RowMapping]:
     """Return the rows of these devices, locked: whoever changes a device's members locks it before."""
     found: dict[str, sa.RowMapping] = {}
     for part in chunks(sorted(set(names))):
-        statement = sa.select(devices).where(devices.c.device.in_(part)).order_by(devices.c.device)
-        if connection.dialect.name != "sqlite":
-            statement = statement.with_for_update()
-        found.update({row["device"]: row for row in connection.execute(statement).mappings()})
+        statement = _DEVICES if connection.dialect.name == "sqlite" else _DEVICES_LOCKED
+        rows = connection.execute(statement, {"names": part}).mappings()
+        found.update({row["device"]: row for row in rows})
     return found
 
 
@@ -86,10 +93,11 @@ def load_slots(
     """Return (device, model) -> slot; of one model, or of all."""
     found = {}
     for part in chunks(names):
-        statement = sa.select(slots).where(slots.c.device.in_(part))
-        if model is not None:
-            statement = statement.where(slots.c.model == model)
-        for row in connection.execute(statement).mappings():
+        if model is None:
+            rows = connection.execute(_SLOTS, {"names": part}).mappings()
+        else:
+            rows = connection.execute(_SLOTS_OF_MODEL, {"names": part, "its_model": model}).mappings()
+        for row in rows:
             found[row["device"], row["model"]] = Slot(**row)
     return found
 
@@ -99,11 +107,7 @@ def save_slots(connection: sa.Connection, changed: Iterable[Slot]) -> None:
     rows: list[Mapping[str, Any]] = [attrs.asdict(slot) for slot in changed]
     if not rows:
         return
-    insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(slots)
-    keys = {"device", "model"}
-    updates = {column.name: insert.excluded[column.name] for column in slots.c if column.name not in keys}
-    statement = insert.on_conflict_do_update(index_elements=["device", "model"], set_=updates)
-    connection.execute(statement, rows)
+    connection.execute(upsert(connection.dialect.name, slots, _SLOT_COLUMNS), rows)
 
 
 def issue(connection: sa.Connection, model: str, wanted: Mapping[str, Wanted]) -> dict[str, Generation]:
@@ -132,7 +136,5 @@ def issue(connection: sa.Connection, model: str, wanted: Mapping[str, Wanted]) -
         )
     save_slots(connection, changed)
     for part in chunks(wanted):
-        connection.execute(
-            sa.update(devices).where(devices.c.device.in_(part)).values(wanted=devices.c.wanted + 1)
-        )
+        connection.execute(_WANT, {"names": part})
     return {slot.device: slot.generation for slot in changed}

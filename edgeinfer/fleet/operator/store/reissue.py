@@ -1,0 +1,77 @@
+"""Documents again: for devices that know later ones than this database, and for reflashed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+import sqlalchemy as sa
+
+from edgeinfer.fleet.operator.member import Generation
+from edgeinfer.fleet.operator.outcomes import Motion
+from edgeinfer.fleet.operator.store.database import chunks, raise_value, value_of
+from edgeinfer.fleet.operator.store.members import change_members, load_members
+from edgeinfer.fleet.operator.store.schema import devices, members, rollouts
+from edgeinfer.fleet.operator.store.slots import Slot, Wanted, issue
+
+__all__ = ["answer_again"]
+
+
+def answer_again(
+    connection: sa.Connection,
+    ahead: Mapping[tuple[str, str], int],
+    slots: Mapping[tuple[str, str], Slot],
+    reflashed: Sequence[str],
+) -> None:
+    """Issue documents anew.
+
+    Args:
+        connection: Within a transaction; the devices are locked.
+        ahead: (device, model) of devices that answered a document which this database does not know to have
+            issued -> its epoch. The database was restored from a backup: the epoch rises above all of them.
+        slots: (device, model) -> what they are to run.
+        reflashed: Devices that began a new life, and need a document for it.
+    """
+    if ahead:
+        epoch = value_of(connection, "epoch")
+        furthest = max(ahead.values())
+        if furthest >= epoch:
+            raise_value(connection, "epoch", furthest + 1)
+    for model in sorted({model for _, model in ahead}):
+        wanted = {}
+        for device, its_model in ahead:
+            slot = slots[device, its_model]
+            if its_model == model and slot.epoch:
+                wanted[device] = Wanted(
+                    release=slot.release, version=slot.version, start_before=slot.start_before
+                )
+        old = {device: slots[device, model].generation for device in wanted}
+        _renumber(connection, model, old, issue(connection, model, wanted))
+    for part in chunks(reflashed):
+        connection.execute(
+            sa.update(devices).where(devices.c.device.in_(part)).values(wanted=devices.c.wanted + 1)
+        )
+
+
+def _renumber(
+    connection: sa.Connection, model: str, old: Mapping[str, Generation], new: Mapping[str, Generation]
+) -> None:
+    """Let the parts of devices in rollouts wait for the answer to the document that replaced theirs."""
+    moving = [Motion.FORWARD.value, Motion.BACK.value]
+    changes = []
+    for part in chunks(sorted(new)):
+        of_model = sa.select(rollouts.c.id).where(rollouts.c.model == model)
+        for before in load_members(
+            connection,
+            members.c.device.in_(part),
+            members.c.motion.in_(moving),
+            members.c.rollout.in_(of_model),
+        ):
+            after = before
+            epoch, number = new[before.device]
+            if before.motion is Motion.FORWARD and before.forward == old[before.device]:
+                after = attrs.evolve(before, epoch=epoch, number=number)
+            elif before.motion is Motion.BACK and before.back == old[before.device]:
+                after = attrs.evolve(before, back_epoch=epoch, back_number=number)
+            changes.append((before, after))
+    change_members(connection, changes)
