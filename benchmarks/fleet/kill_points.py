@@ -37,7 +37,8 @@ def main() -> int:
         prepare(scratch / "template", scenario)
         points = list(kill_points(scratch / "template", scratch))
         calls = collections.Counter(call for call, _ in points)
-        print(f"{name}: {len(points)} calls: {', '.join(f'{n} {c}' for c, n in calls.most_common())}")
+        counted = ", ".join(f"{n} {call}" for call, n in calls.most_common())
+        print(f"{name}: {len(points)} calls: {counted}", flush=True)
         for kind in kinds:
             started, bad, hit = time.monotonic(), 0, 0
             for call, n in points:
@@ -52,10 +53,15 @@ def main() -> int:
                     print(f"  VIOLATION {kind} at {call} {n}: {type(error).__name__}: {error}")
                 shutil.rmtree(folder)
             violations += bad
+<<<<<<< HEAD
             print(
                 f"  {kind}: {hit} of {len(points)} points, {bad} violations, "
                 f"{time.monotonic() - started:.0f} s"
             )
+=======
+            took = time.monotonic() - started
+            print(f"  {kind}: {hit} of {len(points)} points, {bad} violations, {took:.0f} s", flush=True)
+>>>>>>> agent
         shutil.rmtree(scratch)
     print(f"violations: {violations}")
     return 1 if violations else 0

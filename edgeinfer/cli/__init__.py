@@ -17,6 +17,7 @@ from typing import Any
 
 from edgeinfer import __version__
 from edgeinfer.cli import (
+    agent_commands,
     build_commands,
     device_commands,
     doctor,
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         build_commands,
         run_commands,
         fleet_commands,
+        agent_commands,
         device_commands,
         shrink_commands,
     ):

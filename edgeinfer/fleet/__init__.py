@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgeinfer.fleet.device.application import Application, connect
     from edgeinfer.fleet.device.capture import Capture
     from edgeinfer.fleet.device.histogram import Histogram
+    from edgeinfer.fleet.device.model_handle import ModelHandle, PinnedModel
     from edgeinfer.fleet.device.options import AgentOptions
     from edgeinfer.fleet.device.phases import Phase
     from edgeinfer.fleet.device.release import DeviceFacts, Predicate, Release, Variant
@@ -42,7 +43,9 @@ _ATTRIBUTES = {
     "Fleet": ("edgeinfer.fleet.operator.fleet", "Fleet"),
     "Histogram": ("edgeinfer.fleet.device.histogram", "Histogram"),
     "MaintenanceWindow": ("edgeinfer.fleet.operator.sites", "MaintenanceWindow"),
+    "ModelHandle": ("edgeinfer.fleet.device.model_handle", "ModelHandle"),
     "Phase": ("edgeinfer.fleet.device.phases", "Phase"),
+    "PinnedModel": ("edgeinfer.fleet.device.model_handle", "PinnedModel"),
     "Predicate": ("edgeinfer.fleet.device.release", "Predicate"),
     "Regression": ("edgeinfer.fleet.operator.regression", "Regression"),
     "Rejected": ("edgeinfer.fleet.operator.gates", "Rejected"),
@@ -69,7 +72,9 @@ __all__ = [
     "Fleet",
     "Histogram",
     "MaintenanceWindow",
+    "ModelHandle",
     "Phase",
+    "PinnedModel",
     "Predicate",
     "Regression",
     "Rejected",

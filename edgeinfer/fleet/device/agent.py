@@ -9,13 +9,14 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TypeAlias, final
+from typing import final
 
 import attrs
 
+from edgeinfer.fleet.device.advance import advance
 from edgeinfer.fleet.device.blobs import BlobStore
 from edgeinfer.fleet.device.clock import DeviceClock
 from edgeinfer.fleet.device.desire import Desire
@@ -24,14 +25,13 @@ from edgeinfer.fleet.device.download import Downloader
 from edgeinfer.fleet.device.folder_lock import lock_folder
 from edgeinfer.fleet.device.generations import Generations
 from edgeinfer.fleet.device.identity import Identity
-from edgeinfer.fleet.device.journal import Journal, Update
+from edgeinfer.fleet.device.importing import requested_import, source_of
+from edgeinfer.fleet.device.journal import Journal
 from edgeinfer.fleet.device.locations import open_locations
 from edgeinfer.fleet.device.options import AgentOptions
 from edgeinfer.fleet.device.outbox import Outbox
 from edgeinfer.fleet.device.phases import Phase
-from edgeinfer.fleet.device.preparing import accepted, downloading, precheck
 from edgeinfer.fleet.device.probe import Probe, SystemProbe
-from edgeinfer.fleet.device.serving import activating, clean_up, rolling_back, soaking
 from edgeinfer.fleet.device.sources import Blobs, Fetcher, Trust
 from edgeinfer.fleet.device.spool import Spool
 from edgeinfer.fleet.device.staging import Checker, ProcessChecker
@@ -39,27 +39,14 @@ from edgeinfer.fleet.device.startup import begin, check_running, load_state
 from edgeinfer.fleet.device.status import AgentStatus
 from edgeinfer.fleet.device.transport import Transport, open_transport
 from edgeinfer.fleet.device.trust import TrustedRepository
-from edgeinfer.fleet.device.trying import ready, shadow, staged, staging, verified
 from edgeinfer.fleet.device.watching import Watcher
+from edgeinfer.fleet.errors import FleetError
 
 __all__ = ["Agent"]
 
 _LOG = logging.getLogger("edgeinfer.agent")
-_Handler: TypeAlias = "Callable[[Device, Update], Update]"
-_HANDLERS: Mapping[Phase, _Handler] = {
-    Phase.ACCEPTED: accepted,
-    Phase.PRECHECK: precheck,
-    Phase.DOWNLOADING: downloading,
-    Phase.VERIFIED: verified,
-    Phase.STAGING: staging,
-    Phase.STAGED: staged,
-    Phase.SHADOW: shadow,
-    Phase.READY: ready,
-    Phase.ACTIVATING: activating,
-    Phase.SOAKING: soaking,
-    Phase.ROLLING_BACK: rolling_back,
-}
 _MAX_BACKOFF_S = 300.0
+_PATIENCE = 3  # steps in which nothing goes on, where someone waits for the end
 
 
 @final
@@ -178,30 +165,15 @@ class Agent:
             self._started = True
         self._watcher.look()
         if not self._desire.look():
-            self._advance()
+            advance(self.device)
         self._outbox.work()
         return self.phase
-
-    def _advance(self) -> None:
-        """Take the update one phase further."""
-        device = self.device
-        device.waiting = ""
-        update = device.state.update
-        if update is None or update.phase.final:
-            return
-        try:
-            after = _HANDLERS[update.phase](device, update)
-        except Interrupted:  # to stop, or since the assignment changed; the next step sees to it
-            return
-        device.state = attrs.evolve(device.state, update=after)
-        if after.phase.final:
-            clean_up(device)
 
     def run(self, *, until_idle: bool = False) -> Phase:
         """Work until SIGTERM or `stop`.
 
         Args:
-            until_idle: Return as soon as there is nothing to do.
+            until_idle: Return as soon as there is nothing to do, or nothing goes on.
 
         Returns:
             The phase at the end.
@@ -209,6 +181,7 @@ class Agent:
         with self._stopping_on_signals():
             while not self._stop.is_set():
                 try:
+                    self._import_if_asked()
                     phase = self.step()
                 except OSError as error:  # of this device's disk: serving goes on, and so does trying
                     _LOG.error("the disk: %s", error)
@@ -217,13 +190,43 @@ class Agent:
                 else:
                     self._failures = self._failures + 1 if self.device.waiting else 0
                 idle = phase.final and not self._failures
-                if until_idle and idle:
+                if until_idle and (idle or self._failures >= _PATIENCE):
                     break
                 seconds = self._pause(phase)
                 if seconds > 0 and self.device.transport.wait(seconds):
                     self._desire.ring()
         self.close()
         return self.phase
+
+    def import_from(self, source: str) -> Phase:
+        """Update from another source, such as a mounted USB stick, until there is nothing to do.
+
+        Raises:
+            FleetError: It is no repository.
+        """
+        device, desire, failures = self.device, self._desire, 0
+        with source_of(device, source):
+            self._desire = Desire(device)
+            try:
+                phase = self.step()
+                while not phase.final and failures < _PATIENCE and not self._stop.is_set():
+                    if phase is Phase.SOAKING:
+                        self._stop.wait(device.options.tick_s)
+                    failures = failures + 1 if device.waiting else 0
+                    phase = self.step()
+            finally:
+                self._desire = desire
+        return phase
+
+    def _import_if_asked(self) -> None:
+        source = requested_import(self.device.root)
+        if source is None:
+            return
+        try:
+            self.import_from(source)
+        except FleetError as error:
+            _LOG.error("import from %s: %s", source, error)
+            self.device.note("import", str(error))
 
     def stop(self) -> None:
         """Let `run` return soon."""

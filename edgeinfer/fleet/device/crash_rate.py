@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["LIMIT", "UNSAVED_S", "chance_of"]
+__all__ = ["LIMIT", "UNSAVED_S", "chance_of", "chance_of_slow"]
 
 _PRIOR_S = 3_600.0
 # Time is saved once a minute, so a device that went down was up for a minute more than it remembers, at most.
@@ -55,3 +55,17 @@ def chance_of(
         if term < total * 1e-12:
             break
     return total
+
+
+def chance_of_slow(slow: int, requests: int, *, share: float = 0.01) -> float:
+    """Return the chance that at least `slow` of so many requests are slow, when a `share` of all is.
+
+    An upper bound by Chernoff and Hoeffding: exp(-n KL(slow / n, share)).
+    """
+    if requests == 0 or slow <= share * requests:
+        return 1.0
+    seen = slow / requests
+    divergence = seen * math.log(seen / share)
+    if seen < 1:
+        divergence += (1 - seen) * math.log((1 - seen) / (1 - share))
+    return math.exp(-requests * divergence)

@@ -161,12 +161,12 @@ class Device:
         self.waiting = code
         return after
 
-    def report_again(self, update: Update) -> None:
+    def report_again(self, update: Update, metrics: Mapping[str, Metric] | None = None) -> None:
         """Note an update as it is, and report it."""
         first = self.state.sequence + 1
         self.save(attrs.evolve(self.state, update=update, sequence=first + len(update.changes) - 1))
         for offset, change in enumerate(update.changes):
-            self._spool(first + offset, update, change, {})
+            self._spool(first + offset, update, change, metrics or {})
 
     def note(self, code: str, detail: str = "", metrics: Mapping[str, Metric] | None = None) -> None:
         """Report what is about the device and no update."""

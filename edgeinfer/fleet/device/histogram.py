@@ -117,6 +117,13 @@ class Histogram:
                 return min(max(value, self._min), self._max)
         return self._max
 
+    def count_above(self, limit: float) -> int:
+        """Return how many values are above a limit; those within the relative error of it are not counted."""
+        if self._max <= limit:
+            return 0
+        floor = limit + self._error * abs(limit)
+        return sum(count for value, count in self._ascending() if value > floor)
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-compatible values; of the same values always the same."""
         if not self.count:

@@ -73,6 +73,28 @@ class Identity:
         return wanted
 
     @classmethod
+    def enrol(cls, folder: Path, device: str | None, device_class: str | None, key: Path) -> Identity:
+        """Take over the key that the operator made for a device, as hexadecimal text in a file.
+
+        Raises:
+            AgentError: The file is none, or no name of a device was given.
+        """
+        try:
+            found = cls.load(folder) or cls.made_up(device, device_class)
+            enrolled = attrs.evolve(
+                found, device=device or found.device, key=key.read_text(encoding="ascii").strip().lower()
+            )
+        except (OSError, ValueError) as error:
+            raise AgentError(
+                "That is no key of a device.",
+                where=str(key),
+                expected="16 to 64 bytes as hexadecimal text",
+                found=type(error).__name__,
+            ) from error
+        enrolled.save(folder)
+        return enrolled
+
+    @classmethod
     def load(cls, folder: Path) -> Identity | None:
         """Return who the device is; None where it is not said yet.
 

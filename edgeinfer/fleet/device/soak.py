@@ -8,7 +8,7 @@ from typing import final
 import attrs
 
 from edgeinfer.budget import Budget
-from edgeinfer.fleet.device.crash_rate import LIMIT, chance_of
+from edgeinfer.fleet.device.crash_rate import LIMIT, chance_of, chance_of_slow
 from edgeinfer.fleet.device.exchange import AppStatus
 from edgeinfer.fleet.device.histogram import Histogram
 from edgeinfer.fleet.device.journal import Boots, SoakRecord
@@ -21,6 +21,8 @@ __all__ = ["Evidence", "Served", "judge", "served"]
 # A crash of an application is nearer to its model than a reboot: the second one is enough on a device that
 # is not known for it.
 _CRASH_LIMIT = 1e-4
+# Five of five: a model's first inferences are slow, but not so many.
+_SLOW_LIMIT = 1e-9
 
 
 @final
@@ -144,7 +146,7 @@ def _model(
     if budget.peak_bytes is not None and grown_bytes > budget.peak_bytes:
         return Verdict.fail("memory", f"an application grew by {grown_bytes / 1e6:.0f} MB while it served it")
     if found.requests < options.soak_requests:
-        return None
+        return _clearly_slow(model, budget, found)
     if found.misses > options.max_miss_rate * found.requests:
         what = f"{model}: {found.misses} of {found.requests} requests were later than their deadline"
         return Verdict.fail("deadline_misses", what)
@@ -155,3 +157,16 @@ def _model(
     limits = {name: limit for name, limit in budget.limits.items() if name in figures}
     verdict = check_budget(Budget.from_dict(limits), figures)
     return None if verdict.ok else Verdict.fail(verdict.code, f"{model}: {verdict.detail}")
+
+
+def _clearly_slow(model: str, budget: Budget, found: Served) -> Verdict | None:
+    """Judge few requests: where hardly one may be late and many are, no more are needed."""
+    limit = budget.latency_p99_ms
+    if limit is None:
+        return None
+    slow = found.latency_ms.count_above(limit)
+    if chance_of_slow(slow, found.requests) >= _SLOW_LIMIT:
+        return None
+    return Verdict.fail(
+        "latency_p99_ms", f"{model}: {slow} of {found.requests} requests took longer than {limit:.4g} ms"
+    )

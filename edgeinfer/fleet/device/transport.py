@@ -1,4 +1,4 @@
-"""How documents reach a device and reports leave it: the contract, and the ways that need no network.
+"""How documents reach a device and reports leave it: the contract, and the ways that are built in.
 
 Other ways are found by the entry points of the group `edgeinfer.transports` (a URL's scheme: a class that is
 made with the URL, the device's name and its key).
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Protocol, final
 from urllib.parse import urlsplit
 
-import attrs
-
+from edgeinfer.backends.entry_points import points_of
+from edgeinfer.fleet.device.assignment import MAX_ASSIGNMENTS_BYTES
+from edgeinfer.fleet.device.desired import Desired
+from edgeinfer.fleet.device.http_transport import HttpTransport
 from edgeinfer.fleet.device.local_files import read_bounded, replace_file
 from edgeinfer.fleet.device.locations import FolderLocation, open_location
 from edgeinfer.fleet.errors import TransportError
@@ -25,21 +27,6 @@ from edgeinfer.fleet.errors import TransportError
 __all__ = ["Desired", "FolderTransport", "MemoryTransport", "Transport", "open_transport"]
 
 GROUP = "edgeinfer.transports"
-MAX_DESIRED_BYTES = 1 << 20
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Desired:
-    """The signed assignments of a device, as some location has them.
-
-    Attributes:
-        data: The document, not verified.
-        etag: What to ask with next, so that the same is not sent again.
-    """
-
-    data: bytes
-    etag: str
 
 
 class Transport(Protocol):
@@ -126,7 +113,7 @@ class FolderTransport:
         if not self._folder.is_dir():
             raise TransportError("The repository's folder is not there.", where=str(self._folder))
         try:
-            data = read_bounded(self._desired, MAX_DESIRED_BYTES)
+            data = read_bounded(self._desired, MAX_ASSIGNMENTS_BYTES)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -172,7 +159,7 @@ class FolderTransport:
 
 
 def open_transport(url: str, *, device: str, key: bytes) -> Transport:
-    """Return the transport of a URL: a path or `file:` is a folder, others are found by entry point.
+    """Return the transport of a URL: of an entry point; else a path or `file:` is a folder, HTTP(S) a server.
 
     Raises:
         TransportError: No installed package has a transport for its scheme.
@@ -182,16 +169,19 @@ def open_transport(url: str, *, device: str, key: bytes) -> Transport:
         location = open_location(url)
         assert isinstance(location, FolderLocation)
         return FolderTransport(location.folder, device)
-    found = [point for point in metadata.entry_points(group=GROUP) if point.name == parts.scheme]
-    if not found:
-        raise TransportError(
-            f"There is no transport for {parts.scheme!r}.",
-            where=url,
-            expected="a folder, or a scheme of an installed transport",
-            hint="Install the package that has it (entry points of the group edgeinfer.transports).",
-        )
-    transport: Transport = found[0].load()(url, device=device, key=key)
-    return transport
+    found = [point for point in points_of(GROUP) if point.name == parts.scheme]
+    if found:
+        module, _, name = found[0].value.partition(":")
+        transport: Transport = getattr(importlib.import_module(module), name)(url, device=device, key=key)
+        return transport
+    if parts.scheme in ("http", "https"):
+        return HttpTransport(url, device=device, key=key)
+    raise TransportError(
+        f"There is no transport for {parts.scheme!r}.",
+        where=url,
+        expected="a folder, an HTTP(S) URL, or a scheme of an installed transport",
+        hint="Install the package that has it (entry points of the group edgeinfer.transports).",
+    )
 
 
 def _unless(etag: str | None, data: bytes) -> Desired | None:

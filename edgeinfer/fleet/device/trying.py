@@ -135,7 +135,8 @@ def shadow(device: Device, update: Update) -> Update:
             blame = (change.release,) if phase is Phase.REJECTED else ()
             what = f"{change.model}: {verdict.detail}"
             return device.enter(update, phase, verdict.code, what, metrics=metrics, blame=blame)
-    return device.enter(update, Phase.READY, metrics=metrics)
+    device.report_again(attrs.evolve(update, code="compared"), metrics)
+    return device.enter(update, Phase.READY)
 
 
 def _compared(device: Device, change: Change, running: Generation, pin: Pin) -> StagingResult:

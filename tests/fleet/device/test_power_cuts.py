@@ -7,7 +7,7 @@ import random
 import attrs
 import pytest
 
-from edgeinfer.fleet.device.crash_rate import LIMIT, chance_of
+from edgeinfer.fleet.device.crash_rate import LIMIT, chance_of, chance_of_slow
 from edgeinfer.fleet.device.journal import Boots
 from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.device.probe import SystemProbe
@@ -21,6 +21,13 @@ def test_the_chance_is_that_of_the_negative_binomial():
     assert chance_of(3, 1e6, baseline=10**6, baseline_seconds=1e12) == pytest.approx(0.0803014, rel=1e-3)
     assert chance_of(0, 5.0, baseline=0, baseline_seconds=0.0) == 1.0
     assert chance_of(40, HOUR, baseline=0, baseline_seconds=1000 * HOUR) < 1e-60
+
+
+def test_few_slow_requests_say_nothing_and_five_of_five_say_all():
+    assert chance_of_slow(1, 1) == pytest.approx(0.01)
+    assert chance_of_slow(1, 100) == 1.0
+    assert chance_of_slow(5, 5) == pytest.approx(1e-10)
+    assert chance_of_slow(3, 100) > 0.01
 
 
 @pytest.mark.parametrize("mean_uptime_s", [120.0, HOUR, 24 * HOUR])

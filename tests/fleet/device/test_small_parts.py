@@ -30,6 +30,14 @@ def test_a_quantile_is_within_the_stated_error(values, q, error):
     assert abs(found - exact) <= error * abs(exact) * (1 + 1e-9) + 1e-9
 
 
+@given(VALUES, MAGNITUDES)
+@settings(max_examples=100, deadline=None)
+def test_counts_above_a_limit(values, limit):
+    found = Histogram(values).count_above(limit)
+    slack = 0.021 * abs(limit) + 1e-9
+    assert sum(v > limit + slack for v in values) <= found <= sum(v > limit for v in values)
+
+
 @given(VALUES, VALUES)
 @settings(max_examples=100, deadline=None)
 def test_merging_is_counting_all(a, b):
