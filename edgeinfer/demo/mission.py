@@ -27,8 +27,9 @@ from edgeinfer.display import Table
 from edgeinfer.fleet.device.agent import Agent
 from edgeinfer.fleet.device.identity import Identity
 from edgeinfer.fleet.device.options import AgentOptions
-from edgeinfer.fleet.operator.fleet import Fleet, open_fleet
+from edgeinfer.fleet.operator.fleet import Fleet
 from edgeinfer.fleet.operator.gates import FailureRate, Rejected
+from edgeinfer.fleet.operator.opening import open_fleet
 from edgeinfer.fleet.operator.rollout import Rollout
 from edgeinfer.fleet.operator.stages import Stage
 from edgeinfer.fleet.operator.status import RolloutStatus

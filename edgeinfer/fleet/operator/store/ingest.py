@@ -23,6 +23,7 @@ from edgeinfer.fleet.operator.outcomes import Motion
 from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.store.comparisons import figures_of, save_figures, update_changes
 from edgeinfer.fleet.operator.store.database import Database, chunks, dumps, value_of
+from edgeinfer.fleet.operator.store.enrolment import read_report
 from edgeinfer.fleet.operator.store.members import change_members
 from edgeinfer.fleet.operator.store.reissue import answer_again
 from edgeinfer.fleet.operator.store.schema import devices, members, releases, report_log, rollouts
@@ -144,26 +145,26 @@ def _ingest(
             refused.append(Refusal(index=index, device="", reason=error.what))
     rows = lock_devices(connection, (device for _, _, device in claimed))
     reports = []
+    now = database.now(connection)
     for index, data, device in claimed:
         try:
-            reports.append((_verified(rows.get(device), data), data))
+            reports.append((_verified(connection, rows.get(device), data, now), data))
         except FleetError as error:
             refused.append(Refusal(index=index, device=device, reason=error.what))
     # In the order in which the devices made them, so that a batch that was shuffled tells all that it can.
     reports.sort(key=lambda item: (item[0].device, item[0].incarnation, item[0].sequence))
     names = {report.device for report, _ in reports}
     batch = _Batch(rows=rows, slots=load_slots(connection, None, sorted(names)))
-    now = database.now(connection)
     epoch = value_of(connection, "epoch")
     applied = sum(_apply(batch, report, data, now, epoch) for report, data in reports)
     _write(connection, batch)
     return Ingested(applied=applied, ignored=len(reports) - applied, refused=tuple(refused))
 
 
-def _verified(row: sa.RowMapping | None, data: bytes) -> Report:
+def _verified(connection: sa.Connection, row: sa.RowMapping | None, data: bytes, now: int) -> Report:
     if row is None or row["deleted_at"] is not None:
         raise FleetError("The device is not enrolled." if row is None else "The device was removed.")
-    return Report.from_bytes(data, row["key"])
+    return read_report(connection, row, data, now)
 
 
 def _apply(batch: _Batch, report: Report, data: bytes, now: int, epoch: int) -> bool:
