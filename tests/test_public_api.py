@@ -243,7 +243,7 @@ CORE |= {
 }
 FLEET = {"alembic": "alembic", "fsspec": "fsspec", "sqlalchemy": "sqlalchemy", "tuf": "tuf", "urllib3": "tuf"}
 FLEET |= {"cryptography": "securesystemslib[crypto]", "securesystemslib": "securesystemslib[crypto]"}
-FLEET |= {"zstandard": "zstandard"}
+FLEET |= {"paho": "paho-mqtt", "starlette": "starlette", "uvicorn": "uvicorn", "zstandard": "zstandard"}
 
 
 def test_what_is_imported_is_a_dependency():

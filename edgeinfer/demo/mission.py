@@ -176,8 +176,10 @@ def run_mission(
             name: attrs.evolve(needs_of(artifact), device_class=(name,))
             for name, artifact in artifacts.items()
         }
+        # Nobody measured it: a figure that breaks the budget would be refused here.
+        limits = {name: Budget(latency_p50_ms=budget.latency_p50_ms) for name, budget in budgets.items()}
         bad_release = fleet.publish(
-            "defects", artifacts, golden=calibration, budget=budgets, needs=needs, labels=CLASSES
+            "defects", artifacts, golden=calibration, budget=limits, needs=needs, labels=CLASSES
         )
         with _timed(seconds, "roll release 2 out and back", say):
             bad = _roll_out(fleet, agents, bad_release)
