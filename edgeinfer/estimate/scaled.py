@@ -27,7 +27,7 @@ __all__ = ["Baseline", "Scaled"]
 
 # How far 80 % of the measured variants were off (benchmarks/estimates.py): at no change, and for each
 # factor of e in the latency.
-_BAND_AT_ONCE, _BAND_BY_CHANGE = 0.08, 0.25
+_BAND_AT_ONCE, _BAND_BY_CHANGE = 0.10, 0.30
 # Between precisions the prices do not cancel out.
 _BAND_OTHER_PRECISION = 1.25
 
