@@ -153,7 +153,7 @@ class Scaled:
 
     def _peak(self, work: Workload, base: Baseline) -> Figure:
         """Return the baseline's peak and what the variant adds to it, by the calibration's memory prices."""
-        memory = self._calibration.memory
+        memory = self._calibration.memory or reference(self.target.backend).memory
         own = memory.get(work.precision) or next(iter(memory.values()))
         theirs = memory.get(base.work.precision) or own
         assert base.peak_bytes is not None
