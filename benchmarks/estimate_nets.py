@@ -73,7 +73,7 @@ class Nets:
         ]
 
     def pruned(self) -> list[Sample]:
-        """Pruned by magnitude, without refitting: only the shapes count here. `NAME@1` is the whole model.
+        """Pruned by magnitude, without refitting: only the shapes count here. `NAME@1` is the model itself.
 
         The variants of a model are measured in turns, so that the machine's load is the same for all.
         """

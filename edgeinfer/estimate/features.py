@@ -4,7 +4,7 @@ All kernels share prices for being called, for what they move and for the weight
 precision; beside these each kind of kernel has prices of its own for products, and for what it moves more
 dearly than others. So what few nets have still gets a price. What is known of runtimes on CPUs:
 
-- Kernels compute whole vectors: products count with the channels and the width rounded up to them.
+- Kernels compute in full vectors: products count with the channels and the width rounded up to them.
 - Channels that fill no block of the runtime's layout send a convolution to another, slower kernel.
 - A matrix product with one row reads each weight for one product: it is a kind of its own.
 - Weights that do not fit a cache are read from further away at every run.

@@ -113,7 +113,7 @@ def test_the_variant_that_runs_is_always_a_usable_one(factors, excluded):
         assert switch is None or switch.before != switch.after == controller.level
 
 
-@pytest.mark.parametrize(("idle", "deadline"), [((), 1.0), ((0.0,), 1.0), ((1.0,), 0.0)])
+@pytest.mark.parametrize(("idle", "deadline"), [((), 1.0), ((0.0,), 1.0), ((1.0,), 0.0), ((1.0,), "20")])
 def test_what_cannot_be_chosen_among_is_refused(idle, deadline):
     with pytest.raises(OptionsError):
         Controller(idle, deadline)

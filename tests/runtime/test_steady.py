@@ -207,6 +207,10 @@ def test_the_runtimes_own_option_for_spinning_is_used():
     assert options == {"threads": 1}
     assert "no such option" in measure.detail
     assert with_spinning(None, None, can) == (None, None)
+    # What is no option of the backend is left to the backend, which refuses it.
+    options, measure = with_spinning(Steady(), False, can)
+    assert options == Steady()
+    assert not measure.applied
 
 
 def test_idle_threads_do_not_spin_under_real_time_priority():

@@ -81,7 +81,8 @@ class Controller:
     """
 
     def __init__(self, idle_ms: Sequence[float], deadline_ms: float, policy: Policy | None = None) -> None:
-        if not idle_ms or min(idle_ms) <= 0 or not deadline_ms > 0:
+        number = isinstance(deadline_ms, (int, float)) and deadline_ms > 0
+        if not idle_ms or min(idle_ms) <= 0 or not number:
             raise OptionsError(
                 "The variants cannot be chosen among.",
                 expected="at least one, each with a latency above 0, and a deadline above 0",
