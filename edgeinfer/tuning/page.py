@@ -146,7 +146,7 @@ def _latency_plot(result: _Shown) -> str:
     lines += _least_metric(result)
     front = [(points[index].x, points[index].y) for index in result.pareto if index in points]
     return scatter(
-        points.values(),
+        sorted(points.values(), key=lambda point: -point.kind),  # the best one on top
         title="Accuracy against latency",
         x=f"p50 latency in ms ({result.clock} clock)",
         y=_name(result),
@@ -180,7 +180,7 @@ def _memory_plot(result: _Shown) -> str:
     limit = result.budget.peak_bytes
     lines = [Line(label="limit", x=limit / 1e6)] if limit is not None else []
     return scatter(
-        points,
+        sorted(points, key=lambda point: -point.kind),  # the best one on top
         title="Accuracy against memory",
         x="peak memory of the process in MB",
         y=_name(result),

@@ -194,7 +194,7 @@ def test_the_page_is_one_file_that_needs_no_network(tuned, tmp_path):
     assert len(pictures) >= 4
     for picture in pictures:
         ET.fromstring(picture)
-    for said in ("Accuracy against latency", "Accuracy against memory", "Environment", "sensitive"):
+    for said in ("Accuracy against latency", "Accuracy against memory", "Time of the layers", "Environment"):
         assert said in text
     assert result._repr_html_() in text
 
