@@ -4,8 +4,8 @@
 
 A file is downloaded again and again; each connection is cut after a random count of bytes, until N cuts were
 made. Then N more with a hostile server: a tenth of its answers is another content with another ETag, half of
-them complete, and a tenth is wrong in its second half and has no ETag. Fails if wrong bytes are accepted, or if
-without hostility more moves than the size and a chunk a cut.
+them complete, and a tenth is wrong in its second half and has no ETag. Fails if wrong bytes are accepted, or
+if without hostility more moves than the size and a chunk a cut.
 """
 
 from __future__ import annotations
