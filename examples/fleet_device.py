@@ -147,7 +147,7 @@ class Operator:
         metrics = next(r.metrics for r in self.reports() if r.generation == (1, n) and r.code == "compared")
         new, old = (metrics[name].quantile(0.5) for name in ("shadow_latency_ms", "shadow_reference_ms"))
         return (
-            f"{metrics['agreement']:.1%} the same answers in {metrics['shadow_requests']:.0f} live requests, "
+            f"{metrics['shadow_agreement']:.1%} the same answers in {metrics['shadow_requests']:.0f} requests, "
             f"p50 {new:.3f} ms where the old one took {old:.3f} ms"
         )
 
