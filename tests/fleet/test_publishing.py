@@ -39,7 +39,7 @@ from edgeinfer.fleet.operator.ceremonies import rotate, withdraw
 from edgeinfer.fleet.operator.keys import KeyRing
 from edgeinfer.fleet.operator.publishing import publish
 from edgeinfer.fleet.operator.repository import Repository
-from edgeinfer.fleet.operator.storage import FolderStorage, FsspecStorage
+from edgeinfer.fleet.operator.storage import FolderStorage, FsspecStorage, open_storage
 from edgeinfer.fleet.operator.variants import needs_of
 from tests.fleet.toy_fleet import ToyFleet
 
@@ -371,6 +371,17 @@ class OvertakenStorage:
 
     def __getattr__(self, name):
         return getattr(self.inner, name)
+
+
+def test_a_url_of_a_folder_is_a_folder(tmp_path):
+    storage = open_storage((tmp_path / "a b").as_uri())
+    storage.create("x", b"1")
+    assert (tmp_path / "a b" / "x").read_bytes() == b"1"
+    with pytest.raises(FileExistsError):
+        storage.create("x", b"2")
+    assert open_storage("memory://x").url == "memory://x"
+    with pytest.raises(RepositoryError, match="not known"):
+        open_storage("nonsense://x")
 
 
 def test_who_is_overtaken_builds_on_the_other(toy):
