@@ -2,7 +2,7 @@
 
     python benchmarks/fleet/power_cuts.py N
 
-The device is known to lose its power: its baseline was observed before. In a soak that does not end, the power
+The device is known to lose its power: its baseline was seen before. In a soak that does not end, the power
 is cut N times at the same rate. Then the same on a device that is not known for it: the model is to blame.
 """
 
