@@ -9,9 +9,10 @@ import pytest
 
 import edgeinfer as ei
 from edgeinfer.errors import CalibrationError, PreconditionError, TransformError
-from edgeinfer.measure.speedup import measure_speedup
+from edgeinfer.measure.speedup import Speedup, measure_speedup
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.qdq.marks import quantized_for
+from edgeinfer.quantization.search import int8_or_float16, quantize_int8
 from edgeinfer.quantization.search.int8_or_float16 import Int8OrFloat16
 from edgeinfer.quantization.search.output_score import output_sqnr_db, run_outputs
 from edgeinfer.quantization.search.quantize_int8 import QuantizeInt8
@@ -201,6 +202,36 @@ def test_what_does_not_gain_from_int8_becomes_float16(model, feeds):
     assert result.report.name == "ToFloat16"
     assert result.report.modified
     assert any("stays in float" in note for note in result.report.notes)
+
+
+def _timed(monkeypatch, ratio: float | None) -> list[tuple[Model, Model]]:
+    """Let int8 be `ratio` times as fast as float16; None where the target is not here."""
+    asked: list[tuple[Model, Model]] = []
+
+    def measure(reference, candidate, feed, *, target):
+        asked.append((reference, candidate))
+        if ratio is None:
+            return None
+        return Speedup(ratio=ratio, reference_ms=ratio, candidate_ms=1.0, where="a GPU")
+
+    monkeypatch.setattr(int8_or_float16, "measure_speedup", measure)
+    monkeypatch.setattr(quantize_int8, "measure_speedup", lambda *_, **__: None)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("ratio", "name"), [(1.4, "QuantizeInt8"), (0.9, "ToFloat16"), (None, "QuantizeInt8")]
+)
+def test_int8_and_float16_are_timed_against_each_other(model, feeds, monkeypatch, ratio, name):
+    asked = _timed(monkeypatch, ratio)
+    quantize = QuantizeInt8(calibration=feeds, target="tensorrt")
+    result = Int8OrFloat16(quantize, known_to_pay=True).apply(model)
+    ((half, int8),) = asked
+    assert result.report.name == name
+    assert result.model.digest == (half if name == "ToFloat16" else int8).digest
+    said = [*result.report.notes, *(skipped.reason for skipped in result.report.skipped)]
+    wanted = "was not timed against float16" if ratio is None else f"{ratio:.2f}x on a GPU"
+    assert any(wanted in text for text in said)
 
 
 def test_few_feeds_do_not_make_it_smooth_for_these_feeds_only():
