@@ -9,7 +9,7 @@ import nox
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 # Making models needs them, and a device chooses its runtime.
-NOT_ON_DEVICES = {"cattrs", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "rich"}
+NOT_ON_DEVICES = {"onnx", "onnx-ir", "onnxscript", "onnxruntime", "rich"}
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
 nox.options.sessions = ["lint", "types", "tests"]

@@ -19,10 +19,7 @@ import functools
 import io
 import os
 import re
-import secrets
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from mmap import mmap
 from pathlib import Path
@@ -155,13 +152,15 @@ def write_folder(folder: Path, contents: Mapping[str, Content]) -> None:
     """
     if folder.is_symlink():  # what it points to is replaced, not the link
         folder = Path(os.path.realpath(folder))
+    from shutil import copyfileobj  # as below: a device that only reads pays for no import
+
     with draft_folder(folder.parent, folder.name) as draft:
         draft.chmod(0o755)
         for name, content in contents.items():
             with (draft / name).open("wb") as file:
                 if isinstance(content, Path):
                     with content.open("rb") as source:
-                        shutil.copyfileobj(source, file, 1 << 20)
+                        copyfileobj(source, file, 1 << 20)
                 else:
                     file.write(content)
                 file.flush()
@@ -185,7 +184,7 @@ def draft_folder(parent: Path, name: str) -> Iterator[Path]:
     try:
         yield draft
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        _remove_tree(draft)
         os.close(descriptor)
 
 
@@ -197,7 +196,9 @@ def scratch_folder() -> Path:
     Raises:
         OSError: It cannot be made.
     """
-    parent = Path(tempfile.gettempdir())
+    from tempfile import gettempdir
+
+    parent = Path(gettempdir())
     reap(parent, "edgeinfer")
     # The descriptor stays open, and with it the lock.
     folder, _ = _locked_draft(parent, "edgeinfer", _create_folder)
@@ -205,9 +206,15 @@ def scratch_folder() -> Path:
     return folder
 
 
+def _remove_tree(folder: str | Path) -> None:
+    from shutil import rmtree
+
+    rmtree(folder, ignore_errors=True)
+
+
 def _remove_own(folder: Path, process: int) -> None:
     if os.getpid() == process:  # a forked child that ends leaves its parent's files alone
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove_tree(folder)
 
 
 def reap(parent: Path, name: str) -> None:
@@ -225,7 +232,7 @@ def reap(parent: Path, name: str) -> None:
                     continue
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path, ignore_errors=True)
+                    _remove_tree(entry.path)
                 else:
                     os.unlink(entry.path)  # noqa: PTH108 (a path of scandir)
             finally:
@@ -235,7 +242,7 @@ def reap(parent: Path, name: str) -> None:
 def _locked_draft(parent: Path, name: str, create: Callable[[Path], int]) -> tuple[Path, int]:
     """Make a draft and lock it. Where the file system has no locks it stays unlocked, and is never reaped."""
     for _ in range(_ATTEMPTS):
-        draft = parent / f".{name}.{secrets.token_hex(6)}.draft"
+        draft = parent / f".{name}.{os.urandom(6).hex()}.draft"
         try:
             descriptor = create(draft)
         except FileNotFoundError:

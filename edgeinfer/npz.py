@@ -1,15 +1,19 @@
-"""Writing `.npz` files whose arrays may have any name, with every numpy version that is supported."""
+"""Arrays of every dtype in `.npz` files, of which nothing is ever unpickled.
+
+numpy's format has no strings as objects and none of the dtypes of `ml_dtypes`: strings are written as numpy's
+own, the others as bytes (`V2`), to which `with_dtype` gives their dtype back.
+"""
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["write_npz"]
+__all__ = ["with_dtype", "write_npz"]
 
 
 def write_npz(
@@ -26,10 +30,32 @@ def write_npz(
         compress: Deflate them.
 
     Raises:
-        ValueError: An array holds Python objects, which only a pickle could store.
+        ValueError: An array holds objects that are no strings, or a string that ends in a null character,
+            which numpy's format does not keep.
     """
     method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
     with zipfile.ZipFile(file, "w", method) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
+                np.lib.format.write_array(entry, _plain(name, np.asanyarray(array)), allow_pickle=False)
+
+
+def with_dtype(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return what was read, with its dtype where the file has only the bytes of its values."""
+    bytes_only = array.dtype.kind == "V" and array.dtype.isbuiltin == 0 and array.dtype.names is None
+    if bytes_only and dtype.isbuiltin == 2 and array.dtype.itemsize == dtype.itemsize:
+        return array.view(dtype)
+    return array
+
+
+def _plain(name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype == object:
+        strings = array.astype(str)
+        if strings.astype(object).tolist() != array.tolist():
+            raise ValueError(
+                f"{name!r} holds objects that are no strings, or a string that ends in a null character: "
+                "an .npz file without pickles does not keep them"
+            )
+        return strings
+    foreign = array.dtype.isbuiltin == 2  # of ml_dtypes; numpy's own are 1, or 0 in another byte order
+    return array.view(f"V{array.dtype.itemsize}") if foreign else array

@@ -25,6 +25,7 @@ class Leaf:
 @attrs.frozen(kw_only=True)
 class Tree:
     leaf: Leaf
+    tags: frozenset[str] = frozenset()
     leaves: tuple[Leaf, ...] = attrs.field(default=(), converter=as_tuple)
     by_name: Mapping[str, Leaf] = attrs.field(factory=dict)
     lists: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
@@ -45,6 +46,7 @@ JSON = st.recursive(
 TREES = st.builds(
     Tree,
     leaf=LEAVES,
+    tags=st.frozensets(TEXTS, max_size=3),
     leaves=st.lists(LEAVES, max_size=3),
     by_name=st.dictionaries(TEXTS, LEAVES, max_size=3),
     lists=st.dictionaries(TEXTS, st.lists(TEXTS, max_size=3).map(tuple), max_size=3),
@@ -80,6 +82,8 @@ def test_what_is_written_is_read(tree):
         ({"leaf": {"count": 1}, "by_name": []}, "by_name", "not an object"),
         ({"leaf": {"count": 1}, "lists": {"a": ["x", 1]}}, "lists['a'][1]", "not of type str"),
         ({"leaf": {"count": 1}, "lists": {"a": "xy"}}, "lists['a']", "not a list"),
+        ({"leaf": {"count": 1}, "tags": "ab"}, "tags", "not a list"),
+        ({"leaf": {"count": 1}, "tags": ["a", 1]}, "tags[1]", "not of type str"),
         ({"leaf": {"count": 1}, "maybe": 1}, "maybe", "not an object"),
         ({"leaf": {"count": 1}, "number": "1"}, "number", "not of type int"),
         ({"leaf": {"count": 1}, "positive": 0}, "", "ValueError"),

@@ -28,7 +28,7 @@ else:
 ROOT = Path(__file__).parents[1]
 REFUSED = ("onnx", "onnx_ir", "onnxscript", "sympy", "rich", "cattrs", "PIL")
 # Only making and looking at models needs these of the core's dependencies, and a device chooses its runtime.
-NOT_ON_DEVICES = {"cattrs", "onnx", "onnx-ir", "onnxscript", "rich", "onnxruntime"}
+NOT_ON_DEVICES = {"onnx", "onnx-ir", "onnxscript", "rich", "onnxruntime"}
 BACKENDS = ("onnxruntime", "openvino")
 
 # Python runs this file first in every process that has its folder in the path.
@@ -62,6 +62,16 @@ with ei.load(path) as session:
     assert "2 feeds in turn" in str(timing)
     assert ei.measure.benchmark_in_turns({{"a": session, "b": session}}, runs=2, batch=4).reports["b"].n == 2
     str(session.table()), repr(session), session._repr_html_()
+    if session.backend == "onnxruntime":  # only its account of what ran is an ONNX graph
+        for ask in (session.execution, lambda: session.profile({{"x": x}}, runs=1)):
+            try:
+                ask()
+            except ei.errors.MissingPackageError as error:
+                assert error.facts["package"] == "onnx_ir", error
+            else:
+                raise AssertionError("something read an ONNX graph")
+    else:
+        assert session.execution().layers
     try:
         ei.infer(session, {{"x": x[0]}})
     except ei.errors.InputError as error:

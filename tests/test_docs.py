@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 # The pages with Python, each run by a test below.
 RUN = {
+    "feeds.md": 2,
     "index.md": 2,
     "pruning.md": 1,
     "quantization.md": 3,
@@ -58,6 +59,19 @@ def test_first_steps(tmp_path, monkeypatch):
     assert isinstance(names["outputs"], dict)
     assert names["outputs"]["logits"].shape == (4, 10)
     assert ei.Artifact.open("model.edge").manifest.golden is not None
+
+
+def test_feeds(tmp_path, monkeypatch, capsys):
+    shutil.copy(model_path(), tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"x": load_digits().images[:6]}
+    for block in blocks("feeds.md"):
+        execute(block.replace('"input"', '"images"'), "feeds.md", names)
+    assert capsys.readouterr().out.splitlines() == [
+        "(1, 1, 8, 8)",
+        *["(2, 1, 8, 8)"] * 3,
+        "(1, 3, 224, 224)",
+    ]
 
 
 @pytest.mark.parametrize("page", ["quantization.md", "pruning.md"])
@@ -107,6 +121,31 @@ def test_names_exist(page):
         module, _, name = dotted.rpartition(".")
         found = importlib.import_module(module)
         assert hasattr(found, name) or importlib.import_module(dotted), dotted
+
+
+def public_names() -> dict[str, set[str]]:
+    """The names that docs/stability.md lists, by module."""
+    text = (ROOT / "docs" / "stability.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^### `([\w.]+)`\n(.*?)(?=^###|\Z)", text, re.DOTALL | re.MULTILINE)
+    # They come behind the sentence that says what the module is for.
+    return {module: set(re.findall(r"`(\w+)`", body.strip().split("\n\n")[1])) for module, body in sections}
+
+
+@pytest.mark.parametrize("module", public_names())
+def test_every_public_name_is_listed(module):
+    found = set(importlib.import_module(module).__all__)
+    listed = public_names()[module]
+    assert found - listed == set(), "docs/stability.md lacks them"
+    assert listed - found == set(), "docs/stability.md lists what is not there"
+
+
+def test_every_public_module_is_listed():
+    """All modules that are names of `edgeinfer`, and those that authors of backends are told to import."""
+    assert {f"edgeinfer.{name}" for name in ei._MODULES} - {"edgeinfer.backends"} <= set(public_names())
+    text = (ROOT / "docs" / "writing_a_backend.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\bedgeinfer\.backends\.\w+", text))
+    assert named
+    assert named <= set(public_names())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from edgeinfer.npz import write_npz
+from edgeinfer.npz import with_dtype, write_npz
 
 NAMES = ("file", "allow_pickle", "args", "a/b:0", "ü")
 
@@ -21,5 +22,21 @@ def test_any_name_comes_back(tmp_path, compress):
 
 
 def test_objects_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="allow_pickle"):
-        write_npz(tmp_path / "x.npz", {"x": np.array([{}], object)})
+    for wrong in ({}, 3, "ends in null\0"):
+        with pytest.raises(ValueError, match="does not keep"):
+            write_npz(tmp_path / "x.npz", {"x": np.array([wrong], object)})
+
+
+def test_strings_and_foreign_dtypes_come_back(tmp_path):
+    arrays = {
+        "text": np.array(["yes", "nö"], object),
+        "half": np.array([1.5, -2], ml_dtypes.bfloat16),
+        "tiny": np.array([1, -2], ml_dtypes.float8_e5m2),
+    }
+    write_npz(tmp_path / "x.npz", arrays)
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as found:
+        assert found["text"].tolist() == ["yes", "nö"]
+        for name in ("half", "tiny"):
+            read = with_dtype(found[name], arrays[name].dtype)
+            assert read.dtype == arrays[name].dtype
+            np.testing.assert_array_equal(read, arrays[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pickle
 import pkgutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 import edgeinfer as ei
 from edgeinfer import errors
+from edgeinfer.transforms import contract
 
 PACKAGE = Path(ei.__file__).parent
 VENDORS = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda")
@@ -38,17 +40,22 @@ def test_static_tools_see_what_is_lazy():
     assert "from edgeinfer.backends.registry import backends" in ast.unparse(tree)
 
 
-def test_transforms_are_visible_to_static_tools():
-    tree = ast.parse((PACKAGE / "transforms" / "__init__.py").read_text())
+@pytest.mark.parametrize("package", ["transforms", "measure", "devices"])
+def test_lazy_packages_are_visible_to_static_tools(package):
+    module = getattr(ei, package)
+    tree = ast.parse((PACKAGE / package / "__init__.py").read_text())
     seen = {
         alias.name
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgeinfer")
         for alias in node.names
     }
-    assert set(ei.transforms.__all__) <= seen
-    for name in ei.transforms.__all__:
-        assert getattr(ei.transforms, name) is not None
+    assert set(module.__all__) <= seen
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+        assert name in dir(module)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        module.nonsense  # noqa: B018
 
 
 def test_an_unknown_name_is_an_attribute_error():
@@ -143,3 +150,111 @@ def test_an_error_says_what_where_and_what_to_do():
         "  found: 2",
         "  hint: Mend it.",
     ]
+
+
+# What shows itself as a table and is no report of figures.
+HANDLES = {"Artifact", "Backends", "Model", "Profiles", "RemoteDevice", "Session"}
+
+
+def _classes_with_a_table() -> list[type]:
+    found = {
+        value
+        for name in _modules()
+        for value in vars(importlib.import_module(name)).values()
+        if isinstance(value, type) and value.__module__ == name and callable(vars(value).get("table"))
+    }
+    return sorted(
+        (cls for cls in found if cls.__name__ not in HANDLES and not getattr(cls, "_is_protocol", False)),
+        key=lambda cls: cls.__name__,
+    )
+
+
+@pytest.mark.parametrize("cls", _classes_with_a_table(), ids=lambda cls: cls.__name__)
+def test_every_report_is_for_people_notebooks_and_programs(cls):
+    assert len(_classes_with_a_table()) > 10
+    for name in ("to_dict", "__str__", "_repr_html_"):
+        assert name in vars(cls), f"{cls.__name__} has no {name}"
+
+
+# One name for one thing; each of these is another word for it that somebody might write.
+ONE_NAME = {
+    "calibration": {"calibration_data", "data", "dataset"},
+    "feeds": {"feed", "input_data", "inputs_source"},
+    "keep_float": {"exclude", "float_nodes", "nodes_to_exclude", "skip_nodes"},
+    "progress": {"show_progress", "verbose"},
+    "samples": {"calibration_samples", "count", "n_samples", "num_samples"},
+    "seed": {"random_state"},
+    "target": {"platform", "to"},
+    "threads": {"n_threads", "num_threads", "threads_per_op"},
+}
+
+
+def _public_callables() -> list[tuple[str, object]]:
+    """The functions, and the transforms, which are called like functions."""
+    modules = (ei, ei.transforms, ei.measure, ei.feeds, ei.devices)
+    found = [
+        (f"{module.__name__}.{name}", getattr(module, name)) for module in modules for name in module.__all__
+    ]
+    framework = set(contract.__all__)
+    return [
+        (where, value)
+        for where, value in found
+        if inspect.isfunction(value) or (hasattr(value, "rewrite") and where.split(".")[-1] not in framework)
+    ]
+
+
+def test_one_thing_has_one_name():
+    names = {
+        parameter: where
+        for where, value in _public_callables()
+        for parameter in inspect.signature(value).parameters
+    }
+    assert set(ONE_NAME) <= set(names), "a name of the table is used nowhere"
+    wrong = {
+        names[other]: (other, name) for name, others in ONE_NAME.items() for other in others & set(names)
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", sorted(set(ei.transforms.__all__) - set(contract.__all__)))
+def test_transforms_that_take_samples_or_a_target_take_them_by_the_usual_name(name):
+    """`optimize` hands them down by these names."""
+    parameters = inspect.signature(getattr(ei.transforms, name)).parameters
+    for usual in ("calibration", "target", "progress", "keep_float"):
+        similar = [other for other in parameters if usual[:6] in other and other != usual]
+        assert not similar, f"{name} calls it {similar}"
+
+
+def test_what_takes_shapes_takes_a_batch_too():
+    found = {where: set(inspect.signature(value).parameters) for where, value in _public_callables()}
+    taking = {where: names for where, names in found.items() if "shapes" in names and "Fix" not in where}
+    assert len(taking) >= 6
+    assert all("batch" in names for names in taking.values()), taking
+
+
+# By the name that is imported, the dependency that brings it.
+CORE = {"attrs": "attrs", "entrypoints": "entrypoints", "google": "onnx", "numpy": "numpy", "onnx": "onnx"}
+CORE |= {
+    "ml_dtypes": "ml_dtypes",
+    "onnx_ir": "onnx-ir",
+    "onnxscript": "onnxscript",
+    "rich": "rich",
+    "tomli": "tomli",
+}
+
+
+def test_what_is_imported_is_a_dependency():
+    """At the top of modules nothing is imported that `pip install edgeinfer` does not bring."""
+    project = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    core = project.partition("\ndependencies = [")[2].partition("\n]")[0]
+    for imported, brought_by in CORE.items():
+        assert f'"{brought_by}>=' in core, f"{imported} is brought by no dependency"
+    allowed = set(sys.stdlib_module_names) | set(CORE) | {"edgeinfer"}
+    found: dict[str, str] = {}
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            found |= {name: str(file) for name in names if name.partition(".")[0] not in allowed}
+    assert not found

@@ -1,4 +1,4 @@
-"""Random models through `infer`, `bind` and `stream` on both CPU runtimes: right, or a typed refusal."""
+"""Random models through `infer`, `bind` and `stream`, on both CPU runtimes: right, or a typed refusal."""
 
 from __future__ import annotations
 

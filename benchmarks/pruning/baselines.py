@@ -16,7 +16,7 @@ import attrs
 import numpy as np
 
 from edgeinfer.graph.channels.groups import analyze
-from edgeinfer.graph.layers import find_layers
+from edgeinfer.graph.layers import find_layers, layout_of
 from edgeinfer.model.model import Model
 from edgeinfer.pruning.budget.allocate import allocate
 from edgeinfer.pruning.budget.cost import CostModel
@@ -82,7 +82,9 @@ def sparse_gpt(model: Model, feeds: Sequence[Feed], *, columns: int = 24_000) ->
     layers = [
         layer
         for layer in find_layers(work.graph)
-        if layer.groups == 1 and layer.kind != "ConvTranspose" and layer.layout.rows // layer.taps % 4 == 0
+        if layer.groups == 1
+        and layer.kind != "ConvTranspose"
+        and layout_of(layer).rows // layer.taps % 4 == 0
     ]
     moments = input_moments(work, layers, feeds, columns_of_each_feed(feeds, columns))
     for layer in layers:

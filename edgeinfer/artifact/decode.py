@@ -37,7 +37,7 @@ class DecodeError(ValueError):
 
 
 def encode(value: Any, hooks: Hooks | None = None) -> Any:
-    """Return a value as JSON-compatible ones: frozen values as mappings, tuples as lists.
+    """Return a value as JSON-compatible ones: frozen values as mappings, tuples and sets as lists.
 
     Args:
         value: A frozen value, or what is in its fields.
@@ -50,6 +50,8 @@ def encode(value: Any, hooks: Hooks | None = None) -> Any:
         return {name: encode(getattr(value, name), hooks) for name in _fields(type(value))}
     if isinstance(value, Mapping):
         return {str(name): encode(item, hooks) for name, item in value.items()}
+    if isinstance(value, frozenset):
+        return [encode(item, hooks) for item in sorted(value)]
     if isinstance(value, (list, tuple)):
         return [encode(item, hooks) for item in value]
     return value
@@ -116,14 +118,14 @@ class _Decoder:
         )
 
     def _generic(self, kind: Any, value: Any, path: str) -> Any:
-        """Decode `X | None`, `tuple[X, ...]` and `Mapping[str, X]`."""
+        """Decode `X | None`, `tuple[X, ...]`, `frozenset[X]` and `Mapping[str, X]`."""
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin in (typing.Union, types.UnionType):
             (inner,) = (argument for argument in arguments if argument is not type(None))
             return None if value is None else self.decode(inner, value, path)
-        if origin is tuple:
+        if origin in (tuple, frozenset):
             items = enumerate(_exactly(list, value))
-            return tuple(self.decode(arguments[0], item, f"{path}[{index}]") for index, item in items)
+            return origin(self.decode(arguments[0], item, f"{path}[{index}]") for index, item in items)
         if isinstance(origin, type) and issubclass(origin, Mapping):
             named = _exactly(dict, value).items()
             return {name: self.decode(arguments[1], item, f"{path}[{name!r}]") for name, item in named}

@@ -88,6 +88,10 @@ class ExecutionReport:
         found = [layer.precision for layer in self.layers]
         return {precision: found.count(precision) for precision in dict.fromkeys(found)}
 
+    def to_dict(self) -> dict[str, object]:
+        """Return the account as JSON-compatible values."""
+        return {**attrs.asdict(self), "precisions": self.precisions}
+
     def table(self) -> Table:
         """Return one row a layer."""
         summary = ", ".join(f"{count} {precision or '?'}" for precision, count in self.precisions.items())

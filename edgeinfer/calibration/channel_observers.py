@@ -8,7 +8,7 @@ import numpy as np
 
 from edgeinfer.errors import CalibrationError
 
-__all__ = ["ChannelMagnitudeObserver", "ChannelMeanObserver", "ChannelRangeObserver"]
+__all__ = ["ChannelMagnitudeObserver", "ChannelMeanObserver", "ChannelRangeObserver", "SampleObserver"]
 
 
 def _by_channel(array: np.ndarray, axis: int) -> np.ndarray:
@@ -162,6 +162,49 @@ class ChannelMagnitudeObserver:
         """See `Resumable`."""
         self._ranges.restore(state)
         self._squares, self._count = state["squares"], int(state["count"])
+
+
+@final
+class SampleObserver:
+    """The sums of the rows along the first axis, and of their squares: the mean, and how samples vary.
+
+    Attributes:
+        count: How many rows were seen.
+    """
+
+    def __init__(self) -> None:
+        self._sums: np.ndarray | None = None
+        self.count = 0
+
+    @property
+    def key(self) -> str:
+        """See `Resumable`."""
+        return "samples"
+
+    @property
+    def total(self) -> np.ndarray:
+        """The sums, float64 (elements of a row,)."""
+        return np.asarray(_seen(self._sums)[0])
+
+    @property
+    def squares(self) -> np.ndarray:
+        """The sums of the squares, float64 (elements of a row,)."""
+        return np.asarray(_seen(self._sums)[1])
+
+    def update(self, array: np.ndarray) -> None:
+        """Take in an array with the samples along the first axis."""
+        rows = array.reshape(len(array), -1).astype(np.float64)
+        sums = np.stack([rows.sum(axis=0), (rows**2).sum(axis=0)])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self.count += len(rows)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """See `Resumable`."""
+        return {"sums": _seen(self._sums).copy(), "count": np.array(self.count)}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """See `Resumable`."""
+        self._sums, self.count = state["sums"], int(state["count"])
 
 
 def _refuse_not_finite(*arrays: np.ndarray) -> None:

@@ -24,11 +24,13 @@ __all__ = [
     "MovingAverageObserver",
     "Observer",
     "RangeObserver",
+    "RangesObserver",
     "Resumable",
     "Settling",
     "make_observer",
 ]
 
+_PERCENTILE = 99.99
 METHODS = ("minmax", "moving_average", "percentile", "entropy", "mse")
 
 
@@ -208,7 +210,7 @@ class HistogramObserver:
         *,
         dtype: str = "uint8",
         symmetric: bool = False,
-        percentile: float = 99.99,
+        percentile: float = _PERCENTILE,
         bins: int = 2048,
         sample: int = 4096,
     ) -> None:
@@ -255,6 +257,59 @@ class HistogramObserver:
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """See `Resumable`."""
         self.histogram.restore(state)
+
+
+@final
+class RangesObserver:
+    """A histogram and the exact extremes, from which a range by each method can be had.
+
+    It must see every value, which a `HistogramObserver` need not.
+    """
+
+    def __init__(self) -> None:
+        self.histogram = StreamingHistogram()
+        self._chosen: dict[tuple[str, str, bool], tuple[float, float]] = {}
+
+    @property
+    def key(self) -> str:
+        """See `Resumable`."""
+        return f"ranges {self.histogram.key}"
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        """The least and the greatest value seen."""
+        return self.histogram.low, self.histogram.high
+
+    def update(self, array: np.ndarray) -> None:
+        """Take in an array of any shape."""
+        self.histogram.update(array)
+        self._chosen.clear()
+
+    def by(self, method: str, *, dtype: str, symmetric: bool) -> tuple[float, float]:
+        """Return the range that a method chooses; "moving_average" is not among them."""
+        _known("method", method, ("minmax", "percentile", "entropy", "mse"))
+        key = method, dtype, symmetric
+        if key not in self._chosen:
+            self._chosen[key] = self._choose(*key)
+        return self._chosen[key]
+
+    def _choose(self, method: str, dtype: str, symmetric: bool) -> tuple[float, float]:
+        extremes = _seen(*self.extremes)
+        if method == "minmax":
+            return extremes
+        if method == "percentile":
+            return percentile_range(self.histogram, _PERCENTILE, symmetric)
+        choose = mse_range if method == "mse" else entropy_range
+        return choose(self.histogram, dtype, symmetric)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """See `Resumable`."""
+        return self.histogram.state()
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """See `Resumable`."""
+        self.histogram.restore(state)
+        self._chosen.clear()
 
 
 def make_observer(method: str, *, dtype: str = "uint8", symmetric: bool = False) -> RangeObserver:

@@ -130,23 +130,27 @@ def _extent(array: np.ndarray) -> tuple[str, str, str]:
 
 def _inputs(given: list[str], signature: Signature) -> dict[str, np.ndarray]:
     from edgeinfer.feeds.files import read_array, read_file
+    from edgeinfer.npz import with_dtype
 
     names = [spec.name for spec in signature.inputs]
     feed: dict[str, np.ndarray] = {}
+    specs = {spec.name: spec for spec in (*signature.inputs, *signature.optional)}
     for text in given:
         name, equals, file = text.partition("=")
         if not equals:
-            found = read_file(Path(text), names)
+            optional = [spec.name for spec in signature.optional]
+            found = read_file(Path(text), names, optional=optional)
             feed |= found if isinstance(found, dict) else {names[0]: found}
-        elif name not in names:
-            raise InputError(f"The model has no input {name!r}.", expected=", ".join(names), found=text)
+        elif name not in specs:
+            raise InputError(f"The model has no input {name!r}.", expected=", ".join(specs), found=text)
         else:
             feed[name] = read_array(Path(file))
-    return feed
+    return {
+        name: with_dtype(array, specs[name].dtype) if name in specs else array for name, array in feed.items()
+    }
 
 
 def _save(path: str, outputs: dict[str, np.ndarray]) -> None:
-
     try:
         write_arrays(Path(path), outputs)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
@@ -237,6 +241,4 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    # Strings in numpy's own form, which needs no pickle.
-    plain = {name: array.astype(str) if array.dtype == object else array for name, array in arrays.items()}
-    write_file(path, lambda file: write_npz(file, plain))
+    write_file(path, lambda file: write_npz(file, arrays))

@@ -50,7 +50,13 @@ def _is_sample(path: Path, suffixes: frozenset[str]) -> bool:
     return path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
 
 
-def read_file(path: Path, names: Sequence[str], preprocessing: Preprocessing | None = None) -> Any:
+def read_file(
+    path: Path,
+    names: Sequence[str],
+    preprocessing: Preprocessing | None = None,
+    *,
+    optional: Sequence[str] = (),
+) -> Any:
     """Return what a file has for each input: an array for the only input, or arrays by name.
 
     Of an `.npz` file the members with the names of inputs are taken; for a model with one input also the only
@@ -60,6 +66,7 @@ def read_file(path: Path, names: Sequence[str], preprocessing: Preprocessing | N
         path: An `.npy`, `.npz` or image file.
         names: The names of the inputs.
         preprocessing: How an image becomes an input.
+        optional: The names of inputs that have a default.
 
     Raises:
         FeedsError: It is missing, of another kind, damaged, or lacks an input.
@@ -78,6 +85,7 @@ def read_file(path: Path, names: Sequence[str], preprocessing: Preprocessing | N
             if isinstance(loaded, np.ndarray):
                 return loaded
             members = _members(loaded.files, names, path)
+            members |= {name: name for name in optional if name in loaded.files}
             return {name: loaded[member] for name, member in members.items()}
 
 

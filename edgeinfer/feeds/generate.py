@@ -13,20 +13,20 @@ __all__ = ["generate_feeds"]
 
 def generate_feeds(
     signature: Signature,
-    count: int = 1,
+    samples: int = 1,
     *,
     shapes: Shapes | None = None,
     batch: int | None = None,
     seed: int = 0,
 ) -> list[dict[str, np.ndarray]]:
-    """Return `count` feeds of pseudo-random values.
+    """Return so many feeds of pseudo-random values.
 
     Floats are standard normal. Integers and booleans are 0 or 1, which are valid token ids, masks and
     indices in nearly every model.
 
     Args:
         signature: The inputs.
-        count: How many feeds.
+        samples: How many feeds.
         shapes: Sizes of symbolic dimensions (`{"N": 8}`) or entire shapes (`{"input": (8, 3, 224, 224)}`).
         batch: The size of the batch where the model leaves it open; None: 1.
         seed: Of the generator; the same seed gives the same feeds.
@@ -38,7 +38,7 @@ def generate_feeds(
     rng = np.random.default_rng(seed)
     return [
         {spec.name: _values(spec, resolved[spec.name], rng) for spec in signature.inputs}
-        for _ in range(count)
+        for _ in range(samples)
     ]
 
 

@@ -175,7 +175,7 @@ class Preprocessing:
             `(1, channels, height, width)` or `(1, height, width, channels)`, of `dtype`.
 
         Raises:
-            FeedsError: It is no such image, or Pillow is not installed.
+            FeedsError: It is no such image, its values are too large for `dtype`, or Pillow is not installed.
         """
         pixels = np.asarray(self._sized(_as_image(image)))
         pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
@@ -187,7 +187,16 @@ class Preprocessing:
             pixels = (pixels.astype(np.float32) * np.float32(self.scale) - mean) / std
         if self.layout == "NCHW":
             pixels = pixels.transpose(2, 0, 1)
-        return np.ascontiguousarray(pixels[None].astype(dtype))
+        with np.errstate(over="ignore"):
+            found = np.ascontiguousarray(pixels[None].astype(dtype))
+        if dtype.kind == "f" and not np.isfinite(found).all():
+            raise FeedsError(
+                f"The values of an image are too large for {self.dtype}.",
+                expected=f"at most {np.finfo(dtype).max:g}",
+                found=f"{np.abs(pixels).max():g}",
+                hint="Check scale, mean and std; they are for pixels from 0 to 255.",
+            )
+        return found
 
     def to_dict(self) -> dict[str, object]:
         """Return it as JSON-compatible values, from which `from_dict` makes it again."""

@@ -15,6 +15,8 @@ __all__ = ["inline_functions"]
 def inline_functions(model: ir.Model) -> tuple[tuple[str, ...], Mapping[str, str]]:
     """Inline what can be inlined, in place; every node has a unique name afterwards.
 
+    Weights, which a function can only hold in Constant nodes, become initializers.
+
     Returns:
         The names of the functions that are gone, and those left by name, with the reason.
     """
@@ -23,11 +25,14 @@ def inline_functions(model: ir.Model) -> tuple[tuple[str, ...], Mapping[str, str
     before = {key: function.name for key, function in model.functions.items()}
     reasons = {key: _reason(function, model) for key, function in model.functions.items()}
     left = {key for key, reason in reasons.items() if reason}
+    if len(left) == len(before):
+        return (), {before[key]: reason for key, reason in reasons.items()}
     try:
         common_passes.InlinePass(criteria=lambda function: function.identifier() not in left)(model)
     except ir.passes.PreconditionError:
         return (), dict.fromkeys(before.values(), "the functions call each other in a circle")
     common_passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    common_passes.LiftConstantsToInitializersPass(lift_all_constants=False)(model)
     common_passes.NameFixPass()(model)
     name_nodes(model)
     gone = tuple(name for key, name in before.items() if key not in model.functions)

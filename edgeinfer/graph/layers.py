@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 import attrs
 import onnx_ir as ir
 
 from edgeinfer.graph.channels.labels import dims, is_weight
+from edgeinfer.graph.im2col import Layout, layout_of_node
+from edgeinfer.graph.initializers import constant
 from edgeinfer.graph.weights import LINEAR_OPS, Linear, linear_of
 
-__all__ = ["find_layers"]
+__all__ = ["find_layers", "layout_of", "positions_of"]
 
 _KINDS = (*LINEAR_OPS, "ConvTranspose")
 
@@ -55,3 +60,32 @@ def _behind_cast(value: ir.Value) -> ir.Value | None:
             return None
         value = producer.inputs[0]
     return value
+
+
+def layout_of(layer: Linear) -> Layout:
+    """Return how a layer reads X."""
+    shape = constant(layer.weight).shape
+    if layer.kind != "ConvTranspose":
+        return layout_of_node(layer.node, shape)
+    # Before its taps are scattered, a transposed convolution multiplies like one with a 1x1 kernel.
+    ones, rank = (1,) * (len(shape) - 2), len(shape) - 2
+    return Layout(
+        op_type="Conv",
+        groups=layer.groups,
+        rows=shape[0] // layer.groups,
+        outputs=shape[0],
+        kernel=ones,
+        strides=ones,
+        dilations=ones,
+        pads=(0,) * (2 * rank),
+    )
+
+
+def positions_of(layer: Linear, shapes: Mapping[str, Sequence[int]]) -> int:
+    """Return how many output positions one sample has, given the shapes of activations by name."""
+    x, y = shapes.get(layer.input.name or ""), shapes.get(layer.node.outputs[0].name or "")
+    if layer.kind == "ConvTranspose":
+        return 1 if x is None else math.prod(x[2:])
+    if y is None or layer.kind == "Gemm":
+        return 1
+    return math.prod(y[2:] if layer.kind == "Conv" else y[1:-1])

@@ -5,13 +5,12 @@ A weight is handled as a stack of matrices `(G, R, K)`: G groups, R output chann
 convolution every tap is an output of its own, which is scattered behind the product.
 
 `find_linear` takes a node as a plain layer with a weight of its own, which quantization needs, or says why
-not; `edgeinfer.graph.layers.find_layers` finds all layers of a graph, also those that share a weight.
+not; `graph.layers.find_layers` finds all layers of a graph.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import cast, final
 
 import attrs
@@ -20,7 +19,6 @@ import onnx_ir as ir
 
 from edgeinfer.devices.profile import Target
 from edgeinfer.graph.constants import constant_value
-from edgeinfer.graph.im2col import Layout, layout_of_node
 from edgeinfer.graph.initializers import (
     add_initializer,
     constant,
@@ -102,7 +100,7 @@ class Linear:
 
     @property
     def bias(self) -> ir.Value | None:
-        """The third input of the node, or what the Add behind it adds, if it is there."""
+        """The third input of the node, or what the Add behind it adds."""
         if self.bias_add is not None:
             return next(v for v in self.bias_add.inputs if v is not self.node.outputs[0])
         return self.node.inputs[2] if len(self.node.inputs) > 2 else None
@@ -133,34 +131,6 @@ class Linear:
     def beta(self) -> float:
         """Gemm's beta, by which the bias is multiplied."""
         return self.node.attributes.get_float("beta", 1.0) if self.kind == "Gemm" else 1.0
-
-    @property
-    def layout(self) -> Layout:
-        """How the layer reads X."""
-        shape = constant(self.weight).shape
-        if self.kind != "ConvTranspose":
-            return layout_of_node(self.node, shape)
-        # Before its taps are scattered, a transposed convolution multiplies like one with a 1x1 kernel.
-        ones, rank = (1,) * (len(shape) - 2), len(shape) - 2
-        return Layout(
-            op_type="Conv",
-            groups=self.groups,
-            rows=shape[0] // self.groups,
-            outputs=shape[0],
-            kernel=ones,
-            strides=ones,
-            dilations=ones,
-            pads=(0,) * (2 * rank),
-        )
-
-    def positions(self, shapes: Mapping[str, Sequence[int]]) -> int:
-        """Return how many output positions one sample has, given the shapes of activations by name."""
-        x, y = shapes.get(self.input.name or ""), shapes.get(self.node.outputs[0].name or "")
-        if self.kind == "ConvTranspose":
-            return 1 if x is None else math.prod(x[2:])
-        if y is None or self.kind == "Gemm":
-            return 1
-        return math.prod(y[2:] if self.kind == "Conv" else y[1:-1])
 
     def array(self) -> np.ndarray:
         """Return the float weight, dequantized where it is quantized, float32 in the initializer's shape."""
@@ -213,6 +183,11 @@ class Linear:
         """Whether there is a place for a bias: a MatMul without an Add behind it has none."""
         return self.kind != "MatMul" or self.bias_add is not None
 
+    @property
+    def owns_bias(self) -> bool:
+        """Whether the bias is a constant that nothing else reads."""
+        return self.bias is not None and self.bias.is_initializer() and len(list(self.bias.uses())) == 1
+
     def bias_vector(self) -> np.ndarray:
         """Return b as (channels,), Gemm's beta included, float64; zeros where there is none."""
         array = None if self.bias is None else constant_value(self.bias)
@@ -230,7 +205,7 @@ class Linear:
                 return
             shape = (*[1] * (stored.ndim - 1), self.channels) if stored.size == 1 else stored.shape
         array = (vector / self.beta).reshape(shape).astype(constant(self.weight).dtype)
-        if old is not None and old.is_initializer() and len(list(old.uses())) == 1:
+        if old is not None and self.owns_bias:
             set_constant(old, array.astype(constant(old).dtype))
             return
         fresh = add_initializer(graph_of(self.node), f"{self.name}_bias", array)
@@ -240,26 +215,6 @@ class Linear:
         if index >= len(reader.inputs):
             reader.resize_inputs(index + 1)
         reader.replace_input_with(index, fresh)
-
-    def rescale(self, *, inputs: np.ndarray | None = None, outputs: np.ndarray | None = None) -> None:
-        """Multiply W by a factor an input channel; divide W and b by a factor an output channel."""
-        stored = constant(self.weight)
-        array = stored.astype(np.float64)
-        if inputs is not None:
-            rows = stored.shape[self.channel_axis] // self.groups
-            factor = np.repeat(inputs.reshape(self.groups, -1), rows, axis=0)  # (outputs, inputs of a group)
-            array *= self._as_weight(factor)
-        if outputs is not None:
-            array /= self._as_weight(outputs[:, None])
-            if self.bias is not None:
-                bias = constant(self.bias)
-                set_constant(self.bias, (bias / outputs).astype(bias.dtype))
-        set_constant(self.weight, array.astype(stored.dtype))
-
-    def _as_weight(self, factor: np.ndarray) -> np.ndarray:
-        """Return factors (outputs, inputs) so that they broadcast over the weight."""
-        factor = factor if self.channel_axis == 0 else factor.T
-        return factor.reshape(*factor.shape, *[1] * (len(constant(self.weight).shape) - 2))
 
     def to_matrices(self, array: np.ndarray) -> np.ndarray:
         """Return an array of the initializer's shape as `(G, R, K)`."""

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from edgeinfer.lazy import attribute_of
 
 if TYPE_CHECKING:
-    from edgeinfer.feeds.generate import generate_feeds
-    from edgeinfer.feeds.shapes import InputShape
     from edgeinfer.measure.compare_report import CompareReport
     from edgeinfer.measure.comparison import compare
     from edgeinfer.measure.inspection import InspectReport, NodeCost, inspect
@@ -32,7 +30,6 @@ _HOME = {
     "Closeness": "edgeinfer.numerics.closeness",
     "CompareReport": "edgeinfer.measure.compare_report",
     "ExecutionSummary": "edgeinfer.runtime.execution",
-    "InputShape": "edgeinfer.feeds.shapes",
     "InspectReport": "edgeinfer.measure.inspection",
     "LayerCloseness": "edgeinfer.measure.layers",
     "LayerLatencies": "edgeinfer.measure.layer_times",
@@ -46,7 +43,6 @@ _HOME = {
     "benchmark_in_turns": "edgeinfer.runtime.benchmark_turns",
     "compare": "edgeinfer.measure.comparison",
     "execution": "edgeinfer.runtime.execution",
-    "generate_feeds": "edgeinfer.feeds.generate",
     "inspect": "edgeinfer.measure.inspection",
     "measure_layers": "edgeinfer.measure.layer_times",
     "measure_speedup": "edgeinfer.measure.speedup",
@@ -59,7 +55,6 @@ __all__ = [
     "Closeness",
     "CompareReport",
     "ExecutionSummary",
-    "InputShape",
     "InspectReport",
     "LayerCloseness",
     "LayerLatencies",
@@ -73,7 +68,6 @@ __all__ = [
     "benchmark_in_turns",
     "compare",
     "execution",
-    "generate_feeds",
     "inspect",
     "measure_layers",
     "measure_speedup",

@@ -99,7 +99,7 @@ class InspectReport:
         }
 
     def table(self) -> Table:
-        """Return what a person wants to know at a glance."""
+        """Return the overview."""
         operators = ", ".join(f"{count} {name}" for name, count in self.operators.items())
         weights = ", ".join(f"{name} {_mb(size)}" for name, size in self.weights.items()) or "none"
         rows = [

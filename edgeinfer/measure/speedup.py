@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import final
+from typing import Any, final
 
 import attrs
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from edgeinfer.backends.registry import get_backend
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import EdgeInferError
+from edgeinfer.feeds.choose import choose_feeds
 from edgeinfer.graph.build import compile_model
 from edgeinfer.measure.timing import timing_clock, timing_options
 from edgeinfer.model.model import Model
@@ -60,7 +61,7 @@ class Speedup:
 def measure_speedup(
     reference: Model,
     candidate: Model,
-    feed: Mapping[str, np.ndarray],
+    feeds: Any,
     *,
     target: Target | str | None = None,
     threads: int = 1,
@@ -71,14 +72,18 @@ def measure_speedup(
     Args:
         reference: The model to compare with.
         candidate: The model that should be faster.
-        feed: Inputs of both.
+        feeds: What to run in both: the first feed of it, as for `benchmark`.
         target: The target; None for ONNX Runtime.
         threads: Threads within an operator, for backends with such an option.
         seconds: How long to measure, about.
 
     Returns:
         The speed-up, or None when the target cannot be measured on this machine.
+
+    Raises:
+        InputError: The feeds do not fit.
     """
+    feed = choose_feeds(feeds, reference.signature).feeds[0]
     parsed = Target.parse(target or "onnxruntime")
     if not get_backend(parsed.backend).capabilities().available:
         return None

@@ -12,7 +12,7 @@ __all__ = ["COLUMNS", "Group", "Row", "group_entries", "places", "report_rows", 
 SHOWN_NAMES, SHOWN_ROWS = 3, 12
 # Words that name something or count something: quoted ones, and those with a digit, a slash, a dot or an
 # underscore inside.
-_PARTICULAR = re.compile(r"'[^']*'|[^\s;,()]*[\d/_.][^\s;,()]*[^\s;,():.]|\d")
+_PARTICULAR = re.compile(r"'[^']*'|[^\s;,()]*[\d/_.][^\s;,()]*(?<![:.])")
 _ANY = "…"
 
 

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-__all__ = ["cholesky", "inverse", "inverse_factor", "matmul", "solve"]
+__all__ = ["cholesky", "inverse", "inverse_factor", "matmul", "round_bits", "solve"]
 
 # Sums over more terms are taken in blocks of so many, one after another.
 _TERMS = 1 << 15
@@ -165,3 +165,15 @@ def _factor(a: np.ndarray) -> np.ndarray:
             raised = 10 * raised if raised else 1e-12 * largest + 1e-30
             if not math.isfinite(raised):
                 raise
+
+
+def round_bits(array: np.ndarray, bits: int = 12) -> np.ndarray:
+    """Return the values rounded to so many bits, float64: what comes of an exp or log differs in the last.
+
+    Args:
+        array: Finite values of any shape.
+        bits: Of the mantissa. 12 are enough for a factor that was estimated.
+    """
+    mantissa, exponent = np.frexp(np.asarray(array, np.float64))
+    rounded: np.ndarray = np.ldexp(np.rint(mantissa * 2.0**bits), exponent - bits)
+    return rounded

@@ -13,16 +13,19 @@ from edgeinfer.display import track
 from edgeinfer.graph.channels.groups import Dependencies, analyze
 from edgeinfer.graph.data_sizes import data_dependent_sizes
 from edgeinfer.graph.layers import find_layers
-from edgeinfer.graph.names import require_nodes
+from edgeinfer.graph.subgraphs import read_values
+from edgeinfer.pruning.budget.latency import timing_target
 from edgeinfer.pruning.budget.plan import plan
 from edgeinfer.pruning.budget.sensitivity import compensate
 from edgeinfer.pruning.budget.settings import Budget, Settings
+from edgeinfer.pruning.reconstruction.batches import Batches
 from edgeinfer.pruning.reconstruction.refit import Refitter, refusals
 from edgeinfer.pruning.reconstruction.statistics import columns_of_each_feed
 from edgeinfer.pruning.structure.prepare import prepare
 from edgeinfer.pruning.structure.surgery import remove_channels
 from edgeinfer.pruning.structure.unreached import unreached_layers
 from edgeinfer.transforms.contract import ReportBuilder
+from edgeinfer.transforms.options import require_nodes
 from edgeinfer.transforms.refusal import Refusal
 
 __all__ = ["Refit", "downstream", "prune_structured", "refit_all"]
@@ -63,7 +66,7 @@ def downstream(graph: ir.Graph, changed: set[str]) -> set[str]:
     """Return the names of the nodes that read a changed tensor, or one that depends on it."""
     dirty, nodes = set(changed), set()
     for node in graph:
-        if any(v is not None and v.name in dirty for v in node.inputs):
+        if any(value.name in dirty for value in read_values(node)):
             nodes.add(node.name or "")
             dirty |= {v.name or "" for v in node.outputs}
     return nodes
@@ -77,10 +80,12 @@ def prune_structured(model: ir.Model, report: ReportBuilder, settings: Settings)
         report: What was done.
         settings: How.
     """
-    require_nodes(settings.keep_nodes, model.graph, where="keep_nodes")
+    require_nodes(settings.keep_nodes, (node.name for node in model.graph.all_nodes()), "option keep_nodes")
     work = model.clone()
     prepare(work)
     reference = work.clone()
+    if settings.feeds is not None:
+        settings = attrs.evolve(settings, feeds=Batches.of(settings.feeds, model.graph))
     columns = columns_of_each_feed(settings.feeds or (), settings.max_columns)
     total: list[float] = []
     left = np.linspace(1, settings.budget.keep, settings.rounds + 1)[1:]
@@ -193,7 +198,7 @@ def _report_removed(
                 name, f"all {before} {settings.kind}s are kept: the budget is met at less loss elsewhere"
             )
     metric = settings.budget.metric
-    unit = f" ms on {settings.target or 'onnxruntime'}, measured" if metric == "latency" else ""
+    unit = f" ms on {timing_target(settings.target).backend}, measured" if metric == "latency" else ""
     asked, reached = settings.budget.keep, total[-1] / total[0]
     report.note(
         f"{metric}: asked to keep {asked:.1%}, kept {reached:.1%} ({total[0]:.6g} -> {total[-1]:.6g}{unit})"

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from edgeinfer.artifact.signature import Signature
 from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.devices.profile import Target
-from edgeinfer.errors import PreconditionError
+from edgeinfer.errors import TransformOptionError
 from edgeinfer.pruning import options
 from edgeinfer.pruning.budget.criteria import CRITERIA, Criterion
 from edgeinfer.pruning.budget.settings import Budget, Settings
@@ -81,6 +81,9 @@ class PruneChannels(GraphTransform):
     seed: int = attrs.field(default=0, kw_only=True, validator=options.number(at_least=0, whole=True))
     progress: bool | None = attrs.field(default=None, kw_only=True)
 
+    names_layers = True
+    reports_on = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+
     def __attrs_post_init__(self) -> None:
         _ = self.budget  # refused here if there is none
 
@@ -95,7 +98,9 @@ class PruneChannels(GraphTransform):
             if keep is not None:
                 return Budget(metric=metric, keep=keep)  # type: ignore[arg-type]
         if self.keep_macs is None:
-            raise PreconditionError("PruneChannels needs a budget.", hint="Give keep_macs, for instance 0.8.")
+            raise TransformOptionError(
+                "PruneChannels needs a budget.", hint="Give keep_macs, for instance 0.8."
+            )
         return Budget(metric="macs", keep=self.keep_macs)
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:

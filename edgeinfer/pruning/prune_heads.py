@@ -62,6 +62,9 @@ class PruneHeads(GraphTransform):
     target: Target | str | None = attrs.field(default=None, kw_only=True, validator=options.target)
     progress: bool | None = attrs.field(default=None, kw_only=True)
 
+    names_layers = True
+    reports_on = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Prune the head groups."""
         prune_structured(

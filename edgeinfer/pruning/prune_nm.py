@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 
 from edgeinfer.errors import PreconditionError
+from edgeinfer.graph.layers import layout_of
 from edgeinfer.graph.weights import Linear
 from edgeinfer.pruning import options
 from edgeinfer.pruning.sparse_masks import group_order, magnitude_nm_mask, nm_mask
@@ -50,7 +51,7 @@ class PruneNM(Sparsify):
         )
 
     def _refuse(self, layer: Linear) -> Refusal | None:
-        channels = layer.layout.rows // layer.taps
+        channels = layout_of(layer).rows // layer.taps
         if channels % self.m == 0:
             return None
         return Refusal(layer.name, f"{channels} input channels are no multiple of {self.m}")

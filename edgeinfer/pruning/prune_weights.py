@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeinfer.graph.weights import Linear
 from edgeinfer.pruning import options
-from edgeinfer.pruning.sparse_masks import sparse_mask
+from edgeinfer.pruning.sparse_masks import dropped_count, sparse_mask
 from edgeinfer.pruning.sparsify import Pattern, Sparsify
 
 __all__ = ["PruneWeights"]
@@ -45,5 +45,5 @@ class PruneWeights(Sparsify):
         return sparse_mask(weight, np.eye(weight.shape[1]) if cov is None else cov, self.sparsity)
 
     def _satisfied(self, _: Linear, weight: np.ndarray) -> bool:
-        # Rounding in blocks of columns may leave a few weights short of the wanted part.
-        return bool((weight == 0).mean() >= self.sparsity - 0.01)
+        rows, columns = weight.shape
+        return int((weight == 0).sum()) >= dropped_count(rows, columns, self.sparsity)

@@ -12,10 +12,11 @@ import itertools
 
 import numpy as np
 
+from edgeinfer.graph.layers import layout_of
 from edgeinfer.graph.weights import Linear
 from edgeinfer.numerics.fixed_order import inverse_factor, solve
 
-__all__ = ["group_order", "magnitude_nm_mask", "nm_mask", "sparse_mask", "upper_factor"]
+__all__ = ["dropped_count", "group_order", "magnitude_nm_mask", "nm_mask", "sparse_mask", "upper_factor"]
 
 _DAMPING = 1e-2
 _BLOCK = 64
@@ -27,7 +28,7 @@ def group_order(layer: Linear, m: int) -> np.ndarray:
     That is where sparse tensor cores look for their pattern: along the input channels.
     """
     taps = layer.taps
-    columns = layer.layout.rows
+    columns = layout_of(layer).rows
     grid = np.arange(columns).reshape(-1, m, taps)
     order: np.ndarray = grid.transpose(0, 2, 1).reshape(-1)
     return order
@@ -90,6 +91,12 @@ def sparse_mask(weight: np.ndarray, cov: np.ndarray, sparsity: float) -> np.ndar
         keep[:, start : start + _BLOCK] = ~dropped.reshape(block.shape)
         _sweep(work, upper, dropped.reshape(block.shape), start)
     return keep
+
+
+def dropped_count(rows: int, columns: int, sparsity: float) -> int:
+    """Return how many weights `sparse_mask` drops, which is rounded in every block of columns."""
+    widths = (min(_BLOCK, columns - start) for start in range(0, columns, _BLOCK))
+    return sum(round(sparsity * rows * width) for width in widths)
 
 
 def _sweep(work: np.ndarray, upper: np.ndarray, dropped: np.ndarray, start: int) -> None:

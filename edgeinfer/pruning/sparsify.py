@@ -1,6 +1,6 @@
 """`Sparsify`: what transforms that zero single weights have in common.
 
-Linear by layer, in topological order: the dense weights are fitted to what the float model computes, from the
+Layer by layer, in topological order: the dense weights are fitted to what the float model computes, from the
 inputs that the pruned model has by now; a mask is chosen for them; the weights that stay are solved for
 exactly, row by row. Sequential fitting and the exact solve are what SparseGPT's one pass leaves on the table.
 """
@@ -22,15 +22,16 @@ from edgeinfer.display import track
 from edgeinfer.feeds.feeds import FeedIterable
 from edgeinfer.graph.initializers import constant
 from edgeinfer.graph.layers import find_layers
-from edgeinfer.graph.names import require_nodes
 from edgeinfer.graph.weights import Linear
 from edgeinfer.pruning import options
 from edgeinfer.pruning.engine import downstream
+from edgeinfer.pruning.reconstruction.batches import Batches
 from edgeinfer.pruning.reconstruction.refit import Refitter, refusals
 from edgeinfer.pruning.reconstruction.statistics import columns_of_each_feed
 from edgeinfer.pruning.structure.prepare import prepare
 from edgeinfer.pruning.structure.unreached import unreached_layers
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
+from edgeinfer.transforms.options import require_nodes
 from edgeinfer.transforms.refusal import Refusal
 from edgeinfer.values import as_frozenset
 
@@ -92,7 +93,8 @@ class Sparsify(GraphTransform):
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Give every layer that can have it the pattern, refit, and report."""
-        require_nodes(self.keep_nodes, model.graph, where=f"{type(self).__name__}, keep_nodes")
+        names = (node.name for node in model.graph.all_nodes())
+        require_nodes(self.keep_nodes, names, f"{type(self).__name__}, keep_nodes")
         work = model.clone()
         prepare(work)
         wanted = _wanted(work, report, self)
@@ -106,7 +108,7 @@ class Sparsify(GraphTransform):
                 _by_magnitude(layer, report, self.pattern)
         else:
             feeds = as_calibration(self.calibration, Signature.of_graph(model.graph))
-            _with_data(work, wanted, feeds, report, self)
+            _with_data(work, wanted, Batches.of(feeds, model.graph), report, self)
         _total(wanted, report)
         model.graph, model.ir_version = work.graph, work.ir_version
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 __all__ = ["stream_in_order"]
 
@@ -30,32 +33,35 @@ def stream_in_order(
         take: Checks and copies a feed, in the caller's thread, before the source is read again.
         run: Runs in other threads.
         in_flight: How many may run at once, at least 1.
-        check: Raises where the threads that run are not there any more.
+        check: Raises in a forked child, where the threads that run are not.
     """
+    from concurrent.futures import ThreadPoolExecutor  # with logging, for sessions that stream
+
     pending: deque[Future[Output]] = deque()
     failure: Exception | None = None
-
-    def finished() -> Output:
-        check()
-        return pending.popleft().result()
-
-    with ThreadPoolExecutor(in_flight, thread_name_prefix="edgeinfer-stream") as pool:
-        try:
-            while True:
-                try:
-                    taken = take(next(source))
-                except StopIteration:
-                    break
-                except Exception as error:  # raised below, behind the outputs that come before it
-                    failure = error
-                    break
-                if len(pending) == in_flight:
-                    yield finished()
-                pending.append(pool.submit(run, taken))
-            while pending:
-                yield finished()
-        finally:
+    process = os.getpid()
+    pool = ThreadPoolExecutor(in_flight, thread_name_prefix="edgeinfer-stream")
+    try:
+        while True:
+            check()
+            try:
+                taken = take(next(source))
+            except StopIteration:
+                break
+            except Exception as error:  # raised below, behind the outputs that come before it
+                failure = error
+                break
+            if len(pending) == in_flight:
+                yield pending.popleft().result()
+                check()
+            pending.append(pool.submit(run, taken))
+        while pending:
+            check()
+            yield pending.popleft().result()
+    finally:
+        if os.getpid() == process:  # a forked child has none of the pool's threads, and perhaps its locks
             for future in pending:
                 future.cancel()
+            pool.shutdown()
     if failure is not None:
         raise failure

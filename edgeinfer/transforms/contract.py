@@ -142,6 +142,8 @@ class GraphTransform(ir.passes.FunctionalPass, metaclass=OurErrors):
             rewrite sees their nodes. That is kept, and noted, when the rewrite changes something.
         names_layers: Declares that each layer is named in the report: what the rewrite says nothing about is
             reported as skipped.
+        reports_on: Operators that the rewrite itself says enough about where they are in the main graph. With
+            `names_layers`, the layers of other operators and of subgraphs are reported for it.
     """
 
     min_opset: ClassVar[int] = 7
@@ -149,6 +151,7 @@ class GraphTransform(ir.passes.FunctionalPass, metaclass=OurErrors):
     idempotent: ClassVar[bool] = True
     inlines_functions: ClassVar[bool] = True
     names_layers: ClassVar[bool] = False
+    reports_on: ClassVar[frozenset[str]] = frozenset()
 
     @abc.abstractmethod
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
@@ -181,7 +184,7 @@ class GraphTransform(ir.passes.FunctionalPass, metaclass=OurErrors):
                 f"{name} failed: {type(error).__name__}: {error}",
                 hint="This is a defect in the transform; please report it with the model.",
             ) from error
-        _name_the_rest(places, report, name)
+        _name_the_rest(places, report, self)
         if report.applied:
             report.notes[:0] = prepared
         after = self._checked(model, work, report, before)
@@ -362,11 +365,13 @@ def _history_entry(report: TransformReport) -> HistoryEntry:
     )
 
 
-def _name_the_rest(layers: Iterable[Place], report: ReportBuilder, name: str) -> None:
+def _name_the_rest(layers: Iterable[Place], report: ReportBuilder, transform: GraphTransform) -> None:
     """Name the layers that the rewrite said nothing about."""
+    name = type(transform).__name__
     named = {node for node, _ in (*report.applied, *report.skipped)}
     for layer in layers:
-        if layer.node not in named:
+        known = not layer.inside and layer.op_type in transform.reports_on
+        if layer.node not in named and not known:
             reason = layer.inside or "has no recipe"
             report.skip(layer.node, f"{layer.op_type} {reason}: {name} leaves it alone")
 

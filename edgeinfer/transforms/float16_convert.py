@@ -25,6 +25,9 @@ class Converter:
         half: The nodes that are to compute in float16, with the inputs and outputs that are float16 then.
         limits: Where values saturate that a Cast takes to float16, and constants.
         keep_io: Keep the inputs and outputs of the model float32. Those of subgraphs always are.
+
+    Attributes:
+        saturated: The names of values that now saturate before they become float16, and where.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Converter:
         self._names |= {value.name for graph in graphs for value in graph.inputs}
         self._names |= {name for graph in graphs for name in graph.initializers}
         self._nodes = {node.name for node in model.graph.all_nodes()}
+        self.saturated: dict[str, float] = {}
 
     def convert(self) -> None:
         """Convert in place."""
@@ -126,6 +130,7 @@ class Converter:
                 source = before  # one Cast instead of two; these fit
         new: list[ir.Node] = []
         if value in self._limits:
+            self.saturated[value.name or ""] = self._limits[value]
             new.append(self._clip(source, self._limits[value]))
             source = new[0].outputs[0]
         new.append(self._cast(source, _HALF, self._new_name(f"{value.name}_fp16"), value.shape))

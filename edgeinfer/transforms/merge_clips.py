@@ -1,8 +1,9 @@
 """Clip and Relu that follow each other become one, exactly.
 
 Both are y = min(high, max(low, x)); when low is greater than high, all of y is high (ONNX, Clip from version
-11 on). Each maps onto [min(low, high), high], so two of them in a row are one again, with the second applied
-to the ends of the first:
+11 on). A bound that is missing is the least or greatest finite number of the dtype. Each maps onto
+[min(low, high), high], so two of them in a row are one again, with the second applied to the ends of the
+first:
 
     low' = second(min(low, high)),     high' = second(high)
 
@@ -13,8 +14,9 @@ both. A bound that is NaN is left alone, since runtimes differ about it.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -26,11 +28,13 @@ Number: TypeAlias = "int | float"
 
 
 class _Bound(NamedTuple):
+    """A number, and the initializer that holds it; None for a missing bound and for the 0 of Relu."""
+
     number: Number
-    value: ir.Value | None  # None: unbounded, or the 0 of Relu
+    value: ir.Value | None
 
 
-_LOWEST, _HIGHEST, _ZERO = _Bound(-math.inf, None), _Bound(math.inf, None), _Bound(0, None)
+_ZERO, _UNBOUNDED = _Bound(0, None), _Bound(math.inf, None)
 
 
 def merge_clips(graph: ir.Graph, opset: int) -> None:
@@ -49,8 +53,10 @@ def merge_clips(graph: ir.Graph, opset: int) -> None:
         first = _range(first_node, opset)
         if first is None or len(data.uses()) > 1 or data.is_graph_output():
             continue
-        low, high = (_clamped(end, second) for end in (min(*first, key=_number), first[1]))
-        like = next((bound.value for bound in (*first, *second) if bound.value is not None), None)
+        low, high = (_clamped(end, second) for end in (_least(*first), first[1]))
+        like = next(
+            (bound.value for bound in (*first, *second) if bound.value is not None), first_node.inputs[0]
+        )
         _rewrite(node, first_node.inputs[0], low, high, like)
 
 
@@ -59,10 +65,11 @@ def _range(node: ir.Node, opset: int) -> tuple[_Bound, _Bound] | None:
     if node.domain or not node.inputs:
         return None
     if node.op_type == "Relu":
-        return _ZERO, _HIGHEST
-    if node.op_type != "Clip" or opset < 11:
+        return _ZERO, _UNBOUNDED
+    ends = _finite_ends(node.inputs[0]) if node.op_type == "Clip" and opset >= 11 else None
+    if ends is None:
         return None
-    bounds = [_LOWEST, _HIGHEST]
+    bounds = [_Bound(end, None) for end in ends]
     for index, value in enumerate(node.inputs[1:3]):
         if value is None:
             continue
@@ -73,12 +80,28 @@ def _range(node: ir.Node, opset: int) -> tuple[_Bound, _Bound] | None:
     return bounds[0], bounds[1]
 
 
+def _finite_ends(value: ir.Value | None) -> tuple[Number, Number] | None:
+    """Return the least and the greatest finite number of the dtype, which a Clip without bounds has."""
+    if value is None or value.dtype is None or value.dtype is ir.DataType.STRING:
+        return None
+    dtype = value.dtype.numpy()
+    if dtype.kind in "iu":
+        return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    info: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    return float(info.min), float(info.max)
+
+
 def _clamped(bound: _Bound, to: tuple[_Bound, _Bound]) -> _Bound:
-    return min(to[1], max(to[0], bound, key=_number), key=_number)
+    return _least(to[1], _greatest(to[0], bound))
 
 
-def _number(bound: _Bound) -> Number:
-    return bound.number
+def _least(*bounds: _Bound) -> _Bound:
+    """Return the lower one; of equal ones, one that is stored."""
+    return min(bounds, key=lambda bound: (bound.number, bound.value is None))
+
+
+def _greatest(*bounds: _Bound) -> _Bound:
+    return max(bounds, key=lambda bound: (bound.number, bound.value is not None))
 
 
 def _rewrite(node: ir.Node, data: ir.Value | None, low: _Bound, high: _Bound, like: ir.Value | None) -> None:
@@ -89,32 +112,36 @@ def _rewrite(node: ir.Node, data: ir.Value | None, low: _Bound, high: _Bound, li
         data: What the first of the pair reads.
         low: The new lower bound.
         high: The new upper bound.
-        like: A bound of either node, for the dtype of a 0; None when both are Relu.
+        like: A value of their dtype.
     """
     inputs = [data]
-    if low != _ZERO or high.number != math.inf:
-        assert like is not None or (low.number, high.number) == (-math.inf, math.inf)
-        ends = ((low, -math.inf), (high, math.inf))
-        bounds = [None if bound.number == end else bound for bound, end in ends]
-        zero = None if _ZERO not in bounds or like is None else _new_zero(node, like)
-        inputs += [None if bound is None else bound.value or zero for bound in bounds]
+    is_relu = (low.number, high.number) == (0, math.inf)
+    if not is_relu:
+        ends = _finite_ends(like)
+        assert ends is not None  # two Relu are a Relu, and a Clip without a known dtype is not read
+        for bound, end in zip((low, high), ends, strict=True):
+            if bound.value is not None or bound.number == end:
+                inputs.append(bound.value)
+            else:
+                inputs.append(_new_bound(node, bound.number, like))
     while inputs[-1] is None:
         inputs.pop()
-    node.op_type = "Relu" if low == _ZERO and high.number == math.inf else "Clip"
+    node.op_type = "Relu" if is_relu else "Clip"
     node.resize_inputs(len(inputs))
     for index, value in enumerate(inputs):
         node.replace_input_with(index, value)
 
 
-def _new_zero(node: ir.Node, like: ir.Value) -> ir.Value:
-    """Register the 0 of a Relu as a scalar initializer."""
-    graph, array = node.graph, constant_of(like)
+def _new_bound(node: ir.Node, number: Number, like: ir.Value | None) -> ir.Value:
+    """Register a scalar initializer."""
+    graph = node.graph
     assert isinstance(graph, ir.Graph)
-    assert array is not None
-    name = f"{node.name}_zero"
+    assert like is not None
+    assert like.dtype is not None
+    name = f"{node.name}_bound"
     while name in graph.initializers:
         name += "_"
-    tensor = ir.tensor(np.zeros((), array.dtype), name=name)
-    value = ir.Value(name=name, shape=ir.Shape([]), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    tensor = ir.tensor(np.array(number, like.dtype.numpy()), name=name)
+    value = ir.Value(name=name, shape=ir.Shape([]), type=ir.TensorType(like.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value

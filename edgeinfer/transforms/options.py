@@ -92,6 +92,7 @@ def _bad_option(
     # Validators of attrs raise with the attribute and the value behind the message.
     text = str(error.args[0] if error.args else error)
     option = next((arg.name for arg in error.args if isinstance(arg, attrs.Attribute)), None)
+    option = option or next((key for key in known if text.startswith(f"'{key}'")), None)
     shown = ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in given.items())])
     return TransformOptionError(
         f"{name} does not take these options: {text}.",
@@ -112,7 +113,7 @@ def require_nodes(names: Iterable[str], nodes: Iterable[str | None], where: str)
     Args:
         names: The names that were given.
         nodes: The names that there are.
-        where: The transform and its option, such as `ToFloat16, keep_nodes`.
+        where: The transform and its option, such as `ToFloat16, keep_float`.
 
     Raises:
         PreconditionError: The first unknown name, with those most like it.
@@ -121,8 +122,8 @@ def require_nodes(names: Iterable[str], nodes: Iterable[str | None], where: str)
     for name in sorted(set(names) - known):
         hints = (near_matches(name, known), "Names survive transforms; `inspect` lists them.")
         raise PreconditionError(
-            "There is no such node.",
-            where=f"{where}: {name!r}",
+            f"The model has no node {name!r}.",
+            where=where,
             expected="names of nodes of the model",
             found=name,
             hint=" ".join(hint for hint in hints if hint),

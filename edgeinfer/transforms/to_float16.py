@@ -65,14 +65,14 @@ class ToFloat16(GraphTransform):
 
     Args:
         keep_ops: Operators to keep in float32, besides those that are kept by default.
-        keep_nodes: Names of nodes to keep in float32.
+        keep_float: Names of nodes to keep in float32.
         keep_io: Keep the inputs and outputs float32, with Casts inside. False changes the signature.
         calibration: Feeds (mappings from input name to array); nodes whose tensors leave float16's range on
             them stay in float32. Memory does not grow with their number.
     """
 
     keep_ops: tuple[str, ...] = attrs.field(default=(), converter=_names)
-    keep_nodes: tuple[str, ...] = attrs.field(default=(), converter=_names)
+    keep_float: tuple[str, ...] = attrs.field(default=(), converter=_names)
     keep_io: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
     calibration: Iterable[Mapping[str, np.ndarray[Any, Any]]] | None = attrs.field(
         default=None, eq=False, repr=False
@@ -88,8 +88,8 @@ class ToFloat16(GraphTransform):
         config: dict[str, object] = {"calibrated": True} if self.calibration is not None else {}
         if self.keep_ops:
             config["keep_ops"] = list(self.keep_ops)
-        if self.keep_nodes:
-            config["keep_nodes"] = list(self.keep_nodes)
+        if self.keep_float:
+            config["keep_float"] = list(self.keep_float)
         if not self.keep_io:
             config["keep_io"] = False
         return config
@@ -123,11 +123,14 @@ class ToFloat16(GraphTransform):
         if half:
             model.ir_version = max(model.ir_version, 4)  # before it, every initializer had to be an input
             limits = limits_of(model.graph) | dict.fromkeys(masks, MASK_LIMIT)
-            Converter(model, half, limits, keep_io=self.keep_io).convert()
+            converter = Converter(model, half, limits, keep_io=self.keep_io)
+            converter.convert()
+            for name, limit in converter.saturated.items():
+                report.note(f"{name} saturates at {limit:.0f} where it becomes float16")
 
     def _check_names(self, model: ir.Model) -> None:
         nodes = list(model.graph.all_nodes())
-        require_nodes(self.keep_nodes, (node.name for node in nodes), "ToFloat16, keep_nodes")
+        require_nodes(self.keep_float, (node.name for node in nodes), "ToFloat16, keep_float")
         known = {node.op_type for node in nodes} | {schema.name for schema in onnx.defs.get_all_schemas()}
         for operator in sorted(set(self.keep_ops) - known):
             raise PreconditionError(
@@ -181,7 +184,7 @@ class ToFloat16(GraphTransform):
     def _asked(self, node: ir.Node) -> str | None:
         if node.op_type in self.keep_ops:
             return f"keep_ops has {node.op_type}"
-        return "keep_nodes has it" if node.name in self.keep_nodes else None
+        return "keep_float has it" if node.name in self.keep_float else None
 
 
 def _saturates_for_a_cast(node: ir.Node) -> bool:

@@ -15,7 +15,7 @@ from edgeinfer.backends.onnxruntime_ import backend as onnxruntime_
 from edgeinfer.backends.onnxruntime_.options import OnnxRuntimeOptions
 from edgeinfer.backends.protocol import CompileOptions, LoadOptions
 from edgeinfer.backends.registry import get_backend
-from edgeinfer.errors import ArtifactTrustError, CompileError, DeviceError, OptionsError
+from edgeinfer.errors import ArtifactTrustError, CompileError, DeviceError, InferenceError, OptionsError
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>\n'
 ADD = HEADER + "add (float[N, 3] x) => (float[N, 3] y) { y = Add(x, x) }"
@@ -197,6 +197,70 @@ def test_bfloat16_goes_in_and_out(shape, size):
         bound.inputs["x"][...] = x
         bound.run()
         np.testing.assert_array_equal(bound.outputs["y"], x)
+
+
+ODD = {
+    "FLOAT8E4M3FN": ml_dtypes.float8_e4m3fn,
+    "FLOAT8E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
+    "FLOAT8E5M2": ml_dtypes.float8_e5m2,
+    "FLOAT8E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
+    "INT4": ml_dtypes.int4,
+    "UINT4": ml_dtypes.uint4,
+}
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("dim", ["N", 5])
+def test_dtypes_that_numpy_does_not_have(backend, kind, dim):
+    pytest.importorskip(backend)
+    dtype, number = ODD[kind], getattr(onnx.TensorProto, kind)
+    text = f"""<ir_version: 10, opset_import: ["": 21]>
+    c ({kind.lower()}[{dim}] x, float[{dim}] z) => (float[{dim}] y, {kind.lower()}[{dim}] w)
+    {{ y = Cast<to = 1>(x) w = Cast<to = {number}>(z) }}"""
+    values = np.array([1, 2, 3, 4, 7] if kind[0] == "U" else [1, -2, 3, -4, 7], np.float32)
+    feed = {"x": values.astype(dtype), "z": values}
+    if backend == "openvino" and kind.endswith("FNUZ"):
+        with pytest.raises(CompileError):
+            ei.compile(model(text), backend)
+        return
+    with ei.load(ei.compile(model(text), backend)) as loaded:
+        found = loaded.infer(feed)
+        assert found["w"].dtype == dtype
+        assert found["y"].tolist() == values.astype(dtype).astype(np.float32).tolist()
+        assert found["w"].tolist() == values.astype(dtype).tolist()
+        with loaded.bind({"x": (5,), "z": (5,)}) as bound:
+            for factor in (1, 0):
+                bound.inputs["x"][...] = (values * factor).astype(dtype)
+                bound.inputs["z"][...] = values * factor
+                bound.run()
+                assert bound.outputs["y"].tolist() == (values * factor).astype(dtype).tolist()
+                assert bound.outputs["w"].tolist() == (values * factor).astype(dtype).tolist()
+
+
+def test_strings_beside_dtypes_that_numpy_does_not_have_are_refused():
+    text = HEADER + "s (string[N] x, bfloat16[N] z) => (string[N] y, float[N] w)"
+    text += "{ y = Identity(x) w = Cast<to = 1>(z) }"
+    with pytest.raises(CompileError, match="strings beside"):
+        session(text)
+
+
+def test_a_small_session_runs_plainly_once_a_declared_shape_was_wrong():
+    text = HEADER + "c (float[4] x, bool[4] c) => (float[4] y) { y = Compress<axis = 0>(x, c) }"
+    x, every = np.arange(4, dtype=np.float32), np.ones(4, bool)
+    with session(text) as loaded:
+        for c in (every, every, np.array([1, 0, 0, 1], bool), every):
+            np.testing.assert_array_equal(loaded.infer({"x": x, "c": c})["y"], x[c])
+
+
+def test_zeros_that_a_model_does_not_take_leave_the_declared_shapes():
+    text = HEADER + "d (int32[4] x, int32[4] z) => (int32[4] y) { y = Div(x, z) }"
+    with session(text) as loaded, loaded.bind() as bound:
+        bound.inputs["x"][...], bound.inputs["z"][...] = 6, 3
+        bound.run()
+        assert bound.outputs["y"].tolist() == [2, 2, 2, 2]
+    with session(text.replace("[4]", "[N]")) as loaded, pytest.raises(InferenceError, match="zero"):
+        loaded.bind({"x": (4,), "z": (4,)})
 
 
 def test_strings():

@@ -119,12 +119,22 @@ def test_any_image_becomes_an_input_of_the_size_and_json_changes_nothing(made, h
     again = Preprocessing.from_dict(json.loads(json.dumps(made.to_dict())))
     assert again == made
     pixels = picture(height, width)
+    largest = (255 * abs(made.scale) + max(map(abs, made.mean))) / min(map(abs, made.std))
+    if largest > np.finfo(made.dtype).max:
+        return  # see the next test
     found = made.apply(pixels)
     assert found.shape == (
         (1, made.channels, *made.size) if made.layout == "NCHW" else (1, *made.size, made.channels)
     )
     assert str(found.dtype) == made.dtype
     np.testing.assert_array_equal(again.apply(pixels), found)
+
+
+def test_values_that_a_dtype_does_not_hold_are_refused():
+    made = Preprocessing(size=2, dtype="float16", scale=300)
+    assert made.apply(np.full((2, 2, 3), 200, np.uint8)).max() == 60000
+    with pytest.raises(FeedsError, match="too large for float16"):
+        made.apply(np.full((2, 2, 3), 250, np.uint8))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeinfer.errors import CalibrationError, PreconditionError
+from edgeinfer.errors import CalibrationError, PreconditionError, TransformOptionError
 from edgeinfer.graph.initializers import constant
 from edgeinfer.graph.layers import find_layers
 from edgeinfer.model.model import Model
@@ -120,7 +120,7 @@ def test_nothing_to_do_changes_nothing(network, calibration):
 
 @pytest.mark.parametrize("keep", [0.0, -1.0, 1.5])
 def test_a_ratio_out_of_range_is_refused(keep):
-    with pytest.raises(PreconditionError, match="keep_macs is the part to keep"):
+    with pytest.raises(TransformOptionError, match="keep_macs is the part to keep"):
         PruneChannels(keep)
 
 

@@ -9,7 +9,7 @@ import attrs
 import onnx_ir as ir
 import pytest
 
-from edgeinfer.errors import PreconditionError
+from edgeinfer.errors import TransformError
 from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
 from edgeinfer.quantization.placement.dialects import dialect_of
 from edgeinfer.transforms import Pipeline, SmoothQuant
@@ -49,5 +49,5 @@ def test_alpha_is_found_by_the_expected_noise(outliers, weights):
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1])
 def test_alpha_beyond_its_bounds_is_refused(alpha):
-    with pytest.raises(PreconditionError, match="alpha"):
+    with pytest.raises(TransformError, match="alpha"):
         SmoothQuant(calibration=[], alpha=alpha)

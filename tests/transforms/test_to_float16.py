@@ -42,7 +42,7 @@ def test_inputs_and_outputs_in_float16(parse) -> None:
     assert after.signature.inputs[0].dtype == after.signature.outputs[0].dtype == np.float16
 
 
-@pytest.mark.parametrize("keep", [{"keep_ops": ("Relu",)}, {"keep_nodes": ("relu",)}, {"keep_ops": "Relu"}])
+@pytest.mark.parametrize("keep", [{"keep_ops": ("Relu",)}, {"keep_float": ("relu",)}, {"keep_ops": "Relu"}])
 def test_what_the_caller_keeps(parse, keep) -> None:
     after, report = ToFloat16(**keep).apply(parse(chain()))
     found = dtypes(after)
@@ -51,8 +51,8 @@ def test_what_the_caller_keeps(parse, keep) -> None:
 
 
 def test_an_unknown_node_is_refused(parse) -> None:
-    with pytest.raises(PreconditionError, match="no such node"):
-        ToFloat16(keep_nodes=("nope",)).apply(parse(chain()))
+    with pytest.raises(PreconditionError, match="no node"):
+        ToFloat16(keep_float=("nope",)).apply(parse(chain()))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_one_weight_for_a_kept_and_a_converted_node_is_copied(parse, run) -> Non
     model = parse("""<ir_version: 8, opset_import: ["" : 13]>
     g (float[2, 2] x) => (float[2, 2] y) <float[2, 2] w = {1, 2, 3, 4}>
     { [a] m = MatMul (x, w)  [b] y = MatMul (m, w) }""")
-    after, _ = ToFloat16(keep_nodes=("b",)).apply(model)
+    after, _ = ToFloat16(keep_float=("b",)).apply(model)
     kinds = {name: value.const_value.dtype.name for name, value in after.ir.graph.initializers.items()}
     assert kinds == {"w": "FLOAT", "w_fp16": "FLOAT16"}
     x = np.float32([[1, 2], [3, 4]])

@@ -12,13 +12,14 @@ from __future__ import annotations
 import ctypes
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 
 from edgeinfer.backends.onnxruntime_.port import Port
 from edgeinfer.backends.reports import ExecutionReport, LayerTime
 from edgeinfer.errors import InferenceError
+from edgeinfer.lazy import attribute_of
 from edgeinfer.numerics.packing import pack, unpack
 
 __all__ = ["OnnxRuntimeRunner"]
@@ -90,15 +91,13 @@ class OnnxRuntimeRunner:
 
     def execution(self) -> ExecutionReport:
         """Create the session again with recording, and return what it says."""
-        from edgeinfer.backends.onnxruntime_.execution import report_of
-
-        return report_of(self._diagnose)
+        report = attribute_of("edgeinfer.backends.onnxruntime_.execution", "report_of")(self._diagnose)
+        return cast("ExecutionReport", report)
 
     def profile(self, feeds: Mapping[str, np.ndarray], runs: int, /) -> Sequence[LayerTime]:
         """Create the session again with its profiler, and run it; see `Profiles`."""
-        from edgeinfer.backends.onnxruntime_.profile import layer_times
-
-        return layer_times(self._diagnose, feeds, runs)
+        times = attribute_of("edgeinfer.backends.onnxruntime_.profile", "layer_times")
+        return cast("Sequence[LayerTime]", times(self._diagnose, feeds, runs))
 
     def close(self) -> None:
         """Free the session."""

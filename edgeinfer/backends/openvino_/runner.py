@@ -18,17 +18,17 @@ from edgeinfer.artifact.signature import Signature
 from edgeinfer.backends.openvino_.binding import OpenVINOBinding
 from edgeinfer.backends.openvino_.compile import Compiled
 from edgeinfer.backends.openvino_.engine import NO_INPUTS, Engine, Infer
-from edgeinfer.backends.openvino_.narrowing import is_wide
-from edgeinfer.backends.openvino_.tensors import MovingInput, dtype_of, new_tensor
+from edgeinfer.backends.openvino_.tensors import CheckedInput, new_tensor
 from edgeinfer.backends.reports import ExecutionReport, LayerTime
-from edgeinfer.numerics.packing import is_packed
 
 __all__ = ["OpenVINORunner"]
 
-# How to run a request, the inputs that are copied into one place, the others, the request, what it runs.
-# A plain tuple, because it is unpacked on each run, and Python unpacks no other type as quickly.
+# The shapes of its inputs that are not fixed, how to run it, the inputs that are only copied, the others, the
+# request itself, and what it runs. A plain tuple, because it is unpacked on each run, and Python unpacks no
+# other type as quickly.
+Shapes: TypeAlias = "tuple[tuple[int, ...], ...]"
 _Request: TypeAlias = (
-    "tuple[Infer, tuple[tuple[str, np.ndarray], ...], tuple[MovingInput, ...], Any, Compiled]"
+    "tuple[Shapes, Infer, tuple[tuple[str, np.ndarray], ...], tuple[CheckedInput, ...], Any, Compiled]"
 )
 
 
@@ -60,6 +60,8 @@ class OpenVINORunner:
         self._optional = frozenset(spec.name for spec in signature.optional) if signature else frozenset()
         self._variants: dict[frozenset[str], OpenVINORunner] = {}
         self._lock = threading.Lock()
+        ports = zip(self._engine.current().model.inputs, self._engine.input_names, strict=True)
+        self._moving = tuple(name for port, name in ports if port.partial_shape.is_dynamic)
         converts = enumerate(self._engine.converts)
         self._converts = tuple((index, convert) for index, convert in converts if convert is not None)
 
@@ -72,11 +74,14 @@ class OpenVINORunner:
         try:
             request = pool.pop()
         except IndexError:
-            request = self._new_request()
-        infer, fixed, moving, raw, compiled = request
-        for name, buffer in fixed:
+            request = self._new_request(feeds)
+        else:
+            if self._moving and request[0] != tuple([feeds[name].shape for name in self._moving]):
+                request = self._new_request(feeds)
+        _, infer, copied, checked, raw, compiled = request
+        for name, buffer in copied:
             buffer[...] = feeds[name]
-        for one in moving:
+        for one in checked:
             one.put(feeds[one.name])
         try:
             outputs = [*infer(NO_INPUTS, False, True).values()]
@@ -109,10 +114,10 @@ class OpenVINORunner:
 
         compiled = self._compile_model(given=self._optional.intersection(feeds), counting=True)
         counting = OpenVINORunner(self._engine.ov, lambda: compiled, self._device, self._with(feeds))
-        infer, fixed, moving, raw, _ = counting._new_request()
-        for name, buffer in fixed:
+        _, infer, copied, checked, raw, _ = counting._new_request(feeds)
+        for name, buffer in copied:
             buffer[...] = feeds[name]
-        for one in moving:
+        for one in checked:
             one.put(feeds[one.name])
         infos = []
         for _ in range(runs + 1):  # the first one warms up
@@ -157,17 +162,19 @@ class OpenVINORunner:
         inputs = (*signature.inputs, *(spec for spec in signature.optional if spec.name in given))
         return Signature(inputs=inputs, outputs=signature.outputs)
 
-    def _new_request(self) -> _Request:
+    def _new_request(self, feeds: Mapping[str, np.ndarray]) -> _Request:
+        """Return a request for inputs of these shapes."""
         engine = self._engine
         compiled = engine.current()
         infer, raw = engine.new_request(compiled)
-        fixed, moving = [], []
+        copied, checked = [], []
         for index, (port, name) in enumerate(zip(compiled.model.inputs, engine.input_names, strict=True)):
-            kind, shape = port.element_type, port.partial_shape
-            if shape.is_dynamic or is_wide(kind) or is_packed(dtype_of(kind)):
-                moving.append(MovingInput(engine.ov, raw, index, port, name))
-                continue
-            tensor, array = new_tensor(engine.ov, kind, tuple(shape.to_shape()))
+            kind = port.element_type
+            tensor, array = new_tensor(engine.ov, kind, feeds[name].shape)
             raw.set_input_tensor(index, tensor)
-            fixed.append((name, array))
-        return infer, tuple(fixed), tuple(moving), raw, compiled
+            if CheckedInput.needed(kind):
+                checked.append(CheckedInput(name, kind, array))
+            else:
+                copied.append((name, array))
+        shapes = tuple([feeds[name].shape for name in self._moving])
+        return shapes, infer, tuple(copied), tuple(checked), raw, compiled

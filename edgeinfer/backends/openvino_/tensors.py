@@ -1,8 +1,8 @@
 """Arrays in and out of OpenVINO's tensors, for every dtype.
 
-Inputs lie in memory that OpenVINO allocated: it may go on reading and writing there after the request has
-another tensor (a graph that passes an input on wrote into arrays of earlier calls, 2026.4), so nothing of a
-caller is ever lent.
+Inputs lie in memory that OpenVINO allocated, and a request keeps the same for life: where a graph passes an
+input on, OpenVINO 2026.4 writes an output into the memory that the input of an earlier run of the request
+had, which may be others' by now. So nothing of a caller is ever lent, and no tensor of a request is replaced.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgeinfer.backends.openvino_.narrowing import check_values, is_wide
 from edgeinfer.errors import CompileError
 from edgeinfer.numerics.packing import is_packed, pack, unpack
 
-__all__ = ["Convert", "MovingInput", "converter", "dtype_of", "input_names", "new_tensor"]
+__all__ = ["CheckedInput", "Convert", "converter", "dtype_of", "input_names", "new_tensor"]
 
 # Dtypes of `ml_dtypes` by OpenVINO's name; its Python layer gives their arrays as float16, uint8 or int8.
 _FOREIGN: Mapping[str, str] = {
@@ -85,21 +85,23 @@ def new_tensor(ov: Any, element_type: Any, shape: tuple[int, ...]) -> tuple[Any,
 
 
 @final
-class MovingInput:
-    """An input that needs more than a copy into one place: another shape, a check, or packing.
+class CheckedInput:
+    """An input that needs more than a copy: a check of its values, or packing.
 
     Attributes:
         name: Its name in the signature.
     """
 
-    def __init__(self, ov: Any, raw: Any, index: int, port: Any, name: str) -> None:
+    def __init__(self, name: str, element_type: Any, array: np.ndarray) -> None:
         self.name = name
-        self._ov, self._raw, self._index = ov, raw, index
-        self._kind = port.element_type
-        self._wide = is_wide(self._kind)
-        self._packed = is_packed(dtype_of(self._kind))
-        self._shape: tuple[int, ...] | None = None
-        self._array: np.ndarray | None = None
+        self._wide = is_wide(element_type)
+        self._packed = is_packed(dtype_of(element_type))
+        self._array = array
+
+    @staticmethod
+    def needed(element_type: Any) -> bool:
+        """Whether an input of the type is one."""
+        return is_wide(element_type) or is_packed(dtype_of(element_type))
 
     def put(self, array: np.ndarray) -> None:
         """Copy an array in.
@@ -109,10 +111,6 @@ class MovingInput:
         """
         if self._wide:
             check_values(self.name, array)
-        if self._array is None or array.shape != self._shape:
-            self._shape = array.shape
-            tensor, self._array = new_tensor(self._ov, self._kind, array.shape)
-            self._raw.set_input_tensor(self._index, tensor)
         if not self._packed:
             self._array[...] = array
         elif array.size:  # for a scalar OpenVINO's array has a shape, for nothing it has a byte

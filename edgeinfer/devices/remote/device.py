@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import Any, final
 
 import attrs
-import cattrs
 import numpy as np
 
 from edgeinfer import __version__
 from edgeinfer.artifact.artifact import Artifact
+from edgeinfer.artifact.decode import DecodeError, decode
 from edgeinfer.artifact.manifest import Cost
 from edgeinfer.devices.probe.local import LocalDevice
 from edgeinfer.devices.remote.feeds_file import pack_feeds
@@ -34,7 +34,6 @@ __all__ = ["RemoteDevice", "connect"]
 
 # Added to a measurement's own deadline: connecting, importing the runtime, the way back.
 _AROUND_S = 60.0
-_CONVERTER = cattrs.Converter(forbid_extra_keys=False)
 
 
 @final
@@ -275,8 +274,8 @@ class RemoteDevice:
     def _ask_hello(self) -> _Hello:
         header = self._ask({"operation": "hello"}).header
         try:
-            return _CONVERTER.structure(header, _Hello)
-        except Exception as error:  # cattrs raises a family of its own
+            return decode(_Hello, header, skip_unknown=True)
+        except DecodeError as error:
             raise RemoteError(
                 "The device describes itself in a way that is not known here.",
                 where=self.host,

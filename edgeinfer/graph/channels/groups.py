@@ -20,6 +20,7 @@ import edgeinfer.graph.channels.propagate_positions  # noqa: F401  (these module
 from edgeinfer.graph.channels.labels import Axes, Labels, Locked, dims
 from edgeinfer.graph.channels.propagate import RULES
 from edgeinfer.graph.layers import find_layers
+from edgeinfer.graph.subgraphs import read_values
 from edgeinfer.graph.weights import Linear
 
 __all__ = ["AxisSlice", "ChannelGroup", "Dependencies", "Locked", "analyze"]
@@ -108,34 +109,25 @@ def analyze(graph: ir.Graph) -> Dependencies:
 
 
 def _visit(node: ir.Node, labels: Labels, pinned: list[tuple[ir.Value, str, str]]) -> None:
-    for attribute in node.attributes.values():
-        for graph in _subgraphs(attribute):
-            for inner in graph.all_nodes():
-                pinned += [
-                    (v, node.name or "", "it is read inside control flow")
-                    for v in inner.inputs
-                    if v is not None
-                ]
-            pinned += [(v, node.name or "", "it is read inside control flow") for v in graph.outputs]
+    inputs = {value for value in node.inputs if value is not None}
+    pinned += [
+        (value, node.name or "", "it is read inside control flow")
+        for value in read_values(node)
+        if value not in inputs
+    ]
     known = node.domain in ("", "ai.onnx") and node.op_type in RULES
     if known and all(v is None or v.shape is not None for v in node.inputs):
         results = RULES[node.op_type].propagate(node, labels)
     else:
         what = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
         reason = "the rank of an input is not known" if known else f"there is no rule for {what}"
-        pinned += [(v, node.name or "", reason) for v in node.inputs if v is not None]
+        pinned += [(value, node.name or "", reason) for value in inputs]
         results = []
     for value, axes in zip(node.outputs, [*results, *[[]] * len(node.outputs)], strict=False):
         rank = 0 if value.shape is None else len(value.shape)
         labels.axes[value] = list(axes) if len(axes) == rank else [None] * rank
         if axes and len(axes) != rank:
             labels.lock_all(axes, node.name or "", "the rank of its output is not known")
-
-
-def _subgraphs(attribute: ir.Attr) -> Iterable[ir.Graph]:
-    if attribute.type is ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    return attribute.as_graphs() if attribute.type is ir.AttributeType.GRAPHS else ()
 
 
 def _collect(graph: ir.Graph, labels: Labels) -> Dependencies:

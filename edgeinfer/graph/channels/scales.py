@@ -21,9 +21,10 @@ from edgeinfer.graph.channels.moves import MOVES, StuckError
 from edgeinfer.graph.channels.propagate import RULES
 from edgeinfer.graph.channels.propagate_positions import pad_amounts
 from edgeinfer.graph.constants import constant_value
+from edgeinfer.graph.initializers import constant, set_constant
 from edgeinfer.graph.weights import Linear, find_linear
 
-__all__ = ["FIXED", "ChannelScales", "ScaledLayer"]
+__all__ = ["FIXED", "ChannelScales", "ScaledLayer", "rescale"]
 
 FIXED = 0
 
@@ -200,3 +201,25 @@ def _keeps_channels(node: ir.Node) -> bool:
 def _size(value: ir.Value | None, axis: int) -> int | None:
     size = None if value is None or value.shape is None else value.shape[axis]
     return size if isinstance(size, int) else None
+
+
+def rescale(layer: Linear, *, inputs: np.ndarray | None = None, outputs: np.ndarray | None = None) -> None:
+    """Multiply W of a layer by a factor an input channel; divide W and b by one an output channel."""
+    stored = constant(layer.weight)
+    array = stored.astype(np.float64)
+    if inputs is not None:
+        rows = stored.shape[layer.channel_axis] // layer.groups
+        factor = np.repeat(inputs.reshape(layer.groups, -1), rows, axis=0)  # (outputs, inputs of a group)
+        array *= _as_weight(layer, factor)
+    if outputs is not None:
+        array /= _as_weight(layer, outputs[:, None])
+        if layer.bias is not None:
+            bias = constant(layer.bias)
+            set_constant(layer.bias, (bias / outputs).astype(bias.dtype))
+    set_constant(layer.weight, array.astype(stored.dtype))
+
+
+def _as_weight(layer: Linear, factor: np.ndarray) -> np.ndarray:
+    """Return factors (outputs, inputs) so that they broadcast over the weight."""
+    factor = factor if layer.channel_axis == 0 else factor.T
+    return factor.reshape(*factor.shape, *[1] * (len(constant(layer.weight).shape) - 2))

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from edgeinfer.graph.channels.groups import Dependencies
 from edgeinfer.graph.channels.labels import Row, dims
+from edgeinfer.graph.layers import positions_of
 from edgeinfer.graph.weights import Linear
 
 __all__ = ["Axis", "CostModel", "Metric", "Term"]
@@ -166,7 +167,7 @@ def _weight_term(
     rows = dependencies.rows.get(weight) or [None] * len(dims(weight))
     factor = 1.0
     if metric == "macs":
-        factor = float(layer.positions(shapes))
+        factor = float(positions_of(layer, shapes))
     elif metric == "memory":
         factor = float(layer.weight.dtype.itemsize) if layer.weight.dtype is not None else 4.0
     sizes = [axis(row, int(size)) for row, size in zip(rows, dims(weight), strict=True)]  # type: ignore[arg-type]

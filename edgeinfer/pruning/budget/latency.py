@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.artifact.signature import Signature
+from edgeinfer.backends.registry import reference_backend
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
 from edgeinfer.errors import PreconditionError
@@ -32,7 +33,7 @@ from edgeinfer.pruning.budget.allocate import step_of
 from edgeinfer.pruning.budget.cost import Axis, CostModel
 from edgeinfer.runtime.open import load
 
-__all__ = ["latency_cost", "least_ms"]
+__all__ = ["latency_cost", "least_ms", "timing_target"]
 
 _GRID_POINTS = 5
 _LEAST_KEPT = 0.15
@@ -99,6 +100,11 @@ def latency_cost(
             )
         )
     return attrs.evolve(parameters, terms=tuple(terms))
+
+
+def timing_target(given: Target | None) -> Target:
+    """Return the target to measure on: that of the reference backend where none was given."""
+    return Target(backend=reference_backend().name) if given is None else given
 
 
 def _grid(axis: Axis, multiple: int) -> tuple[int, ...]:

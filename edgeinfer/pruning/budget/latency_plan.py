@@ -8,17 +8,17 @@ from typing import final
 import attrs
 import onnx_ir as ir
 
-from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
 from edgeinfer.graph.channels.groups import Dependencies, analyze
 from edgeinfer.model.model import Model
 from edgeinfer.pruning.budget.allocate import allocate
 from edgeinfer.pruning.budget.cost import CostModel
 from edgeinfer.pruning.budget.criteria import Ranking
-from edgeinfer.pruning.budget.latency import latency_cost, least_ms
-from edgeinfer.pruning.budget.observed_shapes import observe_shapes, one_sample
+from edgeinfer.pruning.budget.latency import latency_cost, least_ms, timing_target
+from edgeinfer.pruning.budget.observed_shapes import observe_shapes
 from edgeinfer.pruning.budget.proposal import Proposal, Trial, chosen_channels
 from edgeinfer.pruning.budget.settings import Settings
+from edgeinfer.pruning.reconstruction.batches import one_sample
 from edgeinfer.pruning.structure.surgery import remove_channels
 
 __all__ = ["plan_by_latency"]
@@ -45,7 +45,7 @@ def plan_by_latency(
     `trial` chooses.
     """
     shapes = observe_shapes(model, settings.feeds or ())
-    target = settings.target or Target.parse("onnxruntime")
+    target = timing_target(settings.target)
     parameters = CostModel.of(model.graph, dependencies, "parameters", shapes.tensors)
     costs = (
         latency_cost(

@@ -11,9 +11,10 @@ import onnx_ir as ir
 
 from edgeinfer.errors import PreconditionError
 from edgeinfer.feeds.feeds import FeedIterable
+from edgeinfer.pruning.reconstruction.batches import one_sample
 from edgeinfer.pruning.reconstruction.frontier import run, tap
 
-__all__ = ["ObservedShapes", "observe_shapes", "one_sample"]
+__all__ = ["ObservedShapes", "observe_shapes"]
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -85,15 +86,3 @@ def _require_sizes(tensors: Mapping[str, ir.Value]) -> None:
 
 def _sizes(value: ir.Value) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) else 1 for size in value.shape or ())
-
-
-def one_sample(graph: ir.Graph, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the first sample of a feed, or all of it where the first axes are no batch of any size."""
-    shapes = {value.name or "": list(value.shape or ()) for value in graph.inputs}
-    elsewhere = {str(dim) for shape in shapes.values() for dim in shape[1:]}
-
-    def batched(name: str) -> bool:
-        shape = shapes.get(name, [])
-        return bool(shape) and not isinstance(shape[0], int) and str(shape[0]) not in elsewhere
-
-    return {name: array[:1] if batched(name) else array for name, array in feed.items()}

@@ -21,9 +21,10 @@ from edgeinfer.pruning.budget.observed_shapes import observe_shapes
 from edgeinfer.pruning.budget.proposal import Proposal, Trial, chosen_channels
 from edgeinfer.pruning.budget.sensitivity import measured_errors, plan_error, scored_outputs
 from edgeinfer.pruning.budget.settings import Settings
-from edgeinfer.pruning.reconstruction.statistics import input_moments, split_feeds
+from edgeinfer.pruning.reconstruction.batches import few, split_feeds
+from edgeinfer.pruning.reconstruction.statistics import input_moments
 
-__all__ = ["Plan", "few", "plan"]
+__all__ = ["Plan", "plan"]
 
 # Errors of groups do not just add up: below 1 a plan takes much from few groups, above 1 little from many.
 _POWERS = (0.5, 1.0, 2.0)
@@ -70,11 +71,13 @@ def plan(
     needed = list(dict.fromkeys(name for group in groups for name in group.consumers))
     criterion: Criterion = settings.criterion
     moments: Mapping[str, MomentObserver] = {}
-    held: FeedIterable = ()
+    judged: FeedIterable = ()
     if feeds is None:
         criterion = criterion if criterion in ("magnitude", "random") else "magnitude"
     else:
         fit, held = split_feeds(feeds)
+        # Where few are held out, those that were fitted to help: a plan is compared with others like it.
+        judged = held if held is fit else (*held, *fit)
         moments = input_moments(model, [layers[n] for n in needed], fit, columns)
     rankings = {
         group.name: rank(group, layers, moments, criterion, settings.seed)
@@ -82,7 +85,7 @@ def plan(
     }
     errors: Mapping[str, Sequence[float]] = {name: ranking.errors for name, ranking in rankings.items()}
     scored, notes = scored_outputs(model)
-    some = few(held, settings.measure) if held and scored else []
+    some = few(judged, settings.measure) if scored else []
     if some:
         errors = measured_errors(model, groups, rankings, moments, some, progress=settings.progress)
 
@@ -130,16 +133,3 @@ def _plan_by_cost(
         return proposals[0]
     found = [trial(proposal.counts) for proposal in proposals]
     return proposals[int(np.argmin(found))]
-
-
-def few(feeds: FeedIterable, samples: int) -> list[Mapping[str, np.ndarray]]:
-    """Return the first feeds that hold at least so many samples, the last one cut to fit."""
-    chosen: list[Mapping[str, np.ndarray]] = []
-    left = samples
-    for feed in feeds:
-        if left <= 0:
-            break
-        size = next(iter(feed.values())).shape[0]
-        chosen.append(feed if size <= left else {k: v[:left] for k, v in feed.items()})
-        left -= size
-    return chosen

@@ -190,7 +190,7 @@ def compensate(
         groups: Its groups.
         removed: Channels by group name.
         moments: The moments of the inputs of the layers that read them, by name; others are left.
-        new_biases: Give layers that have no bias one; channels of those could not be removed afterwards.
+        new_biases: Give layers that have no bias of their own one; its channels are in no group.
     """
     layers: dict[str, Linear] = {layer.name: layer for layer in find_layers(model.graph)}
     lost: dict[str, list[np.ndarray]] = {}
@@ -201,7 +201,9 @@ def compensate(
                 lost.setdefault(name, []).append(columns[list(removed[group.name])].ravel())
     for name, parts in lost.items():
         layer = layers[name]
+        if layer.shared:
+            continue
         matrix, shift = compensated(layer, moments[name], np.concatenate(parts))
         layer.write(matrix)
-        if layer.kind != "ConvTranspose" and layer.takes_bias and (new_biases or layer.bias is not None):
+        if layer.kind != "ConvTranspose" and layer.takes_bias and (new_biases or layer.owns_bias):
             layer.write_bias(layer.bias_vector() + shift.reshape(-1))

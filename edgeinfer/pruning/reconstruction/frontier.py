@@ -19,6 +19,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgeinfer.feeds.feeds import FeedIterable
+from edgeinfer.graph.subgraphs import read_values
 from edgeinfer.graph.taps import probe
 from edgeinfer.model.model import Model
 from edgeinfer.runtime.session import Session
@@ -90,7 +91,7 @@ def cuts(graph: ir.Graph) -> dict[str, int]:
     nodes = list(graph)
     last: dict[ir.Value, int] = {}
     for index, node in enumerate(nodes):
-        for value in _read(node):
+        for value in read_values(node):
             if value.producer() is not None:
                 last[value] = index
     last.update(dict.fromkeys((v for v in graph.outputs if v.producer() is not None), len(nodes)))
@@ -104,21 +105,6 @@ def cuts(graph: ir.Graph) -> dict[str, int]:
             if only.name and only.shape is not None and only.name not in result:
                 result[only.name] = index
     return result
-
-
-def _read(node: ir.Node) -> Iterator[ir.Value]:
-    yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        graphs = (
-            [attribute.as_graph()]
-            if attribute.type is ir.AttributeType.GRAPH
-            else attribute.as_graphs()
-            if attribute.type is ir.AttributeType.GRAPHS
-            else []
-        )
-        for graph in graphs:
-            for inner in graph.all_nodes():
-                yield from (value for value in inner.inputs if value is not None)
 
 
 @final

@@ -1,4 +1,4 @@
-"""Linear-wise least squares: fit each layer of a pruned model to what the float model computes there.
+"""Layer-wise least squares: fit each layer of a pruned model to what the float model computes there.
 
 W', b' = argmin Σ ‖Y - (W X + b)‖² + λ ‖W - W₀‖², with X from the pruned model as refitted so far and Y from
 the float model, in topological order, so that errors are made up for and do not pile up. Where the layer's
@@ -20,15 +20,18 @@ from edgeinfer.feeds.feeds import FeedIterable
 from edgeinfer.graph.data_sizes import data_dependent_sizes
 from edgeinfer.graph.im2col import Layout
 from edgeinfer.graph.initializers import constant, set_constant
-from edgeinfer.graph.layers import find_layers
+from edgeinfer.graph.layers import find_layers, layout_of
 from edgeinfer.graph.weights import Linear
+from edgeinfer.pruning.reconstruction.activation import bend_behind
+from edgeinfer.pruning.reconstruction.batches import is_held_out
 from edgeinfer.pruning.reconstruction.frontier import Frontier, cuts
 from edgeinfer.pruning.reconstruction.least_squares import Equations, best_ridge
-from edgeinfer.pruning.reconstruction.statistics import is_held_out
 from edgeinfer.pruning.reconstruction.transposed import Phase, phases, refusal_of_transposed
 from edgeinfer.transforms.refusal import Refusal
 
 __all__ = ["ChooseMask", "Refitter", "refusals"]
+
+_PASSES = 2
 
 ChooseMask: TypeAlias = "Callable[[np.ndarray, np.ndarray], np.ndarray]"
 
@@ -73,6 +76,16 @@ class Refitter:
         """
         if layer.kind == "ConvTranspose":
             return self._refit_transposed(model, layer)
+        before, after = self._refit_once(model, layer, keep)
+        for _ in range(_PASSES - 1 if bend_behind(residual_sum(layer)) is not None else 0):
+            # What may be fitted otherwise depends on the present outputs, which are others now.
+            mask = layer.matrices() != 0 if keep is not None else None
+            after = self._refit_once(model, layer, mask)[1]
+        return before, after
+
+    def _refit_once(
+        self, model: ir.Model, layer: Linear, keep: np.ndarray | ChooseMask | None
+    ) -> tuple[float, float]:
         fit, held, total = _equations(*self.collect(model, layer))
         weight = layer.matrices()
         bias = layer.bias_vector().reshape(weight.shape[:2])
@@ -138,7 +151,7 @@ class Refitter:
 
         The second ones are of feeds held out, to choose the ridge on; empty where there are few feeds.
         """
-        parts = self._observers(layer.layout)
+        parts = self._observers(layout_of(layer))
         for is_held, x, target in self._pairs(model, layer):
             parts[is_held].update_pair(x, target)
         return parts[0], parts[1]
@@ -150,12 +163,15 @@ class Refitter:
     def _pairs(self, model: ir.Model, layer: Linear) -> Iterator[tuple[bool, np.ndarray, np.ndarray]]:
         """Yield for each feed whether it is held out, the layer's input, and the output it ought to have."""
         anchor = residual_sum(layer)
+        bend = bend_behind(anchor)
         names = list(dict.fromkeys([layer.input.name or "", layer.output.name or "", anchor.name or ""]))
         self._advance(model, layer)
         pruned = self._at[0].tap(model, names)
         pairs = zip(pruned, self._at[1].tap(self.reference, [anchor.name or ""]), strict=True)
         for index, (values, wanted) in enumerate(pairs):
             target = self._kept(anchor.name or "", wanted[anchor.name or ""])
+            if bend is not None:
+                target = bend.target(target, values[anchor.name or ""])
             if anchor is not layer.output:
                 target = values[layer.output.name or ""] + (target - values[anchor.name or ""])
             yield is_held_out(index), values[layer.input.name or ""], target

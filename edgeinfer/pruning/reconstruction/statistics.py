@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.calibration.moments import MomentObserver
 from edgeinfer.feeds.feeds import FeedIterable
+from edgeinfer.graph.layers import layout_of
 from edgeinfer.graph.weights import Linear
 from edgeinfer.pruning.reconstruction.frontier import run, tap
 
-__all__ = ["columns_of_each_feed", "input_moments", "is_held_out", "split_feeds"]
-
-
-def is_held_out(index: int) -> bool:
-    """Tell whether the feed of that index is kept out of fitting, to judge what was fitted: one in five."""
-    return index % 5 == 4
-
-
-def split_feeds(feeds: FeedIterable) -> tuple[list[Mapping[str, np.ndarray]], list[Mapping[str, np.ndarray]]]:
-    """Return the feeds to fit to and those held out; both are all of them where there are fewer than five."""
-    pairs = [(is_held_out(index), feed) for index, feed in enumerate(feeds)]
-    held = [feed for out, feed in pairs if out]
-    fit = [feed for out, feed in pairs if not out]
-    return fit, held or fit
+__all__ = ["columns_of_each_feed", "input_moments"]
 
 
 def columns_of_each_feed(feeds: FeedIterable, max_columns: int) -> int:
@@ -45,7 +32,7 @@ def input_moments(
         feeds: The calibration.
         columns: How many output positions to take of each feed.
     """
-    result = {layer.name: MomentObserver(layer.layout, max_columns=columns) for layer in layers}
+    result = {layer.name: MomentObserver(layout_of(layer), max_columns=columns) for layer in layers}
     with tap(model, list(dict.fromkeys(layer.input.name or "" for layer in layers))) as session:
         for values in run(session, feeds):
             for layer in layers:

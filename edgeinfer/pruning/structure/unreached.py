@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from edgeinfer.graph.layers import find_layers
 from edgeinfer.graph.macs import works
+from edgeinfer.graph.subgraphs import subgraphs_of
 from edgeinfer.transforms.refusal import Refusal
 
 __all__ = ["unreached_layers"]
@@ -17,12 +18,7 @@ def unreached_layers(model: ir.Model) -> list[Refusal]:
     found = []
     for node in model.graph:
         name = node.name or node.op_type
-        inner = sum(
-            works(part)
-            for attribute in node.attributes.values()
-            for graph in subgraphs(attribute)
-            for part in graph.all_nodes()
-        )
+        inner = sum(works(part) for graph in subgraphs_of(node) for part in graph.all_nodes())
         function = model.functions.get(node.op_identifier())
         if function is not None:
             inner += sum(works(part) for part in function.all_nodes())
@@ -32,13 +28,6 @@ def unreached_layers(model: ir.Model) -> list[Refusal]:
         elif node not in known and works(node) and _has_weight(node):
             found.append(Refusal(name, f"{node.op_type} with this weight is no layer that is pruned"))
     return found
-
-
-def subgraphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
-    """Return the graphs that an attribute holds."""
-    if attribute.type is ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    return tuple(attribute.as_graphs()) if attribute.type is ir.AttributeType.GRAPHS else ()
 
 
 def _has_weight(node: ir.Node) -> bool:

@@ -9,15 +9,15 @@ corrected inputs, and one pass does for all.
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, cast, final
 
 import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.calibration.calibration import Calibration, as_calibration
+from edgeinfer.calibration.channel_observers import SampleObserver
+from edgeinfer.calibration.statistics import Statistics, as_statistics
 from edgeinfer.errors import CalibrationError
-from edgeinfer.graph.build import compile_model
 from edgeinfer.graph.infer_shapes import infer_shapes
 from edgeinfer.graph.weights import (
     LINEAR_OPS,
@@ -30,7 +30,6 @@ from edgeinfer.graph.weights import (
 )
 from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.quantization.methods.float_pair import Layer, Twin, find_reference, is_quantized, reduce_mean
-from edgeinfer.runtime.open import load
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["CorrectBias"]
@@ -54,6 +53,9 @@ class CorrectBias(GraphTransform):
     # The correction is an estimate; applying it again estimates what is left.
     idempotent = False
 
+    names_layers = True
+    reports_on = frozenset(("Conv", "Gemm", "MatMul"))
+
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Measure the shifts and correct them."""
         if not is_quantized(model):
@@ -72,8 +74,7 @@ class CorrectBias(GraphTransform):
             shift = _measured(twin, layer, report)
             if shift is not None:
                 shifts[layer.quantized.node.name or ""] = shift
-        calibration = as_calibration(self.calibration, Model(model.clone()).signature)
-        means = _means(twin, shifts, calibration)
+        means = _means(twin, shifts, as_statistics(self.calibration, Model(model.clone()).signature))
         nodes = {node.name or "": node for node in model.graph}
         corrected = []
         for name, mean in means.items():
@@ -123,25 +124,21 @@ def _append(graph: ir.Graph, op_type: str, inputs: list[ir.Value], name: str) ->
     return node.outputs[0]
 
 
-def _means(twin: Twin, shifts: dict[str, ir.Value], calibration: Calibration) -> dict[str, np.ndarray]:
+def _means(twin: Twin, shifts: dict[str, ir.Value], statistics: Statistics) -> dict[str, np.ndarray]:
     """Return each layer's mean shift `(channels,)`, shrunk by what chance explains.
 
     The mean of n samples with variance v has an error of v / n of its own; the positive-part James-Stein
     factor `1 - v / (n mean²)` takes it out, so that noise is not written into the biases.
     """
-    if not shifts:
-        return {}
-    count = 0
-    sums = {name: np.zeros((2, 1)) for name in shifts}
-    with load(compile_model(twin.expose(list(shifts.values())), "onnxruntime")) as session:
-        for feed in calibration:
-            for name, array in zip(shifts, session.infer(feed).values(), strict=True):
-                samples = array.reshape(-1, array.size // len(array)).astype(np.float64)
-                sums[name] = sums[name] + np.stack([samples.sum(axis=0), (samples**2).sum(axis=0)])
-            count += len(samples)
-    if not count:
-        raise CalibrationError("The calibration data is empty.", expected="at least one feed")
-    return {name: _shrunk(total[0], total[1], count) for name, total in sums.items()}
+    needs = {str(value.name): [SampleObserver()] for value in shifts.values()}
+    # What nothing here needs is left out of the joined graph, such as a NonMaxSuppression at its end, whose
+    # boxes are as many in one half as in the other only by chance.
+    found = statistics.gather(twin.expose(list(shifts.values())), needs, keep=False)
+    means = {}
+    for name, value in shifts.items():
+        seen = cast("SampleObserver", found[str(value.name)][0])
+        means[name] = _shrunk(seen.total, seen.squares, seen.count)
+    return means
 
 
 def _shrunk(total: np.ndarray, squares: np.ndarray, count: int) -> np.ndarray:

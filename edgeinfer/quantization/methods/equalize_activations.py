@@ -12,20 +12,21 @@ equalization of Nagel et al. (2019) looks at weights alone, and serves weights w
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, cast, final
 
 import attrs
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
-from edgeinfer.calibration.calibration import as_calibration, observe
 from edgeinfer.calibration.channel_observers import ChannelRangeObserver
+from edgeinfer.calibration.statistics import Needs, as_statistics
 from edgeinfer.errors import CalibrationError
-from edgeinfer.graph.channels.scales import FIXED, ChannelScales, ScaledLayer
+from edgeinfer.graph.channels.scales import FIXED, ChannelScales, ScaledLayer, rescale
 from edgeinfer.graph.rescaled import note_rescaled
 from edgeinfer.graph.weights import find_linear
 from edgeinfer.model.model import Model
+from edgeinfer.numerics.fixed_order import round_bits
+from edgeinfer.quantization.placement.prepare import prepare
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["EqualizeActivations"]
@@ -52,6 +53,9 @@ class EqualizeActivations(GraphTransform):
     # After the first time the channels are alike, as far as alpha goes.
     idempotent = False
 
+    names_layers = True
+    reports_on = frozenset(("Conv", "Gemm", "MatMul"))
+
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Measure and scale."""
         if self.calibration is None:
@@ -59,10 +63,10 @@ class EqualizeActivations(GraphTransform):
                 "EqualizeActivations needs calibration data.", hint="EqualizeActivations(calibration=feeds)"
             )
         inferred = model.clone()
-        common_passes.ShapeInferencePass()(inferred)
+        prepare(inferred)
         scales = ChannelScales(inferred.graph)
-        ranges = self._ranges(inferred, scales)
-        factors = _solve(scales, ranges) ** self.alpha
+        ranges = self._ranges(Model(inferred), scales)
+        factors = round_bits(_solve(scales, ranges) ** self.alpha)
         # Exactly 1, so that the layers on both sides of a channel agree on leaving it alone.
         factors[np.abs(np.log(factors)) < _NEGLIGIBLE] = 1.0
         own = dict(zip(inferred.graph, model.graph, strict=True))
@@ -73,28 +77,36 @@ class EqualizeActivations(GraphTransform):
                 model, {str(value.name): factors[scales.numbers(value)] for value in scales.tensors()}
             )
 
-    def _ranges(self, model: ir.Model, scales: ChannelScales) -> dict[ir.Value, np.ndarray]:
+    def declare(self, model: Model, /) -> Needs:
+        """Return what the ranges of channels are found from; see `Declares`."""
+        graph = model.copy_ir()
+        prepare(graph)
+        return {str(value.name): [ChannelRangeObserver(axis)] for value, axis in _axes(graph.graph).items()}
+
+    def _ranges(self, model: Model, scales: ChannelScales) -> dict[ir.Value, np.ndarray]:
         """Return the greatest magnitude of each channel of the tensors that a quantizer may stand on."""
-        stored = [value for value in scales.tensors() if not _is_inner(value)]
-        observers = {}
-        axes = {}
-        for value in stored:
-            shape = scales.numbers(value).shape
-            varying = [axis for axis, size in enumerate(shape) if size > 1]
-            if len(varying) == 1:
-                axes[value] = varying[0]
-                observers[str(value.name)] = ChannelRangeObserver(varying[0])
-        frozen = Model(model.clone())
-        if observers:
-            observe(frozen, as_calibration(self.calibration, frozen.signature), observers, progress=False)
+        axes = _axes(model.ir.graph, scales)
+        needs = {str(value.name): [ChannelRangeObserver(axis)] for value, axis in axes.items()}
+        gathered = as_statistics(self.calibration, model.signature).gather(model, needs)
         found = {}
         for value in axes:
-            low, high = observers[str(value.name)].range()
+            low, high = cast("ChannelRangeObserver", gathered[str(value.name)][0]).range()
             magnitude = np.maximum(-low, high).astype(np.float64)
             if not magnitude.any():
                 continue
             found[value] = np.maximum(magnitude, magnitude.max(initial=0.0) * _LEAST)
         return found
+
+
+def _axes(graph: ir.Graph, scales: ChannelScales | None = None) -> dict[ir.Value, int]:
+    """Return the tensors that a quantizer may stand on and whose channels may be scaled, with their axes."""
+    found = scales or ChannelScales(graph)
+    axes = {}
+    for value in found.tensors():
+        varying = [axis for axis, size in enumerate(found.numbers(value).shape) if size > 1]
+        if len(varying) == 1 and not _is_inner(value):
+            axes[value] = varying[0]
+    return axes
 
 
 def _is_inner(value: ir.Value) -> bool:
@@ -141,5 +153,5 @@ def _scale(
         return
     own = find_linear(node)
     assert not isinstance(own, str)
-    own.rescale(inputs=inputs, outputs=None if layer.outputs is None else outputs)
+    rescale(own, inputs=inputs, outputs=None if layer.outputs is None else outputs)
     report.apply(node, f"channels scaled by up to {np.exp(largest):.3g}")

@@ -16,9 +16,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.graph.channels.propagate import RULES
+from edgeinfer.graph.channels.scales import rescale
 from edgeinfer.graph.initializers import constant
 from edgeinfer.graph.rescaled import note_rescaled
 from edgeinfer.graph.weights import Linear, find_linear
+from edgeinfer.numerics.fixed_order import round_bits
 from edgeinfer.transforms.contract import GraphTransform, ReportBuilder
 
 __all__ = ["EqualizeWeights"]
@@ -43,6 +45,9 @@ class EqualizeWeights(GraphTransform):
     needed. Apply it after FuseBatchNorm and before quantization.
     """
 
+    names_layers = True
+    reports_on = frozenset(("Conv", "Gemm", "MatMul"))
+
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Scale the channels between layers."""
         outputs = set(model.graph.outputs)
@@ -61,7 +66,7 @@ class EqualizeWeights(GraphTransform):
             links.append(found)
             for layer in (found.first, *found.seconds):
                 ranges[layer.weight] = _ranges(layer)
-        factors = _solve(links, ranges)
+        factors = [round_bits(factor) for factor in _solve(links, ranges)]
         for link, factor in zip(links, factors, strict=True):
             largest = float(np.abs(np.log(factor)).max(initial=0.0))
             if largest < _NEGLIGIBLE:
@@ -200,6 +205,6 @@ def _scaled_tensors(link: _Link, factor: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _scale(link: _Link, factor: np.ndarray) -> None:
-    link.first.rescale(outputs=factor)
+    rescale(link.first, outputs=factor)
     for second in link.seconds:
-        second.rescale(inputs=factor)
+        rescale(second, inputs=factor)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, final
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, ClassVar, cast, final
 
 import attrs
 import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.backends.dialect import QDQDialect
-from edgeinfer.calibration.calibration import Calibration, as_calibration, observe
-from edgeinfer.calibration.observers import make_observer
+from edgeinfer.calibration.observers import Observer, RangeObserver, RangesObserver, make_observer
+from edgeinfer.calibration.statistics import Needs, as_statistics
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import CalibrationError, PreconditionError
 from edgeinfer.graph.infer_shapes import infer_shapes
@@ -72,6 +72,8 @@ class QuantizeStatic(GraphTransform):
     per_channel: bool = attrs.field(default=True, kw_only=True)
     ranges: Mapping[str, Range] | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
 
+    names_layers = True
+
     @property
     def min_opset(self) -> int:  # type: ignore[override]
         """The opset that Q/DQ of the chosen dtype needs."""
@@ -109,8 +111,8 @@ class QuantizeStatic(GraphTransform):
                 hint="Use activation_dtype='int16', or None for the target's own.",
             )
         prepare(model)
-        samples = as_calibration(self.calibration, Model(model).signature)
-        shapes = _shapes(model, samples) if dialect.costs is not None else None
+        statistics = as_statistics(self.calibration, Model(model).signature)
+        shapes = _shapes(model, statistics) if dialect.costs is not None else None
         same = pointwise_as_gemm(model, dialect, keep_float=self.keep_float, shapes=shapes)
         placement = place(model, dialect, keep_float=self.keep_float, skip=report.skip, shapes=shapes)
         if not placement.regions:
@@ -118,9 +120,14 @@ class QuantizeStatic(GraphTransform):
             report.skip("", f"nothing in the graph runs in integers in {dialect.name}; it stays in float")
             return
         reference = model.clone()
-        known = dict(self.ranges or {})
-        known |= {new: known[old] for new, old in same.items() if old in known}
-        ranges = self._calibrate(Model(reference), samples, placement, known, dialect, report)
+        ranges = dict(self.ranges or {})
+        ranges |= {new: ranges[old] for new, old in same.items() if old in ranges}
+        if not ranges.keys() >= {name for group in placement.groups for name in group}:
+            needs = self._needs(Model(reference), placement, known=ranges, shared=statistics.shared)
+            found = statistics.gather(Model(reference), needs)
+            ranges |= {name: self._range(observers[0], dialect) for name, observers in found.items()}
+            for note in statistics.notes:
+                report.note(note)
         insert_qdq(
             model,
             placement,
@@ -133,33 +140,40 @@ class QuantizeStatic(GraphTransform):
         )
         model.meta[REFERENCE_KEY] = reference
 
-    def _calibrate(
-        self,
-        model: Model,
-        samples: Calibration,
-        placement: Placement,
-        known: dict[str, Range],
-        dialect: QDQDialect,
-        report: ReportBuilder,
-    ) -> dict[str, Range]:
-        """Find the ranges of all tensors that any dialect quantizes, so that RetargetQDQ has them."""
-        dtype = self.activation_dtype or dialect.activation_dtype
+    def declare(self, model: Model, /) -> Needs:
+        """Return what ranges are found from, so that it can be gathered with what others need.
+
+        Args:
+            model: A float model whose values have names and shapes (`placement.prepare`).
+        """
+        dialect = dialect_of(self.target)
+        placement = place(model.ir, attrs.evolve(dialect, costs=None), keep_float=self.keep_float)
+        return self._needs(model, placement, known={}, shared=True)
+
+    def _needs(
+        self, model: Model, placement: Placement, *, known: Collection[str], shared: bool
+    ) -> dict[str, list[Observer]]:
+        """Return observers of all tensors that any dialect quantizes, so that RetargetQDQ has the ranges."""
         names = [name for group in placement.groups for name in group]
-        if known.keys() >= set(names):
-            return known
         for each in known_dialects():
             everything = attrs.evolve(each, costs=None, quantize_outputs=True)
             other = place(model.ir, everything, keep_float=self.keep_float)
             names += [str(value.name) for value in other.tensors]
-        observers = {
-            name: make_observer(self.method, dtype=dtype, symmetric=dialect.activation_symmetric)
-            for name in dict.fromkeys(names)
-            if name not in known
-        }
-        if observers:
-            for note in observe(model, samples, observers).notes:
-                report.note(note)
-        return known | {name: observer.range() for name, observer in observers.items()}
+        new = (name for name in dict.fromkeys(names) if name not in known)
+        return {name: [self._observer(shared=shared)] for name in new}
+
+    def _observer(self, *, shared: bool) -> Observer:
+        if shared and self.method != "moving_average":
+            return RangesObserver()
+        dialect = dialect_of(self.target)
+        dtype = self.activation_dtype or dialect.activation_dtype
+        return make_observer(self.method, dtype=dtype, symmetric=dialect.activation_symmetric)
+
+    def _range(self, observer: Observer, dialect: QDQDialect) -> Range:
+        if isinstance(observer, RangesObserver):
+            dtype = self.activation_dtype or dialect.activation_dtype
+            return observer.by(self.method, dtype=dtype, symmetric=dialect.activation_symmetric)
+        return cast("RangeObserver", observer).range()
 
     def _weight_qparams(self, region: Region) -> QParams:
         axis = region.axis if self.per_channel else None
@@ -173,12 +187,12 @@ class QuantizeStatic(GraphTransform):
         return attrs.evolve(qparams, scale=(qparams.scale * narrower).astype(np.float32))
 
 
-def _shapes(model: ir.Model, samples: Calibration) -> dict[str, tuple[int, ...]]:
+def _shapes(model: ir.Model, feeds: Iterable[Mapping[str, np.ndarray]]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors that the first feed leads to, to judge costs by."""
-    feed = next(iter(samples), None)
+    feed = next(iter(feeds), None)
     sized = model.clone()
     for value in sized.graph.inputs:
-        if feed is not None and value.name in feed and not value.is_initializer():
+        if feed is not None and value.name is not None and value.name in feed and not value.is_initializer():
             value.shape = ir.Shape(np.shape(feed[value.name]))
     for node in sized.graph:
         for value in node.outputs:

@@ -26,6 +26,7 @@ import attrs
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 
 from edgeinfer.devices.profile import Target
 from edgeinfer.graph.stored_weights import (
@@ -137,6 +138,7 @@ class QuantizeWeights(GraphTransform):
         if not report.applied:
             return
         drop_unused(model)
+        common_passes.NameFixPass()(model)  # a name in a branch may not be that of a value around it
         # The IR versions that brought the types: 9 float8, 10 int4.
         model.ir_version = max(
             model.ir_version, 10 if self.min_opset == 21 else 9 if self.min_opset == 19 else 4
@@ -249,28 +251,32 @@ def _float8(array: np.ndarray, *, axis: int) -> tuple[np.ndarray, np.ndarray]:
 def _dequantize(
     group: list[StoredWeight], stored: np.ndarray, scale: np.ndarray, attributes: dict[str, int]
 ) -> None:
-    """Let the nodes read the stored weight through a DequantizeLinear, one in each of their graphs."""
-    first = group[0]
-    name = first.source.name or "weight"
-    weight = first.source
-    if weight.is_initializer():
-        set_constant(weight, stored)
-    else:
-        weight = store_beside(first, "_stored", stored)
-    parameters = [store_beside(first, "_scale", scale.astype(first.dtype))]
-    if stored.dtype == np.int8:
-        # Where there is none, ONNX Runtime's exact kernels add one for all channels, and refuse it.
-        parameters.append(store_beside(first, "_zero_point", np.zeros(scale.shape, np.int8)))
+    """Let the nodes read the stored weight through a DequantizeLinear, one in each of their graphs.
+
+    The integers are in that graph, too: ONNX Runtime 1.32 refuses a model where they are in one around it.
+    """
+    source, dtype = group[0].source, group[0].dtype
+    name = source.name or "weight"
     made: dict[ir.Graph, ir.Value] = {}
     for member in group:
         graph = graph_of(member.node)
         if graph not in made:
             suffix = f"_{len(made)}" if made else ""
+            if source.is_initializer() and source.graph is graph:
+                set_constant(source, stored)
+                weight = source
+            else:
+                weight = add_initializer(graph, f"{name}_stored{suffix}", stored)
+            parameters = [add_initializer(graph, f"{name}_scale{suffix}", scale.astype(dtype))]
+            if stored.dtype == np.int8:
+                # Where there is none, ONNX Runtime's exact kernels add one for all channels, and refuse it.
+                zeros = np.zeros(scale.shape, np.int8)
+                parameters.append(add_initializer(graph, f"{name}_zero_point{suffix}", zeros))
             node = ir.node(
                 "DequantizeLinear", [weight, *parameters], attributes, name=f"{name}_dequantize{suffix}"
             )
             node.outputs[0].name = f"{name}_dequantized{suffix}"
-            set_type(node.outputs[0], ir.DataType.from_numpy(first.dtype), ir.Shape(stored.shape))
+            set_type(node.outputs[0], ir.DataType.from_numpy(dtype), ir.Shape(stored.shape))
             graph.insert_before(member.node, node)
             made[graph] = node.outputs[0]
         read_from(member, made[graph])

@@ -1,22 +1,25 @@
 """Rounding weights by their effect on the layer's output; see `gptq` for the algorithm.
 
-It aims at the layer's own float weights for the inputs that it has. Aiming at the float model's *output*
-instead, so that the weights would make good the inputs' errors, too, was tried in one pass for all layers and
-lost 8 to 20 dB: each layer corrects for errors that the layers before it have corrected already.
+It aims at the layer's own float weights for the inputs that it has in the float model: those of the quantized
+one differ by less than the damping, and would have to be gathered anew for each attempt. Aiming at the float
+model's *output* instead, so that the weights would make good the inputs' errors, too, was tried in one pass
+for all layers and lost 8 to 20 dB: each layer corrects for errors that the layers before it have corrected
+already.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast, final
 
 import attrs
 import numpy as np
 import onnx_ir as ir
 
-from edgeinfer.calibration.calibration import as_calibration, observe
 from edgeinfer.calibration.moments import MomentObserver
+from edgeinfer.calibration.observers import Observer
+from edgeinfer.calibration.statistics import Needs, as_statistics
 from edgeinfer.errors import CalibrationError
 from edgeinfer.graph.im2col import layout_of_node
 from edgeinfer.graph.weights import LINEAR_OPS, Linear, constant, find_linear, set_constant
@@ -45,7 +48,7 @@ class RoundWeights(GraphTransform):
     """Round the weights of Conv, Gemm and MatMul so that the layers' outputs change least (GPTQ).
 
     On a Q/DQ graph the quantized weights are rounded anew from those of the float model, on the same
-    scales, for the inputs that the layers have in the quantized model. On a float graph the weights are
+    scales, for the inputs that the layers have in the float model. On a float graph the weights are
     moved onto the grid of `bits`, one scale a channel, and stay float; the scales are kept in the tensors'
     metadata under `edgeinfer.scale`.
 
@@ -65,8 +68,8 @@ class RoundWeights(GraphTransform):
     reference: ModelSource | None = attrs.field(default=None, kw_only=True, eq=False)
     damping: float = attrs.field(default=0.01, kw_only=True, validator=attrs.validators.gt(0))
 
-    # On a Q/DQ graph the inputs' errors depend on the rounding of the layers before.
-    idempotent = False
+    names_layers = True
+    reports_on = frozenset(("Conv", "Gemm", "MatMul"))
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
         """Round the weights."""
@@ -81,16 +84,17 @@ class RoundWeights(GraphTransform):
 
     def _rewrite_quantized(self, model: ir.Model, report: ReportBuilder) -> None:
         reference = find_reference(model, self.reference, wanted_by="RoundWeights")
-        layers = {layer.quantized: layer for layer in quantized_layers(model, reference, report)}
-        targets = {linear: layer.reference.array() for linear, layer in layers.items()}
-        # The layout of a layer's inputs is read from the float twin, whose weight is a plain constant.
-        twins = {linear: layer.reference.owned().node for linear, layer in layers.items()}
+        frozen = Model(reference.clone())
+        layers = list(quantized_layers(model, reference, report))
+        quantized = {layer.reference.node.name or "": layer.quantized for layer in layers}
         limited = pairs_in_int16(model)
-        for linear, moment in self._moments(model, twins):
-            self._round(linear, targets[linear], moment, report, limited=limited)
+        for linear, moment in self._moments(frozen, [layer.reference.owned() for layer in layers]):
+            own = quantized[linear.node.name or ""]
+            self._round(own, linear.array(), moment, report, limited=limited)
 
     def _rewrite_float(self, model: ir.Model, report: ReportBuilder) -> None:
-        layers: dict[Linear, ir.Node] = {}
+        frozen = Model(model.clone())
+        layers: list[Linear] = []
         for node in model.graph:
             if node.op_type not in LINEAR_OPS:
                 continue
@@ -100,26 +104,40 @@ class RoundWeights(GraphTransform):
             elif _on_grid(linear, self.bits):
                 report.skip(node, f"its weights lie on a grid of {self.bits} bits already")
             else:
-                layers[linear] = node
-        layers = {linear.owned(): node for linear, node in layers.items()}
-        for linear, moment in self._moments(model, layers):
+                layers.append(linear)
+        for linear, moment in self._moments(frozen, [linear.owned() for linear in layers]):
             self._snap(linear, moment)
             report.apply(linear.node, f"weights moved onto a grid of {self.bits} bits")
 
-    def _moments(
-        self, model: ir.Model, layers: Mapping[Linear, ir.Node]
-    ) -> Iterator[tuple[Linear, np.ndarray]]:
-        """Yield each layer with `X Xᵀ / n` of its inputs, in as few passes as memory allows."""
-        frozen = Model(model.clone())
-        calibration = as_calibration(self.calibration, frozen.signature)
-        feeds = max(1, sum(1 for _ in calibration))
-        for chunk in _chunks(layers):
-            observers: dict[str, list[MomentObserver]] = {}
-            pairs = [(linear, _observer(layers[linear], feeds)) for linear in chunk]
-            for linear, observer in pairs:
-                observers.setdefault(linear.input.name or "", []).append(observer)
-            observe(frozen, calibration, observers, progress=False)
-            yield from ((linear, observer.hessian) for linear, observer in pairs)
+    def declare(self, model: Model, /) -> Needs:
+        """Return the moments of the layers' inputs, as many as fit the memory together; see `Declares`."""
+        layers = [find_linear(node) for node in model.ir.graph if node.op_type in LINEAR_OPS]
+        chunk = next(_chunks(layer for layer in layers if not isinstance(layer, str)), [])
+        statistics = as_statistics(self.calibration, model.signature)
+        needs: dict[str, list[Observer]] = {}
+        for linear in chunk:
+            needs.setdefault(linear.input.name or "", []).append(_observer(linear, statistics.count))
+        return needs
+
+    def _moments(self, model: Model, layers: Sequence[Linear]) -> Iterator[tuple[Linear, np.ndarray]]:
+        """Yield each layer with `X Xᵀ / n` of its inputs, in as few passes as memory allows.
+
+        Args:
+            model: The float model.
+            layers: Of a copy of it, where they may have been changed.
+        """
+        statistics = as_statistics(self.calibration, model.signature)
+        for number, chunk in enumerate(_chunks(layers)):
+            needs: dict[str, list[Observer]] = {}
+            places = []
+            for linear in chunk:
+                observers = needs.setdefault(linear.input.name or "", [])
+                observers.append(_observer(linear, statistics.count))
+                places.append((linear, len(observers) - 1))
+            found = statistics.gather(model, needs, keep=number == 0)
+            for linear, place in places:
+                moments = cast("MomentObserver", found[linear.input.name or ""][place])
+                yield linear, moments.hessian
 
     def _round(
         self,
@@ -165,10 +183,10 @@ class RoundWeights(GraphTransform):
         tensor.metadata_props[SCALE_KEY] = json.dumps(facts)
 
 
-def _observer(node: ir.Node, feeds: int) -> MomentObserver:
-    layout = layout_of_node(node)
+def _observer(linear: Linear, feeds: int) -> MomentObserver:
+    layout = layout_of_node(linear.node, constant(linear.weight).shape)
     columns = max(_COLUMNS_PER_ROW * layout.rows, _MIN_COLUMNS)
-    return MomentObserver(layout, max_columns=-(-columns // feeds))
+    return MomentObserver(layout, max_columns=-(-columns // max(feeds, 1)), coarse=True)
 
 
 def _chunks(layers: Iterable[Linear]) -> Iterator[list[Linear]]:

@@ -83,6 +83,11 @@ class LayerGains:
         """Return the names of the layers in which int8 gains at most so many microseconds."""
         return {layer.node for layer in self.layers if layer.gain_us <= us}
 
+    def to_dict(self) -> dict[str, object]:
+        """Return the figures as JSON-compatible values."""
+        layers = [{**attrs.asdict(layer), "gain_us": layer.gain_us} for layer in self.layers]
+        return {**attrs.asdict(self), "layers": layers}
+
     def table(self) -> Table:
         """Return one row a layer."""
         rows = [

@@ -77,6 +77,10 @@ class Sensitivity:
     metric: float | None = None
     samples: int
 
+    def to_dict(self) -> dict[str, object]:
+        """Return the figures as JSON-compatible values."""
+        return attrs.asdict(self)
+
     def table(self) -> Table:
         """Return one row a layer."""
         has_metric = self.metric is not None
