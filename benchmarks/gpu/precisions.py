@@ -21,7 +21,7 @@ import edgeinfer as ei
 from edgeinfer.display import Table
 from edgeinfer.transforms import FixShapes
 
-__all__ = ["VARIANTS", "Variant", "precision_part", "precision_table"]
+__all__ = ["VARIANTS", "Prepared", "Variant", "precision_part", "precision_table", "prepare_part"]
 
 
 @attrs.frozen
@@ -130,39 +130,53 @@ def measure(path: Path, name: str, batch: int, judged: tuple[Any, Any, Any] | No
     return row
 
 
-def precision_part(
-    results: Results,
-    folder: Path,
-    names: list[str],
-    options: Mapping[str, Any],
-    *,
-    samples: Path | None,
-    prepared: Path,
-    batches: tuple[int, ...] = (1, 32),
-) -> None:
-    """Build and measure one engine after the other; rows as they come."""
-    files: dict[str, dict[tuple[str, bool], Path]] = {}
-    judged: dict[str, tuple[Any, Any, Any]] = {}
+@attrs.frozen
+class Prepared:
+    """A model in each precision, dense and pruned, and what its outputs are judged by."""
+
+    files: Mapping[tuple[str, bool], Path]
+    judged: tuple[list[dict[str, Any]], list[dict[str, np.ndarray]], Any]
+
+
+def prepare_part(
+    results: Results, folder: Path, names: list[str], samples: Path | None, out: Path
+) -> dict[str, Prepared]:
+    """Write each model in each precision, and run it in float32."""
+    made: dict[str, Prepared] = {}
     for name in names:
 
         def make(name: str = name) -> dict[str, Any]:
-            files[name] = prepare(folder, name, prepared, samples)
-            plain = files[name]["float32", False]
+            files = prepare(folder, name, out, samples)
+            plain = files["float32", False]
             feeds, labels = evaluation(name, ei.Model.load(plain), samples)
-            judged[name] = feeds, reference(plain, name, feeds), labels
+            made[name] = Prepared(files, (feeds, reference(plain, name, feeds), labels))
             return {"samples": len(feeds)}
 
         results.step(make, step="prepare", model=name)
+    return made
+
+
+def precision_part(
+    results: Results,
+    models: Mapping[str, Prepared],
+    options: Mapping[str, Any],
+    batches: tuple[int, ...] = (1, 32),
+) -> None:
+    """Build and measure one engine after the other; rows as they come."""
     for batch in batches:
         for variant in VARIANTS if batch == 1 else LARGE_VARIANTS:
-            for name, known in files.items():
-                path = known[VARIANTS[variant].precision, VARIANTS[variant].sparse]
+            for name, model in models.items():
+                path = model.files[VARIANTS[variant].precision, VARIANTS[variant].sparse]
 
                 def run(
-                    path: Path = path, name: str = name, variant: str = variant, batch: int = batch
+                    path: Path = path,
+                    name: str = name,
+                    variant: str = variant,
+                    batch: int = batch,
+                    judged: Any = model.judged,
                 ) -> dict[str, Any]:
                     built = build(path, name, variant, batch, options, results.scratch)
-                    return built | measure(built["path"], name, batch, judged.get(name))
+                    return built | measure(built["path"], name, batch, judged)
 
                 results.step(run, step="precision", model=name, variant=variant, batch=batch)
 

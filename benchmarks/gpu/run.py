@@ -24,7 +24,7 @@ from host_copies import MODELS as HOST_MODELS
 from host_copies import host_part, host_table
 from model_table import measure, peer, prepared, table
 from models import PRECISIONS, available, open_model
-from precisions import precision_part, precision_table
+from precisions import precision_part, precision_table, prepare_part
 from results import Results
 
 from edgeinfer.backends.tensorrt_.cuda import find_gpus
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=8.5)
+    parser.add_argument("--minutes", type=float, default=7.0, help="begin no step after that")
     parser.add_argument("--samples", type=Path, help="real inputs for calibration and judging")
     parser.add_argument("--prepared", type=Path, help="where models in each precision are kept between runs")
     parser.add_argument("--scratch", type=Path, help="where engines and timings are kept between runs")
@@ -63,21 +63,13 @@ def main() -> None:
         host_part(results, given.models, chosen, options)
         finish(results, host_table(results.rows))
     if "precisions" in parts:
-        precision_part(
-            results,
-            given.models,
-            chosen,
-            options,
-            samples=given.samples,
-            prepared=folder,
-        )
-        files = {name: folder / f"{name}-float32.onnx" for name in chosen}
+        models = prepare_part(results, given.models, chosen, given.samples, folder)
+        files = {name: model.files["float32", False] for name, model in models.items()}
+        more = ("--batches", "1,32", *(("--compile",) if given.part == "precisions" else ()))
         results.step(
-            lambda: peer(
-                results, "torch", given.torch_python, files, 100, ("--batches", "1,32", "--compile")
-            ),
-            step="torch process",
+            lambda: peer(results, "torch", given.torch_python, files, 60, more), step="torch process"
         )
+        precision_part(results, models, options)
         finish(results, precision_table(results.rows))
     if "models" in parts:
         rest = [name for name in names if name not in chosen] if given.part == "all" else names
