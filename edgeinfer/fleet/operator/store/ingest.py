@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, final
+from typing import Any
 
 import attrs
 import sqlalchemy as sa
@@ -24,12 +24,13 @@ from edgeinfer.fleet.operator.outcomes import Motion
 from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.store.comparisons import save_figures, update_changes
 from edgeinfer.fleet.operator.store.database import Database, chunks, dumps, value_of
+from edgeinfer.fleet.operator.store.ingested import Ingested, Refusal
 from edgeinfer.fleet.operator.store.members import change_members
 from edgeinfer.fleet.operator.store.reissue import answer_again
 from edgeinfer.fleet.operator.store.schema import devices, members, releases, report_log, rollouts
 from edgeinfer.fleet.operator.store.slots import Slot, load_slots, lock_devices, save_slots
 
-__all__ = ["Ingested", "Refusal", "ingest"]
+__all__ = ["ingest"]
 
 _BATCH = 500
 _FURTHEST_EPOCH = 1000  # a device that reports an epoch that is this much further is not believed
@@ -65,45 +66,6 @@ _MEMBERS = sa.select(members).where(
         members.c.motion.in_([Motion.FORWARD.value, Motion.BACK.value]),
     ),
 )
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Refusal:
-    """A report that was refused.
-
-    Attributes:
-        index: Its place among those that were handed over.
-        device: The device that it says to be of, if it says so.
-        reason: Why.
-    """
-
-    index: int
-    device: str
-    reason: str
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Ingested:
-    """What became of a batch.
-
-    Attributes:
-        applied: Reports that told something new.
-        ignored: Duplicates, and older than what is known.
-        refused: Reports that nobody is answerable for.
-    """
-
-    applied: int = 0
-    ignored: int = 0
-    refused: tuple[Refusal, ...] = ()
-
-    def __add__(self, other: Ingested) -> Ingested:
-        return Ingested(
-            applied=self.applied + other.applied,
-            ignored=self.ignored + other.ignored,
-            refused=self.refused + other.refused,
-        )
 
 
 def ingest(database: Database, documents: Sequence[bytes]) -> Ingested:
