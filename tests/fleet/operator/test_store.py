@@ -126,6 +126,17 @@ def test_the_greater_sequence_wins_and_duplicates_are_ignored(database):
     assert row_of(database)["flag"] == ""
 
 
+def test_a_device_without_a_class_gets_the_one_that_it_found(database):
+    add_devices(
+        database,
+        [DeviceRow(device="d0", key=KEY, incarnation=1), DeviceRow(device="d1", device_class="a", key=KEY)],
+    )
+    for device in ("d0", "d1"):
+        ingest(database, [report(device, facts={"device_class": "orin-nano"})])
+    assert row_of(database, "d0")["device_class"] == "orin-nano"
+    assert row_of(database, "d1")["device_class"] == "a"
+
+
 def test_a_second_report_with_one_sequence_is_from_a_clone(database):
     enroll(database)
     ingest(database, [report(sequence=2, digest=NEW)])

@@ -36,7 +36,7 @@ _BATCH = 500
 _FURTHEST_EPOCH = 1000  # a device that reports an epoch that is this much further is not believed
 
 
-_TOLD = ("incarnation", "facts", "flag", "seen_at")
+_TOLD = ("incarnation", "device_class", "facts", "flag", "seen_at")
 _TELL = (
     sa.update(devices)
     .where(devices.c.device == sa.bindparam("its_device"))
@@ -152,9 +152,13 @@ def _apply(batch: _Batch, report: Report, data: bytes, epoch: int) -> bool:
         update["flag"] = "impossible generation"
         return False
     facts = dumps(dict(report.facts)) if report.facts else None
-    facts_changed = facts is not None and facts != update.get("facts", row["facts"])
+    before = json.loads(update.get("facts", row["facts"]))
+    facts_changed = facts is not None and _lasting(json.loads(facts)) != _lasting(before)
     if facts_changed:
         update["facts"] = facts
+        probed = report.facts.get("device_class")
+        if isinstance(probed, str) and probed and not row["device_class"]:
+            update["device_class"] = probed  # the operator said nothing, so what the device found holds
     generation = tuple(report.generation)
     mistaken = (
         report.phase is Phase.COMMITTED and generation == slot.generation and report.digest != slot.release
@@ -179,6 +183,11 @@ def _apply(batch: _Batch, report: Report, data: bytes, epoch: int) -> bool:
         batch.log.append({"at": now, "device": device, "model": report.model, "phase": report.phase.value,
                           "code": report.code, "log": dumps(list(report.log))})  # fmt: skip
     return True
+
+
+def _lasting(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts that a refusal can be due to for long; what memory is left changes by the hour."""
+    return {name: value for name, value in facts.items() if name != "memory_bytes"}
 
 
 def _note_figures(batch: _Batch, report: Report) -> None:
