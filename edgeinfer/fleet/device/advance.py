@@ -52,7 +52,7 @@ def advance(device: Device) -> None:
     except (GenerationError, InstallError) as error:  # a bad disk: what was written is not there any more
         if update.phase.activated:
             raise
-        after = device.enter(update, Phase.FAILED, "damaged", str(error))
+        after = device.enter(update, Phase.FAILED, "disk", str(error))
     device.state = attrs.evolve(device.state, update=after)
     if after.phase.final:
         clean_up(device)

@@ -13,7 +13,7 @@ import platform
 import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import attrs
 
@@ -35,9 +35,10 @@ from edgeinfer.fleet.device.staging import Checker
 from edgeinfer.fleet.device.transport import Transport
 from edgeinfer.fleet.errors import GenerationError
 
-__all__ = ["Device", "Interrupted"]
+__all__ = ["ByModel", "Device", "Interrupted"]
 
 _LOG = logging.getLogger("edgeinfer.agent")
+ByModel: TypeAlias = "Mapping[str, Mapping[str, Metric]]"
 
 
 class Interrupted(Exception):  # noqa: N818 (no error: it ends a wait)
@@ -116,7 +117,7 @@ class Device:
         code: str = "",
         detail: str = "",
         *,
-        metrics: Mapping[str, Metric] | None = None,
+        metrics: ByModel | None = None,
         blame: tuple[str, ...] = (),
         state: State | None = None,
         **changes: Any,
@@ -128,7 +129,7 @@ class Device:
             phase: The next phase.
             code: Why, in one word.
             detail: The same for people.
-            metrics: What was measured.
+            metrics: What was measured, by model.
             blame: The releases that are quarantined for it.
             state: The journal to note it in; None for the one that is.
             changes: Further fields of the update.
@@ -147,7 +148,7 @@ class Device:
             attrs.evolve(state, update=after, quarantine=quarantine, sequence=first + len(after.changes) - 1)
         )
         for offset, change in enumerate(after.changes):
-            self._spool(first + offset, after, change, metrics or {})
+            self._spool(first + offset, after, change, (metrics or {}).get(change.model, {}))
         return after
 
     def wait(self, update: Update, code: str, detail: str) -> Update:
@@ -161,19 +162,24 @@ class Device:
         self.waiting = code
         return after
 
-    def report_again(self, update: Update, metrics: Mapping[str, Metric] | None = None) -> None:
+    def report_again(self, update: Update, metrics: ByModel | None = None) -> None:
         """Note an update as it is, and report it."""
-        first = self.state.sequence + 1
-        self.save(attrs.evolve(self.state, update=update, sequence=first + len(update.changes) - 1))
-        for offset, change in enumerate(update.changes):
-            self._spool(first + offset, update, change, metrics or {})
+        self.state = attrs.evolve(self.state, update=update)
+        self.report(update, metrics)
 
-    def note(self, code: str, detail: str = "", metrics: Mapping[str, Metric] | None = None) -> None:
+    def report(self, update: Update, metrics: ByModel | None = None) -> None:
+        """Report an update as it is, for each of its models."""
+        first = self.state.sequence + 1
+        self.save(attrs.evolve(self.state, sequence=first + len(update.changes) - 1))
+        for offset, change in enumerate(update.changes):
+            self._spool(first + offset, update, change, (metrics or {}).get(change.model, {}))
+
+    def note(self, code: str, detail: str = "") -> None:
         """Report what is about the device and no update."""
         _LOG.info("%s %s", code, detail)
         sequence = self.state.sequence + 1
         self.save(attrs.evolve(self.state, sequence=sequence))
-        self._send_later(self._report(sequence, Phase.IDLE, code, (detail,) if detail else (), metrics or {}))
+        self._send_later(self._report(sequence, Phase.IDLE, code, (detail,) if detail else (), {}))
 
     def quarantined(self, release: str) -> Quarantined | None:
         """Return why a release is not tried here; None where it may be."""

@@ -36,7 +36,7 @@ def lease_ended(device: Device, update: Update) -> Update | None:
     """Give an update up that had to be activated before now; None where it may go on."""
     if not lease_over(update, device.clock.now()):
         return None
-    return device.enter(update, Phase.FAILED, "lease_expired", "it had to be activated earlier")
+    return device.enter(update, Phase.FAILED, "lease", "it had to be activated earlier")
 
 
 def _releases(device: Device, update: Update) -> Iterator[tuple[Change, Release, Variant]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -45,12 +45,13 @@ def verified(device: Device, update: Update) -> Update:
 
 def staging(device: Device, update: Update) -> Update:
     """STAGING: load each new model in a child process, and hold it to its budget."""
-    metrics: dict[str, Metric] = {}
+    metrics: dict[str, Mapping[str, Metric]] = {}
     parts = list(_installed(device, update))
     for change, release, variant in parts:
         folder = device.root / installed_folder(release.digest, variant.name)
         found = device.checker.stage(staging_request(device, change.model, folder, variant), device.alive)
-        metrics |= _named(change, found, several=len(parts) > 1)
+        # Under names of their own: what runs now is another release.
+        metrics[change.model] = {f"staging_{name}": value for name, value in found.metrics.items()}
         if not found.verdict.ok:
             return device.enter(
                 update,
@@ -122,12 +123,12 @@ def shadow(device: Device, update: Update) -> Update:
     if over is not None:
         return over
     running, new = device.running(), device.generations.read(update.number)
-    metrics: dict[str, Metric] = {}
+    metrics: dict[str, Mapping[str, Metric]] = {}
     for change in update.changes:
         if running is None or not _shadowed(change, running):
             continue
         found = _compared(device, change, running, new.models[change.model])
-        metrics |= _named(change, found, several=len(update.changes) > 1)
+        metrics[change.model] = found.metrics
         verdict = _shadow_verdict(found, device.options)
         if not verdict.ok:
             # Too few requests say nothing about the model; everything else does.
@@ -170,7 +171,7 @@ def _shadow_verdict(found: StagingResult, options: AgentOptions) -> Verdict:
     if requests < options.shadow_requests:
         what = f"{requests:.0f} live requests where {options.shadow_requests} are needed"
         return Verdict.fail("shadow_no_data", what)
-    errors, agreement = _number(metrics.get("shadow_errors")), _number(metrics.get("agreement"))
+    errors, agreement = _number(metrics.get("shadow_errors")), _number(metrics.get("shadow_agreement"))
     if errors > options.max_error_rate * requests:
         return Verdict.fail("errors", f"the runtime failed in {errors:.0f} of {requests:.0f} live requests")
     if agreement < options.min_agreement:
@@ -190,11 +191,6 @@ def _shadow_verdict(found: StagingResult, options: AgentOptions) -> Verdict:
 
 def _number(metric: Metric | None) -> float:
     return metric if isinstance(metric, float) else 0.0
-
-
-def _named(change: Change, found: StagingResult, *, several: bool) -> dict[str, Metric]:
-    prefix = f"{change.model}." if several else ""
-    return {f"{prefix}{name}": value for name, value in found.metrics.items()}
 
 
 def ready(device: Device, update: Update) -> Update:
