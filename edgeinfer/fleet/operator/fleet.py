@@ -28,7 +28,8 @@ from edgeinfer.fleet.operator.sites import MaintenanceWindow, Site
 from edgeinfer.fleet.operator.specification import AnyGate, Specification
 from edgeinfer.fleet.operator.stages import Stage
 from edgeinfer.fleet.operator.store.database import Database
-from edgeinfer.fleet.operator.store.ingest import Ingested, ingest
+from edgeinfer.fleet.operator.store.ingest import ingest
+from edgeinfer.fleet.operator.store.ingested import Ingested
 from edgeinfer.fleet.operator.store.inventory import save_site
 from edgeinfer.fleet.operator.store.releases import complete_digest, find_release, list_rollouts, remember
 from edgeinfer.fleet.operator.variants import Artifacts, Tolerance

@@ -75,5 +75,6 @@ TestFleet.settings = settings(
 
 
 def test_seeds_come_to_rest():
-    for seed in (3, 17, 107):  # 107: a device that was reflashed after its lease had ended
+    # 107: a device that was reflashed after its lease had ended. 3002: a document ran out, then an abort.
+    for seed in (17, 107, 3002):
         run_seed(seed).world.database.close()

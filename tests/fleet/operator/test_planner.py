@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import attrs
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeinfer.fleet import FailureRate, MaintenanceWindow, Site, Stage
@@ -54,6 +54,7 @@ SITES = {
 }
 
 
+@settings(deadline=None)
 @given(
     CELLS,
     st.sampled_from(State),
@@ -131,9 +132,9 @@ def test_a_document_ends_with_its_window():
 
 
 def member(**fields) -> Member:
-    values = {"epoch": 1, "number": 1, "exposures": 1, "target": NEW, "origin": OLD, "outcome": Outcome.OFFLINE,
-              "motion": Motion.FORWARD, **fields}  # fmt: skip
-    return Member(rollout=1, device="d", stage=0, rank=0, **values)
+    values = {"outcome": Outcome.OFFLINE, "motion": Motion.FORWARD, "exposures": 1, **fields}
+    place = {"rollout": 1, "device": "d", "stage": 0, "rank": 0, "target": NEW, "origin": OLD}
+    return Member(**place, **{"epoch": 1, "number": 1, **values})
 
 
 def heard(phase: Phase, generation=(1, 1), **fields) -> Heard:
@@ -183,6 +184,7 @@ def test_an_abort_and_a_late_success_race():
     assert after(called_back, done) == (Outcome.OFFLINE, Motion.REVERTED)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(Phase), st.integers(0, 3), st.sampled_from([OLD, NEW])), max_size=12)
 )

@@ -321,6 +321,10 @@ def test_one_live_rollout_for_a_model_and_a_device():
     trial.world.run_until(lambda: commands.get(trial.db, other).state is State.COMPLETED, 96 * HOUR)
     trial.run(12)
     assert trial.running(OLD) == 40
+    third = Specification(stages=[Stage(count=20), Stage(percent=100)], gates=[FailureRate(max=0.14)])
+    commands.start(trial.db, commands.draft(trial.db, model="m", release=NEW, specification=third))
+    with pytest.raises(FleetError, match="A later rollout of this model"):
+        commands.roll_back(trial.db, other, reason="too late")
 
 
 def test_after_a_restore_the_epoch_rises_and_the_fleet_converges():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
@@ -10,13 +11,15 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeinfer.fleet.device.histogram import Histogram
 from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.device.reports import Report
 from edgeinfer.fleet.operator import commands
 from edgeinfer.fleet.operator.controller import Controller
+from edgeinfer.fleet.operator.figures import figures_by_model
 from edgeinfer.fleet.operator.gates import FailureRate
 from edgeinfer.fleet.operator.member import Member
 from edgeinfer.fleet.operator.outcomes import Motion, Outcome, is_eligible
@@ -36,7 +39,7 @@ from edgeinfer.fleet.operator.store.inventory import (
     save_release,
 )
 from edgeinfer.fleet.operator.store.members import add_members, change_members, load_members
-from edgeinfer.fleet.operator.store.schema import audit, cells, members, metadata
+from edgeinfer.fleet.operator.store.schema import audit, cells, figures, members, metadata
 from edgeinfer.fleet.operator.store.steering import _ELIGIBLE
 
 KEY = b"k" * 32
@@ -123,6 +126,17 @@ def test_the_greater_sequence_wins_and_duplicates_are_ignored(database):
     assert row_of(database)["flag"] == ""
 
 
+def test_a_device_without_a_class_gets_the_one_that_it_found(database):
+    add_devices(
+        database,
+        [DeviceRow(device="d0", key=KEY, incarnation=1), DeviceRow(device="d1", device_class="a", key=KEY)],
+    )
+    for device in ("d0", "d1"):
+        ingest(database, [report(device, facts={"device_class": "orin-nano"})])
+    assert row_of(database, "d0")["device_class"] == "orin-nano"
+    assert row_of(database, "d1")["device_class"] == "a"
+
+
 def test_a_second_report_with_one_sequence_is_from_a_clone(database):
     enroll(database)
     ingest(database, [report(sequence=2, digest=NEW)])
@@ -174,6 +188,7 @@ def test_nobody_is_let_in_who_is_not_known(database):
     assert row_of(database, "d1")["running"] == NEW
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_anything_may_be_sent(data):
     database = _shared()
@@ -342,3 +357,54 @@ def test_a_failed_transaction_leaves_nothing(database):
         database.retrying(work)
     with database.reading() as connection:
         assert connection.execute(sa.select(cells)).all() == []
+
+
+def test_figures_are_read_as_agents_report_them():
+    latency = Histogram([10.0] * 99 + [50.0] * 10)
+    found = figures_by_model(
+        "",
+        {
+            "defects.latency_ms": latency,
+            "defects.requests": 200.0,
+            "defects.errors": 4.0,
+            "counter.requests": 0.0,
+            "counter.errors": 0.0,
+            "temperature_c": 61.0,
+            "generation": 7.0,
+        },
+    )
+    assert found["defects"]["latency_p99"] == pytest.approx(50, rel=0.02)
+    assert found["defects"]["latency_p50"] == pytest.approx(10, rel=0.02)
+    assert found["defects"]["errors"] == 0.02
+    assert "counter" not in found  # of no requests nothing is known
+    assert found[""] == {"temperature_c": 61.0}
+    assert figures_by_model("m", {"latency_p99_ms": 5.0, "power_w": math.inf})["m"]["latency_p99"] == 5.0
+
+
+def test_what_a_device_says_of_itself_counts_for_the_models_that_it_runs(database):
+    started(database)
+    ingest(database, [report(sequence=1, phase=Phase.COMMITTED, digest=OLD)])
+    metrics = {"m.latency_ms": Histogram([10.0]), "temperature_c": 60.0}
+    ingest(database, [report(sequence=2, model="", metrics=metrics)])
+    # What was measured of a candidate is no figure of what is loaded.
+    ingest(database, [report(sequence=3, phase=Phase.STAGED, digest=OLD, metrics={"latency_p99_ms": 99.0})])
+    with database.reading() as connection:
+        found = {row.metric: (row.release, row.value) for row in connection.execute(sa.select(figures))}
+    assert found["temperature_c"] == (OLD, 60.0)
+    assert found["latency_p99"] == (OLD, pytest.approx(10.0, rel=0.02))
+
+
+def test_a_device_that_says_anything_is_not_silent(database):
+    number = started(database, stages=[Stage(count=20, timeout="1h"), Stage(percent=100)])
+    Controller(database, Publisher(MemoryShelf(), lambda _: ())).tick()
+    with database.reading() as connection:
+        device = load_members(connection, members.c.rollout == number, members.c.exposures > 0)[0].device
+    ingest(database, [report(device, 1, generation=(1, 1), phase=Phase.DOWNLOADING)])
+    with database.transaction() as connection:
+        connection.execute(sa.update(members).values(heard_at=1))
+    ingest(database, [report(device, 2, model="")])
+    with database.transaction() as connection:
+        record = store.load(connection, number)
+        store.expire(connection, record, database.now(connection))
+        (member,) = load_members(connection, members.c.rollout == number, members.c.device == device)
+    assert member.outcome is Outcome.ACCEPTED
