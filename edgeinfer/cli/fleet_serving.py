@@ -31,29 +31,54 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--port", type=whole_number(1), default=8080, metavar="N")
     parser.add_argument("--certificate", type=Path, metavar="FILE", help="the server's TLS certificate")
     parser.add_argument("--certificate-key", type=Path, metavar="FILE", help="its private key")
-    parser.add_argument("--token-file", type=Path, metavar="FILE",
-                        help=f"what an operator signs in with (default: the variable {_TOKEN}; "
-                        "without it the page can only be read)")  # fmt: skip
-    parser.add_argument("--interval", type=number(above=0), default=5.0, metavar="S",
-                        help="seconds between two rounds of the controller (default: 5)")  # fmt: skip
-    parser.add_argument("--no-controller", action="store_true",
-                        help="only serve: `edgeinfer fleet run` moves rollouts on elsewhere")  # fmt: skip
-    parser.add_argument("--doorbell", metavar="URL",
-                        help="an MQTT broker that tells devices to look, mqtt://HOST or mqtts://HOST")  # fmt: skip
-    parser.add_argument("--webhook", action="append", default=[], metavar="URL",
-                        help="send each line of the audit log there, signed with the variable "
-                        f"{_WEBHOOK_SECRET}; repeat it")  # fmt: skip
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help=f"what an operator signs in with (default: the variable {_TOKEN}; "
+        "without it the page can only be read)",
+    )
+    parser.add_argument(
+        "--interval",
+        type=number(above=0),
+        default=5.0,
+        metavar="S",
+        help="seconds between two rounds of the controller (default: 5)",
+    )
+    parser.add_argument(
+        "--no-controller",
+        action="store_true",
+        help="only serve: `edgeinfer fleet run` moves rollouts on elsewhere",
+    )
+    parser.add_argument(
+        "--doorbell",
+        metavar="URL",
+        help="an MQTT broker that tells devices to look, mqtt://HOST or mqtts://HOST",
+    )
+    parser.add_argument(
+        "--webhook",
+        action="append",
+        default=[],
+        metavar="URL",
+        help=f"send each line of the audit log there, signed with the variable {_WEBHOOK_SECRET}; repeat it",
+    )
     parser.set_defaults(run=serve)
 
     parser = commands.add_parser("enroll", help="print a token with which a device enrols itself once")
     _add(parser)
     parser.add_argument("device", metavar="DEVICE", help="the device's name")
-    parser.add_argument("--class", dest="device_class", default="", metavar="CLASS", help="its hardware class")
+    parser.add_argument(
+        "--class", dest="device_class", default="", metavar="CLASS", help="its hardware class"
+    )
     parser.add_argument("--site", default="", help="where it stands")
     parser.add_argument("--label", action="append", default=[], type=_label, metavar="NAME=VALUE")
     parser.add_argument("--lifetime", default="24h", metavar="TIME", help="of the token (default: 24h)")
-    parser.add_argument("--key-file", type=Path, metavar="FILE",
-                        help="write the device's key there instead, for `edgeinfer agent run --key`")  # fmt: skip
+    parser.add_argument(
+        "--key-file",
+        type=Path,
+        metavar="FILE",
+        help="write the device's key there instead, for agent run --key",
+    )
     parser.set_defaults(run=enroll)
 
     parser = commands.add_parser("revoke", help="remove a device; its keys and tokens are void from now on")
@@ -64,7 +89,9 @@ def add_commands(commands: Commands) -> None:
 
 def _add(parser: argparse.ArgumentParser) -> None:
     add_fleet(parser)
-    parser.add_argument("--database", metavar="URL", help="a path (SQLite) or a URL (default: FLEET/fleet.db)")
+    parser.add_argument(
+        "--database", metavar="URL", help="a path (SQLite) or a URL (default: FLEET/fleet.db)"
+    )
 
 
 def _fleet(arguments: argparse.Namespace) -> Fleet:

@@ -118,9 +118,9 @@ def check_duplicates(wire: Wire) -> None:
 
 
 def check_many_reports(wire: Wire) -> None:
-    """As many as a device keeps arrive, if they are offered again from where `send` stopped."""
+    """Some MiB of reports arrive, if they are offered again from where `send` stopped."""
     transport = wire.open("conformance-many")
-    sent = [_report("conformance-many", sequence, log="x" * 5_000) for sequence in range(1, 1_001)]
+    sent = [_report("conformance-many", sequence, log="x" * 150_000) for sequence in range(1, 41)]
     _send_all(transport, sent)
     _assert_arrived(wire, "conformance-many", sent)
     transport.close()

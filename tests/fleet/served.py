@@ -29,7 +29,13 @@ OPTIONS = ServerOptions(token=TOKEN, interval=0.05)
 
 
 def report(device, sequence, key, **fields):
-    values = {"incarnation": 1, "at": 1_800_000_000, "model": "m", "phase": Phase.COMMITTED, "digest": "a" * 64}
+    values = {
+        "incarnation": 1,
+        "at": 1_800_000_000,
+        "model": "m",
+        "phase": Phase.COMMITTED,
+        "digest": "a" * 64,
+    }
     return Report(device=device, sequence=sequence, **{**values, **fields}).to_bytes(key)
 
 
@@ -54,7 +60,9 @@ class Served:
 
     def logged(self, device):
         with self.fleet.database.reading() as connection:
-            statement = sa.select(sa.func.count()).select_from(report_log).where(report_log.c.device == device)
+            statement = (
+                sa.select(sa.func.count()).select_from(report_log).where(report_log.c.device == device)
+            )
             return connection.execute(statement).scalar_one()
 
     def audit(self):

@@ -145,7 +145,9 @@ def test_the_command_line(server, tmp_path, capsys, monkeypatch):
     assert main(["fleet", "enroll", fleet, "cli-1", "--class", "orin", "--site", "s", "--label", "a=b"]) == 0
     token = tmp_path / "token"
     token.write_text(capsys.readouterr().out)
-    assert main(["agent", "enroll", str(tmp_path / "edge"), "--source", server.url, "--token", str(token)]) == 0
+    assert (
+        main(["agent", "enroll", str(tmp_path / "edge"), "--source", server.url, "--token", str(token)]) == 0
+    )
     assert "this device is cli-1, life 1" in capsys.readouterr().out
     assert main(["agent", "replace-key", str(tmp_path / "edge"), "--source", server.url]) == 0
     key = tmp_path / "key"

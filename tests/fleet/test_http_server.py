@@ -11,10 +11,10 @@ from sqlalchemy.exc import OperationalError
 
 from edgeinfer.fleet.device.blobs import blob_path
 from edgeinfer.fleet.device.documents import sha256
+from edgeinfer.fleet.device.http_transport import HttpTransport
 from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.device.reports import Report
 from edgeinfer.fleet.errors import TransportError
-from edgeinfer.fleet.device.http_transport import HttpTransport
 from edgeinfer.fleet.operator.server.options import ServerOptions
 from tests.fleet.served import report, served
 
@@ -112,27 +112,51 @@ def test_too_much_is_refused_before_it_is_in_memory(server):
     assert server.post("/enroll", b"x" * 100_000)[0] == 413
 
 
-@given(data=st.one_of(
-    st.binary(max_size=200),
-    st.recursive(st.none() | st.integers() | st.floats() | st.text(), lambda s: st.lists(s, max_size=3)
-                 | st.dictionaries(st.text(), s, max_size=3), max_leaves=6).map(lambda v: json.dumps(v).encode()),
-))  # fmt: skip
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=st.one_of(
+        st.binary(max_size=200),
+        st.recursive(
+            st.none() | st.integers() | st.floats() | st.text(),
+            lambda s: st.lists(s, max_size=3) | st.dictionaries(st.text(), s, max_size=3),
+            max_leaves=6,
+        ).map(lambda v: json.dumps(v).encode()),
+    )
+)
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_whatever_comes_the_server_answers(server, data):
     for path in ("/reports", "/reports/fuzzed", "/enroll", "/keys/fuzzed", "/login", "/rollouts/1/start"):
         assert server.ask("POST", path, body=data).status < 500, path
     assert server.row("fuzzed")["seen_at"] == 0
 
 
-@given(st.builds(
-    dict,
-    sequence=st.integers(-(2**70), 2**70), incarnation=st.integers(-3, 2**65), at=st.integers(-(2**80), 2**80),
-    generation=st.tuples(st.integers(-(2**65), 2**65), st.integers(-(2**65), 2**65)),
-    code=st.text(max_size=20), digest=st.text(max_size=20), model=st.text(max_size=20),
-    log=st.lists(st.text(max_size=20), max_size=2), phase=st.sampled_from(Phase),
-    metrics=st.dictionaries(st.text(max_size=5) | st.just("latency_ms"), st.floats(-1e300, 1e300), max_size=2),
-))  # fmt: skip
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.builds(
+        dict,
+        sequence=st.integers(-(2**70), 2**70),
+        incarnation=st.integers(-3, 2**65),
+        at=st.integers(-(2**80), 2**80),
+        generation=st.tuples(st.integers(-(2**65), 2**65), st.integers(-(2**65), 2**65)),
+        code=st.text(max_size=20),
+        digest=st.text(max_size=20),
+        model=st.text(max_size=20),
+        log=st.lists(st.text(max_size=20), max_size=2),
+        phase=st.sampled_from(Phase),
+        metrics=st.dictionaries(
+            st.text(max_size=5) | st.just("latency_ms"), st.floats(-1e300, 1e300), max_size=2
+        ),
+    )
+)
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_a_device_with_a_key_cannot_stop_the_others(server, fields):
     """Signed nonsense is kept or refused; never does the batch fail, in which others' reports are."""
     try:
@@ -166,9 +190,13 @@ def test_one_report_that_nobody_thought_of_does_not_keep_the_others_out(server, 
         return real(database, documents)
 
     monkeypatch.setattr(intake, "ingest", ingest)
-    body = [report("a", 9_100 + n, KEY + b"a", code=code) for n, code in enumerate(("fine", "poison", "fine"))]
+    body = [
+        report("a", 9_100 + n, KEY + b"a", code=code) for n, code in enumerate(("fine", "poison", "fine"))
+    ]
     _, answer = server.post("/reports/a", b"\n".join(body))
-    assert [(r["index"], r["reason"]) for r in answer["refused"]] == [(1, "It cannot be kept: ZeroDivisionError.")]
+    assert [(r["index"], r["reason"]) for r in answer["refused"]] == [
+        (1, "It cannot be kept: ZeroDivisionError.")
+    ]
 
 
 def test_blobs_come_in_ranges_and_nothing_else_of_the_disk(server):
@@ -186,9 +214,17 @@ def test_blobs_come_in_ranges_and_nothing_else_of_the_disk(server):
     assert server.ask("GET", f"/{path}", headers={"If-None-Match": etag}).status == 304
     assert server.ask("GET", f"/{path}", headers={"Range": "bytes=99999999-"}).status == 416
     secret = server.fleet.repository.keys.folder.name
-    for bad in (f"/blobs/../../{secret}/root.json", f"/blobs/%2e%2e/%2e%2e/{secret}/root.json", "/metadata/.publishing",
-                "/desired/.published", "/desired/a.json%00", "/targets/%2e%2e/metadata/root.json", "/blobs/sha256",
-                "/blobs//etc/passwd", "/desired/../metadata/root.json"):  # fmt: skip
+    for bad in (
+        f"/blobs/../../{secret}/root.json",
+        f"/blobs/%2e%2e/%2e%2e/{secret}/root.json",
+        "/metadata/.publishing",
+        "/desired/.published",
+        "/desired/a.json%00",
+        "/targets/%2e%2e/metadata/root.json",
+        "/blobs/sha256",
+        "/blobs//etc/passwd",
+        "/desired/../metadata/root.json",
+    ):
         assert server.ask("GET", bad).status in (307, 404), bad
 
 

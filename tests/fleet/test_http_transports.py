@@ -105,7 +105,9 @@ class MqttWire(HttpWire):
         self.broker.__exit__(None, None, None)
 
 
-@pytest.fixture(scope="module", params=[MemoryWire, FolderWire, HttpWire, MqttWire], ids=lambda kind: kind.__name__)
+@pytest.fixture(
+    scope="module", params=[MemoryWire, FolderWire, HttpWire, MqttWire], ids=lambda kind: kind.__name__
+)
 def wire(request, tmp_path_factory):
     found = request.param(tmp_path_factory.mktemp("wire"))
     yield found

@@ -107,11 +107,17 @@ def enroll(folder: Path, url: str, token: str) -> Identity:
     TrustedRepository(folder / "metadata", url, root=root)
     status, body = _post(f"{url.rstrip('/')}/enroll", canonical_json({"token": parsed.secret}))
     if status != 200:
-        raise AgentError("The server does not enrol this device.", where=url, found=f"HTTP {status}: {body[:200]!r}")
+        raise AgentError(
+            "The server does not enrol this device.", where=url, found=f"HTTP {status}: {body[:200]!r}"
+        )
     try:
         answer = decode(_Answer, json.loads(body), skip_unknown=True)
-        identity = Identity(device=answer.device, incarnation=answer.incarnation,
-                            device_class=answer.device_class, key=answer.key)  # fmt: skip
+        identity = Identity(
+            device=answer.device,
+            incarnation=answer.incarnation,
+            device_class=answer.device_class,
+            key=answer.key,
+        )
     except (ValueError, TypeError, DecodeError) as error:
         raise AgentError("The server's answer is not understood.", where=url, found=str(error)) from error
     identity.save(folder)
@@ -146,7 +152,9 @@ def replace_key(folder: Path, url: str) -> Identity:
     code = hmac.new(identity.key_bytes, body, hashlib.sha256).hexdigest()
     status, text = _post(f"{url.rstrip('/')}/keys/{identity.device}", body, {"Edgeinfer-Hmac": code})
     if status != 204:
-        raise AgentError("The server does not take the new key.", where=url, found=f"HTTP {status}: {text[:200]!r}")
+        raise AgentError(
+            "The server does not take the new key.", where=url, found=f"HTTP {status}: {text[:200]!r}"
+        )
     renewed = attrs.evolve(identity, key=new)
     renewed.save(folder)
     draft.unlink()
@@ -155,7 +163,9 @@ def replace_key(folder: Path, url: str) -> Identity:
 
 def _require_https(url: str) -> None:
     parts = urlsplit(url)
-    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost")):
+    if parts.scheme == "https" or (
+        parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost")
+    ):
         return
     raise TransportError("Keys are exchanged over HTTPS only.", expected="https://…", found=url)
 
@@ -171,4 +181,6 @@ def _post(url: str, body: bytes, headers: dict[str, str] | None = None) -> tuple
             response.close()
             return response.status, data
     except Exception as error:  # urllib3 has many, and http.client some of its own
-        raise TransportError(f"The server cannot be reached: {type(error).__name__}: {error}", where=url) from error
+        raise TransportError(
+            f"The server cannot be reached: {type(error).__name__}: {error}", where=url
+        ) from error

@@ -1,7 +1,7 @@
 """A client of an MQTT 5 broker, as devices and controllers use it: a URL, TLS, and a last will.
 
-    mqtt://[USER:PASSWORD@]HOST[:1883]
-    mqtts://[USER:PASSWORD@]HOST[:8883][?ca=FILE&cert=FILE&key=FILE]     ca: None: the system's authorities
+mqtt://[USER:PASSWORD@]HOST[:1883]
+mqtts://[USER:PASSWORD@]HOST[:8883][?ca=FILE&cert=FILE&key=FILE]     ca: None: the system's authorities
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from edgeinfer.fleet.errors import TransportError
 __all__ = ["DESIRED", "ONLINE", "QOS", "make_client", "start"]
 
 _LOG = logging.getLogger("edgeinfer.mqtt")
-DESIRED, ONLINE = "desired", "online"  # PREFIX/desired/DEVICE rings; PREFIX/online/DEVICE is 1 or, as last will, 0
+DESIRED, ONLINE = (
+    "desired",
+    "online",
+)  # PREFIX/desired/DEVICE rings; PREFIX/online/DEVICE is 1 or, as last will, 0
 QOS = 1
 _KEEPALIVE_S = 60
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
@@ -46,9 +49,7 @@ def make_client(url: str, client_id: str) -> Any:
     if parts.scheme == "mqtts":
         files = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         try:
-            client.tls_set(
-                ca_certs=files.get("ca"), certfile=files.get("cert"), keyfile=files.get("key")
-            )
+            client.tls_set(ca_certs=files.get("ca"), certfile=files.get("cert"), keyfile=files.get("key"))
         except (OSError, ValueError) as error:
             raise TransportError("The broker's certificates cannot be read.", found=str(error)) from error
     client.reconnect_delay_set(min_delay=1, max_delay=120)

@@ -93,7 +93,7 @@ class Devices:
         return str(EnrolmentToken(secret=secret, root_version=version, root_digest=sha256(root)))
 
     def revoke(self, device: str) -> bool:
-        """Remove a device, make its keys and tokens void, and take its documents away; False if it is unknown."""
+        """Remove a device; its keys and tokens are void, its documents gone. False if it is unknown."""
         assert self._repository is not None
         removed = remove_device(self._database, device)
         forget_keys(self._database, device)

@@ -129,7 +129,9 @@ class Intake:
         first = 0
         for job in jobs:
             last = first + len(job.documents)
-            own = tuple(attrs.evolve(r, index=r.index - first) for r in found.refused if first <= r.index < last)
+            own = tuple(
+                attrs.evolve(r, index=r.index - first) for r in found.refused if first <= r.index < last
+            )
             if not job.result.cancelled():
                 job.result.set_result(own)
             first = last
