@@ -3,8 +3,8 @@
     python benchmarks/fleet/capacity.py 2000                                    # SQLite
     python benchmarks/fleet/capacity.py 10000 postgresql+psycopg://host/fleet   # an empty database
 
-The server is a process of its own, as `edgeinfer fleet serve --no-controller` is. Each device sends its report
-over a connection that stays open, one a request; then a gateway sends as many, 500 a request. A live rollout
+The server is a process of its own, like `edgeinfer fleet serve --no-controller`. Each device sends its
+report over a connection that stays open, one a request; then a gateway sends as many, 500 a request. A live rollout
 has all devices as members, so that each report is judged and counted. Trust the processor times; rates
 depend on how many cores are free.
 """
@@ -129,9 +129,8 @@ def main() -> None:
         except OSError:
             time.sleep(0.1)
     where = "SQLite" if arguments.database is None else "PostgreSQL"
-    print(
-        f"{arguments.devices} devices, {where}, {arguments.clients} connections, Python {sys.version.split()[0]}"
-    )
+    python = sys.version.split()[0]
+    print(f"{arguments.devices} devices, {where}, {arguments.clients} connections, Python {python}")
     single = reports(arguments.devices, 1)
     many = reports(arguments.devices, 2)
     batches = [b"\n".join(many[k : k + GATEWAY]) for k in range(0, len(many), GATEWAY)]

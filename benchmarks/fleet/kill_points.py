@@ -1,6 +1,6 @@
 """kill -9 at every system call by which the agent changes the disk, and every call failing once.
 
-    python benchmarks/fleet/kill_points.py [SCENARIO…] [--errors]
+    python benchmarks/fleet/kill_points.py [SCENARIO…] [--errors] [--part I/N]
 
 After each, an application must find exactly the old or the new set of models, every file verified, and the
 next agent must come to the end. Needs strace.
@@ -28,14 +28,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenarios", nargs="*", default=list(SCENARIOS))
     parser.add_argument("--errors", action="store_true", help="let every call fail with ENOSPC and EIO, too")
+    parser.add_argument("--part", default="0/1", metavar="I/N", help="only each N-th point, from the I-th on")
     arguments = parser.parse_args()
+    first, every = map(int, arguments.part.split("/"))
     kinds = list(KINDS) if arguments.errors else ["kill -9"]
     violations = 0
     for name in arguments.scenarios:
         scenario = SCENARIOS[name]
         scratch = Path(tempfile.mkdtemp(prefix="kill-points-", dir=_memory()))
         prepare(scratch / "template", scenario)
-        points = list(kill_points(scratch / "template", scratch))
+        points = list(kill_points(scratch / "template", scratch))[first::every]
         calls = collections.Counter(call for call, _ in points)
         counted = ", ".join(f"{n} {call}" for call, n in calls.most_common())
         print(f"{name}: {len(points)} calls: {counted}", flush=True)
@@ -53,15 +55,8 @@ def main() -> int:
                     print(f"  VIOLATION {kind} at {call} {n}: {type(error).__name__}: {error}")
                 shutil.rmtree(folder)
             violations += bad
-<<<<<<< HEAD
-            print(
-                f"  {kind}: {hit} of {len(points)} points, {bad} violations, "
-                f"{time.monotonic() - started:.0f} s"
-            )
-=======
             took = time.monotonic() - started
             print(f"  {kind}: {hit} of {len(points)} points, {bad} violations, {took:.0f} s", flush=True)
->>>>>>> agent
         shutil.rmtree(scratch)
     print(f"violations: {violations}")
     return 1 if violations else 0

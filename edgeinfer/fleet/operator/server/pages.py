@@ -34,7 +34,7 @@ th,td{text-align:left;vertical-align:top;padding:.2rem 1rem .2rem 0;border-botto
 th{font-weight:600} .bar{width:100%;min-width:14rem;height:1.1rem;display:block}
 .legend span{margin-right:1rem;white-space:nowrap}
 .PASS{color:#00795a} .FAIL{color:#c24a00;font-weight:700} .state{font-weight:700}
-pre{margin:0;white-space:pre-wrap;font-size:.85em} button,input{font:inherit}
+code{overflow-wrap:anywhere} pre{margin:0;white-space:pre-wrap;font-size:.85em} button,input{font:inherit}
 fieldset{border:1px solid #8885;margin:1rem 0}
 .note{opacity:.75} .pictures svg{max-width:40rem;display:block}
 @media(prefers-color-scheme:dark){.PASS{color:#3fc79f}.FAIL{color:#ff8a4c}}

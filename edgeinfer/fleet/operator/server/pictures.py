@@ -17,7 +17,7 @@ COLOURS = {
     Outcome.SUCCESS.value: "#009e73",
     Outcome.ACCEPTED.value: "#56b4e9",
     Outcome.OFFLINE.value: "#b5b5b5",
-    Outcome.WAITING.value: "#e4e4e4",
+    Outcome.WAITING.value: "#88888840",
     Outcome.FAILED.value: "#d55e00",
     Outcome.ROLLED_BACK.value: "#cc79a7",
     Outcome.REJECTED.value: "#e69f00",
