@@ -149,7 +149,13 @@ def bars(items: Iterable[Bar], *, title: str, unit: str, legend: Sequence[tuple[
 
 
 def histogram(
-    values: Sequence[float], *, title: str, x: str, lines: Sequence[Line] = (), others: Sequence[float] = ()
+    values: Sequence[float],
+    *,
+    title: str,
+    x: str,
+    y: str = "inferences",
+    lines: Sequence[Line] = (),
+    others: Sequence[float] = (),
 ) -> str:
     """Return a histogram.
 
@@ -157,6 +163,7 @@ def histogram(
         values: What to count.
         title: Shown above it.
         x: The horizontal axis's label, with its unit.
+        y: What is counted.
         lines: Vertical lines, such as percentiles.
         others: A second set of values, drawn behind the first, on the same bins.
     """
@@ -169,7 +176,7 @@ def histogram(
     counts = [_counted(each, low, high) for each in (values, others)]
     across = _Axis.of([low, high], _LEFT, _WIDTH - _RIGHT, margin=0.0)
     up = _Axis.of([0.0, max(map(max, counts))], _HEIGHT - _BOTTOM, _TOP, margin=0.0)
-    parts = [*_frame(across, up, x, "inferences")]
+    parts = [*_frame(across, up, x, y)]
     width = (high - low) / _BINS
     for kind, set_of in ((6, counts[1]), (0, counts[0])):
         for number, count in enumerate(set_of):

@@ -42,9 +42,23 @@ def add_commands(commands: Commands) -> None:
     run.add_argument("--device", metavar="NAME", help="the device's name in the fleet")
     run.add_argument("--device-class", metavar="CLASS", help="the class of the device")
     run.add_argument("--key", type=Path, metavar="FILE", help="the device's key, at the first start")
+    run.add_argument("--doorbell", metavar="URL", help="an MQTT broker that tells this device to look")
     run.add_argument("--until-idle", action="store_true", help="end as soon as there is nothing to do")
     add_options(run)
     run.set_defaults(run=_run)
+
+    enroll = inner.add_parser("enroll", help="make this device a member of a fleet, with a one-time token")
+    _add_folder(enroll)
+    enroll.add_argument("--source", required=True, metavar="URL", help="of the fleet's server")
+    enroll.add_argument(
+        "--token", type=Path, required=True, metavar="FILE", help="what `edgeinfer fleet enroll` printed"
+    )
+    enroll.set_defaults(run=_enroll)
+
+    renew = inner.add_parser("replace-key", help="make a new key for this device")
+    _add_folder(renew)
+    renew.add_argument("--source", required=True, metavar="URL", help="of the fleet's server")
+    renew.set_defaults(run=_replace_key)
 
     status = inner.add_parser("status", help="what runs, and where the last update stands")
     _add_folder(status)
@@ -90,8 +104,24 @@ def _run(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         device_class=arguments.device_class,
         options=_agent_options(arguments),
+        doorbell=arguments.doorbell,
     )
     agent.run(until_idle=arguments.until_idle)
+
+
+def _enroll(arguments: argparse.Namespace) -> None:
+    from edgeinfer.fleet.device.enrolment import enroll
+
+    token = arguments.token.read_text(encoding="ascii")
+    identity = enroll(arguments.folder, arguments.source, token)
+    print_line(f"this device is {identity.device}, life {identity.incarnation}")
+
+
+def _replace_key(arguments: argparse.Namespace) -> None:
+    from edgeinfer.fleet.device.enrolment import replace_key
+
+    identity = replace_key(arguments.folder, arguments.source)
+    print_line(f"{identity.device} has a new key; restart its agent")
 
 
 def _status(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""For authors of backends and transforms: conformance checks, models, numerics."""
+"""For authors of backends, transforms and transports: conformance checks, models, numerics."""
 
 from edgeinfer.testing import conformance, models
 

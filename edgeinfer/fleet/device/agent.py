@@ -21,6 +21,7 @@ from edgeinfer.fleet.device.blobs import BlobStore
 from edgeinfer.fleet.device.clock import DeviceClock
 from edgeinfer.fleet.device.desire import Desire
 from edgeinfer.fleet.device.device import Device, Interrupted
+from edgeinfer.fleet.device.doorbell import Doorbell, RungTransport
 from edgeinfer.fleet.device.download import Downloader
 from edgeinfer.fleet.device.folder_lock import lock_folder
 from edgeinfer.fleet.device.generations import Generations
@@ -62,6 +63,7 @@ class Agent:
         device_class: Its class; None for the one that it was enrolled with.
         options: How patient it is, and what it demands.
         transport: How documents travel; None for the one of the first source's URL.
+        doorbell: An MQTT broker that tells this device to look, `mqtt://…` or `mqtts://…`; None: it polls.
         clock: The wall clock, in seconds since 1970.
         probe: Measures the device.
         checker: Tries models; None for a child process.
@@ -84,6 +86,7 @@ class Agent:
         device_class: str | None = None,
         options: AgentOptions | None = None,
         transport: Transport | None = None,
+        doorbell: str | None = None,
         clock: Callable[[], float] = time.time,
         probe: Probe | None = None,
         checker: Checker | None = None,
@@ -109,9 +112,10 @@ class Agent:
             if fetcher is None:
                 assert isinstance(blobs, BlobStore)
                 fetcher = Downloader(blobs, open_locations(sources))
-            transport = transport or open_transport(
-                sources[0], device=identity.device, key=identity.key_bytes
-            )
+            name = identity.device
+            transport = transport or open_transport(sources[0], device=name, key=identity.key_bytes)
+            if doorbell is not None:
+                transport = RungTransport(transport, Doorbell(doorbell, name))
         except BaseException:
             os.close(self._lock)
             raise

@@ -2,12 +2,13 @@
 
 GET  URL/desired/DEVICE.json     with If-None-Match; 200, 304 or 404
 POST URL/reports/DEVICE          reports, one a line; 200 or 204: all accepted,
-200 with {"accepted": n}: the first n
+200 with {"accepted": n}: the first n, those in "refused" for ever
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
@@ -18,7 +19,9 @@ from edgeinfer.fleet.errors import TransportError
 
 __all__ = ["HttpTransport"]
 
+_LOG = logging.getLogger("edgeinfer.agent")
 _TIMEOUT_S = 30.0
+_MAX_BODY_BYTES = 4 << 20
 _MAX_ANSWER_BYTES = 1 << 16
 
 
@@ -68,6 +71,7 @@ class HttpTransport:
 
     def send(self, reports: Sequence[bytes]) -> int:
         """See `Transport`."""
+        reports = _fitting(reports)
         headers = {"Content-Type": "application/jsonl"}
         response = self._ask("POST", f"reports/{self._device}", headers=headers, body=b"\n".join(reports))
         try:
@@ -77,9 +81,12 @@ class HttpTransport:
         finally:
             response.release_conn()
         try:
-            accepted = json.loads(answer)["accepted"]
+            fields = json.loads(answer)
+            accepted = fields["accepted"]
         except (ValueError, KeyError, TypeError):
             return len(reports)
+        if fields.get("refused"):
+            _LOG.warning("the server refused reports of this device: %s", str(fields["refused"])[:500])
         return accepted if type(accepted) is int and 0 <= accepted <= len(reports) else len(reports)
 
     def wait(self, seconds: float) -> bool:
@@ -110,3 +117,13 @@ class HttpTransport:
         if len(data) > max_bytes:
             raise TransportError("The server gives more than can be right.", expected=f"{max_bytes} bytes")
         return data
+
+
+def _fitting(reports: Sequence[bytes]) -> Sequence[bytes]:
+    """Return the first reports that fit into one request, at least one."""
+    size = 0
+    for count, report in enumerate(reports):
+        size += len(report) + 1
+        if size > _MAX_BODY_BYTES and count:
+            return reports[:count]
+    return reports

@@ -125,6 +125,8 @@ class FolderTransport:
     def send(self, reports: Sequence[bytes]) -> int:
         """See `Transport`."""
         accepted = 0
+        if not self._folder.is_dir():  # unmounted: what is written to the mount point is lost
+            raise TransportError("The repository's folder is not there.", where=str(self._folder))
         try:
             self._reports.mkdir(parents=True, exist_ok=True)
             for report in reports:

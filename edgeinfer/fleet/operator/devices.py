@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 from edgeinfer.display import Table
-from edgeinfer.fleet.operator.durations import format_duration
+from edgeinfer.fleet.device.documents import sha256
+from edgeinfer.fleet.device.enrolment import EnrolmentToken
+from edgeinfer.fleet.operator.durations import format_duration, parse_duration
+from edgeinfer.fleet.operator.repository import Repository
 from edgeinfer.fleet.operator.store.database import Database
+from edgeinfer.fleet.operator.store.enrolment import create_token, forget_keys
 from edgeinfer.fleet.operator.store.inventory import DeviceRow, add_devices, list_devices, remove_device
 
 __all__ = ["Devices"]
@@ -25,10 +30,12 @@ class Devices:
 
     Args:
         database: The fleet's store.
+        repository: Where its documents are; needed for tokens and revocation.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, repository: Repository | None = None) -> None:
         self._database = database
+        self._repository = repository
 
     def add(
         self,
@@ -57,6 +64,41 @@ class Devices:
     def remove(self, device: str) -> bool:
         """Remove a device; False if there is none. Where it was undecided it counts as WITHDRAWN."""
         return remove_device(self._database, device)
+
+    def token(
+        self,
+        device: str,
+        *,
+        device_class: str = "",
+        site: str = "",
+        labels: Mapping[str, str] | None = None,
+        lifetime: str | int = "24h",
+    ) -> str:
+        """Return a token that enrols a device once over HTTP; see `add` for the arguments.
+
+        A device that is known begins a new life with it: its key and incarnation change.
+
+        Args:
+            device: Its name.
+            device_class: Its hardware class.
+            site: Where it stands.
+            labels: Further facts that stages select by.
+            lifetime: How long the token can be used, such as `24h`.
+        """
+        assert self._repository is not None
+        root = self._repository.keys.root
+        secret = create_token(self._database, device, device_class=device_class, site=site, labels=labels,
+                              lifetime_s=parse_duration(lifetime))  # fmt: skip
+        version = int(json.loads(root)["signed"]["version"])
+        return str(EnrolmentToken(secret=secret, root_version=version, root_digest=sha256(root)))
+
+    def revoke(self, device: str) -> bool:
+        """Remove a device; its keys and tokens are void, its documents gone. False if it is unknown."""
+        assert self._repository is not None
+        removed = remove_device(self._database, device)
+        forget_keys(self._database, device)
+        self._repository.storage.remove(f"desired/{device}.json")
+        return removed
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         with self._database.reading() as connection:

@@ -66,7 +66,7 @@ class Fleet:
     @property
     def devices(self) -> Devices:
         """The inventory."""
-        return Devices(self.database)
+        return Devices(self.database, self.repository)
 
     @property
     def rollouts(self) -> list[Rollout]:

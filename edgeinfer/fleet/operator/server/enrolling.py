@@ -32,7 +32,7 @@ class Enroller:
         self._database = database
 
     async def enroll(self, request: Request) -> Response:
-        """{"token"} gives {"device", "incarnation", "device_class", "key"}; 403 where the token is refused."""
+        """{"token"} gives {"device", "incarnation", "device_class", "key"}; 403 where it is refused."""
         try:
             fields = fields_of(await read_body(request, _MOST_BYTES))
         except TooLarge:

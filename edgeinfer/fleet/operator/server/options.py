@@ -23,7 +23,7 @@ class ServerOptions:
         token: What an operator signs in with, at least 16 characters. None: the page can only be read.
         controller: Whether this process is a controller, too: it moves rollouts on and publishes documents.
         interval: Seconds between two rounds of the controller.
-        doorbell: The URL of an MQTT broker, `mqtt://` or `mqtts://`, which tells devices to look; None for none.
+        doorbell: An MQTT broker, `mqtt://` or `mqtts://`, that tells devices to look; None for none.
         doorbell_prefix: What the topics begin with.
         webhooks: URLs that each line of the audit log is sent to.
         webhook_secret: What the webhooks are signed with (HMAC-SHA256); None leaves them unsigned.

@@ -24,8 +24,17 @@ from edgeinfer.fleet.operator.store.rollouts import note
 from edgeinfer.fleet.operator.store.schema import devices, metadata, slots
 from edgeinfer.fleet.operator.store.slots import lock_devices
 
-__all__ = ["Enrolled", "TokenError", "create_token", "earlier_keys", "forget_keys", "read_report", "redeem",
-           "replace_key", "tokens"]  # fmt: skip
+__all__ = [
+    "Enrolled",
+    "TokenError",
+    "create_token",
+    "earlier_keys",
+    "forget_keys",
+    "read_report",
+    "redeem",
+    "replace_key",
+    "tokens",
+]
 
 KEY_BYTES = 32
 GRACE_S = 7 * 86_400  # how long the key before is accepted: reports may wait on a device that is offline
@@ -107,8 +116,14 @@ def create_token(
         now = database.now(connection)
         unused = (tokens.c.device == device, tokens.c.used_at.is_(None))
         connection.execute(sa.delete(tokens).where(*unused))
-        row = {"digest": _digest(secret), "device": device, "device_class": device_class, "site": site,
-               "labels": dumps(dict(labels or {})), "expires_at": now + lifetime_s}  # fmt: skip
+        row = {
+            "digest": _digest(secret),
+            "device": device,
+            "device_class": device_class,
+            "site": site,
+            "labels": dumps(dict(labels or {})),
+            "expires_at": now + lifetime_s,
+        }
         connection.execute(sa.insert(tokens), [row])
 
     database.retrying(work)
@@ -125,9 +140,11 @@ def redeem(database: Database, secret: str) -> Enrolled:
 
     def work(connection: sa.Connection) -> Enrolled | TokenError:
         now = database.now(connection)
-        found = connection.execute(
-            database.locked(sa.select(tokens).where(tokens.c.digest == _digest(secret)))
-        ).mappings().first()  # fmt: skip
+        found = (
+            connection.execute(database.locked(sa.select(tokens).where(tokens.c.digest == _digest(secret))))
+            .mappings()
+            .first()
+        )
         if found is None:
             return TokenError("The token is not known.", hint="Make one: edgeinfer fleet enroll.")
         device = found["device"]
@@ -157,9 +174,17 @@ def _enrol(connection: sa.Connection, token: Mapping[str, Any], now: int) -> Enr
         device_class=token["device_class"],
         key=secrets.token_bytes(KEY_BYTES),
     )
-    row = {"device": device, "incarnation": enrolled.incarnation, "device_class": token["device_class"],
-           "site": token["site"], "labels": token["labels"], "key": enrolled.key, "enrolled_at": now,
-           "deleted_at": None, "flag": "" if before is None else "reflashed"}  # fmt: skip
+    row = {
+        "device": device,
+        "incarnation": enrolled.incarnation,
+        "device_class": token["device_class"],
+        "site": token["site"],
+        "labels": token["labels"],
+        "key": enrolled.key,
+        "enrolled_at": now,
+        "deleted_at": None,
+        "flag": "" if before is None else "reflashed",
+    }
     columns = tuple(name for name in row if name != "device")
     connection.execute(upsert(connection.dialect.name, devices, columns), [row])
     connection.execute(sa.delete(earlier_keys).where(earlier_keys.c.device == device))
@@ -172,9 +197,10 @@ def _enrol(connection: sa.Connection, token: Mapping[str, Any], now: int) -> Enr
 
 def _begin_again(connection: sa.Connection, device: str) -> None:
     connection.execute(
-        sa.update(slots).where(slots.c.device == device)
+        sa.update(slots)
+        .where(slots.c.device == device)
         .values(sequence=0, fingerprint="", running="", committed="")
-    )  # fmt: skip
+    )
     connection.execute(
         sa.update(devices).where(devices.c.device == device).values(wanted=devices.c.wanted + 1)
     )
