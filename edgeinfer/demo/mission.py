@@ -131,7 +131,7 @@ def run_mission(
     """Run the mission; see the module.
 
     Args:
-        devices: How many agents; at least 10, so that the canaries can see what they look for.
+        devices: How many agents; at least 12, so that ten canaries can see what they look for.
         minutes: How long tuning may take for each class, about.
         say: Is told what is being done; None logs it.
     """
@@ -226,8 +226,8 @@ def _roll_out(fleet: Fleet, agents: list[Agent], release: Any) -> Rollout:
     """Move the fleet and its agents on until the rollout ends."""
     rollout = fleet.rollout(
         release,
-        stages=[Stage(count=len(agents) // 2), Stage(percent=100)],
-        gates=[FailureRate(max=0.5), Rejected(max=0.5)],
+        stages=[Stage(count=max(10, len(agents) // 2)), Stage(percent=100)],
+        gates=[FailureRate(max=0.3), Rejected(max=0.3)],
         on_fail="rollback",
     )
     rollout.start()
