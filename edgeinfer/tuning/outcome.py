@@ -14,7 +14,7 @@ from edgeinfer.tuning.actions import Problem
 from edgeinfer.tuning.advice import Advice, Nearest, advise
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.estimate import Estimator
-from edgeinfer.tuning.planner import dropped, entrants, space_of, survivors
+from edgeinfer.tuning.planner import MAKING_PART, dropped, entrants, space_of, survivors
 from edgeinfer.tuning.recipe import Recipe
 from edgeinfer.tuning.result import TuningResult
 from edgeinfer.tuning.space import FLOAT
@@ -237,6 +237,13 @@ def _notes(state: State, problem: Problem) -> list[str]:
         notes.append(
             f"the machine was under pressure: some task waited for a processor in up to {worst:.0f} % of the "
             f"time (above {PRESSURE_PERCENT:.0f} % is too much); after waiting {waited:.0f} s, {how}"
+        )
+    first = len(problem.space.baselines())
+    over = problem.seconds is not None and state.seconds >= MAKING_PART * problem.seconds
+    if over and all(made.trial < first for made in state.made.values()):
+        notes.append(
+            f"{(problem.seconds or 0) / 60:.3g} minutes were too few: they were over when the baselines had been "
+            "measured, and no other candidate was made"
         )
     if not problem.evaluates:
         notes.append("no metric was given: accuracy is the SQNR of the outputs on a few feeds")

@@ -42,6 +42,7 @@ from edgeinfer.tuning.space import FLOAT, Space
 from edgeinfer.tuning.state import Made, State
 
 __all__ = [
+    "MAKING_PART",
     "dropped",
     "entrants",
     "next_action",
@@ -52,7 +53,7 @@ __all__ = [
 
 _MODELS = 14  # made beside the baselines, where no time is given
 _MOST_MODELS = 40
-_MAKING_PART = 0.5  # of the time, for making models and for timing them on the way
+MAKING_PART = 0.5  # of the time, for making models and for timing them on the way
 # What quantizing one layer alone takes, of what quantizing all takes; the part of the time for all layers.
 _SENSITIVITY_PER_LAYER, _SENSITIVITY_PART = 0.1, 0.15
 _PROBE = 4  # so many new ones are timed together
@@ -138,7 +139,7 @@ def _making_is_over(state: State, problem: Problem) -> bool:
     count = sum(1 for made in state.made.values() if made.trial >= len(problem.space.baselines()))
     if problem.seconds is None:
         return count >= _MODELS
-    return count >= _MOST_MODELS or state.seconds >= _MAKING_PART * problem.seconds
+    return count >= _MOST_MODELS or state.seconds >= MAKING_PART * problem.seconds
 
 
 def _propose(state: State, problem: Problem) -> tuple[int, Candidate] | None:

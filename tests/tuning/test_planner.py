@@ -182,6 +182,13 @@ def test_the_time_that_is_given_is_kept_about():
     assert sum(r["kind"] == "made" for r in longer) > sum(r["kind"] == "made" for r in records)
 
 
+def test_too_few_minutes_are_said():
+    of = problem(seconds=20.0)
+    found = result(run(of, World()), of)
+    assert any("0.333 minutes were too few" in note for note in found.notes)
+    assert not any("too few" in note for note in result(run(problem(), World()), problem()).notes)
+
+
 def test_options_are_taken_from_the_baseline_that_was_fastest():
     of = problem(space=attrs.evolve(SPACE, options=({}, {"slow": 0.5})))
     records = run(of, World())
