@@ -22,6 +22,7 @@ RUN = {
     "feeds.md": 2,
     "fleet-device.md": 1,
     "fleet-releases.md": 1,
+    "fleet-rollouts.md": 1,
     "index.md": 2,
     "pruning.md": 1,
     "quantization.md": 3,
@@ -71,6 +72,18 @@ def test_fleet_releases(tmp_path, monkeypatch, capsys):
     execute(blocks("fleet-releases.md")[0], "fleet-releases.md", names)
     assert capsys.readouterr().out.startswith("1 ")
     assert (tmp_path / "fleet" / "repository" / "metadata" / "timestamp.json").is_file()
+
+
+def test_fleet_rollouts(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("cryptography", reason="signing needs the extra `fleet`")
+    from tests.fleet.toy_fleet import ToyFleet
+
+    release = ToyFleet(tmp_path / "fleet").publish("defects", "1")
+    monkeypatch.chdir(tmp_path)
+    names = execute(blocks("fleet-rollouts.md")[0], "fleet-rollouts.md", {"release": release})
+    assert names["rollout"].state == "RUNNING"
+    assert "Forecast" in capsys.readouterr().out
+    names["fleet"].close()
 
 
 def test_fleet_device(tmp_path):

@@ -32,7 +32,7 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
 
 def fleet_of(arguments: argparse.Namespace) -> Repository:
     """Return the repository that the arguments name."""
-    from edgeinfer.fleet.operator.fleet import open_repository
+    from edgeinfer.fleet.operator.opening import open_repository
 
     return open_repository(arguments.fleet, keys=arguments.keys)
 

@@ -181,7 +181,7 @@ class ProcessChecker:
         if last:
             metrics["shadow_requests"] = float(last["count"])
             metrics["shadow_errors"] = float(last["errors"])
-            metrics["agreement"] = float(last["agreement"])
+            metrics["shadow_agreement"] = float(last["agreement"])
             metrics["shadow_latency_ms"] = Histogram.from_dict(last["latency"])
             metrics["shadow_reference_ms"] = Histogram.from_dict(last["reference"])
         return StagingResult(verdict=verdict, metrics=metrics)

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from edgeinfer.budget import Budget
 from edgeinfer.feeds.preprocessing import Preprocessing
 from edgeinfer.fleet.device.predicate import Predicate
 from edgeinfer.fleet.device.release import Release
-from edgeinfer.fleet.errors import PublishError, RepositoryError, UnknownReleaseError
+from edgeinfer.fleet.errors import PublishError, UnknownReleaseError
 from edgeinfer.fleet.operator import commands
 from edgeinfer.fleet.operator.assigning import StorageShelf, signer_of
-from edgeinfer.fleet.operator.ceremonies import create_repository, withdraw
+from edgeinfer.fleet.operator.ceremonies import withdraw
 from edgeinfer.fleet.operator.collecting import collect
 from edgeinfer.fleet.operator.controller import Controller
 from edgeinfer.fleet.operator.devices import Devices
-from edgeinfer.fleet.operator.keys import PASSPHRASE_VARIABLE, Passphrase, ask_passphrase
-from edgeinfer.fleet.operator.opening import open_repository
 from edgeinfer.fleet.operator.publisher import Publisher
 from edgeinfer.fleet.operator.publishing import Lines, publish, published_releases
 from edgeinfer.fleet.operator.repository import Repository
@@ -32,56 +27,15 @@ from edgeinfer.fleet.operator.sites import MaintenanceWindow, Site
 from edgeinfer.fleet.operator.specification import AnyGate, Specification
 from edgeinfer.fleet.operator.stages import Stage
 from edgeinfer.fleet.operator.store.database import Database
-from edgeinfer.fleet.operator.store.ingest import Ingested, ingest
+from edgeinfer.fleet.operator.store.ingest import ingest
+from edgeinfer.fleet.operator.store.ingested import Ingested
 from edgeinfer.fleet.operator.store.inventory import save_site
 from edgeinfer.fleet.operator.store.releases import complete_digest, find_release, list_rollouts, remember
 from edgeinfer.fleet.operator.variants import Artifacts, Tolerance
 
-__all__ = ["Fleet", "open_fleet", "open_repository"]
+__all__ = ["Fleet"]
 
 _LOG = logging.getLogger(__name__)
-
-
-def open_fleet(
-    location: str | os.PathLike[str],
-    *,
-    keys: str | os.PathLike[str] | None = None,
-    passphrase: Passphrase = ask_passphrase,
-    clock: Callable[[], float] = time.time,
-    database: str | None = None,
-) -> Fleet:
-    """Open a fleet; one is made where there is none.
-
-    Its keys are encrypted if the environment has a passphrase (`EDGEINFER_FLEET_PASSPHRASE`). If not, a
-    warning is logged: for more than a trial, make the fleet with `edgeinfer fleet init`.
-
-    Args:
-        location: As for `open_repository`.
-        keys: Likewise.
-        passphrase: Likewise.
-        clock: Likewise.
-        database: Where rollouts and reports are kept: a path of an SQLite file, or a URL of SQLAlchemy such
-            as `postgresql+psycopg://host/fleet`. None: `fleet.db` in the fleet's folder.
-    """
-    repository = open_repository(location, keys=keys, passphrase=passphrase, clock=clock)
-    if not repository.exists:
-        encrypt = bool(os.environ.get(PASSPHRASE_VARIABLE)) or passphrase is not ask_passphrase
-        create_repository(repository, encrypt=encrypt)
-        if not encrypt:
-            _LOG.warning(
-                "The keys of the new fleet in %s are not encrypted: %s is not set.",
-                repository.keys.folder,
-                PASSPHRASE_VARIABLE,
-            )
-    if database is None:
-        if "://" in os.fspath(location):
-            raise RepositoryError(
-                "Where is the fleet's database?",
-                where=os.fspath(location),
-                hint="Give a path or a URL of SQLAlchemy: database=…",
-            )
-        database = str(Path(location) / "fleet.db")
-    return Fleet(repository, database)
 
 
 @final
