@@ -4,9 +4,9 @@
     python benchmarks/fleet/capacity.py 10000 postgresql+psycopg://host/fleet   # an empty database
 
 The server is a process of its own, like `edgeinfer fleet serve --no-controller`. Each device sends its
-report over a connection that stays open, one a request; then a gateway sends as many, 500 a request. A live rollout
-has all devices as members, so that each report is judged and counted. Trust the processor times; rates
-depend on how many cores are free.
+report over a connection that stays open, one a request; then a gateway sends as many, 500 a request. A live
+rollout has all devices as members, so that each report is judged and counted. Trust the processor times;
+rates depend on how many cores are free.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 
 import pytest
@@ -225,7 +226,10 @@ def test_blobs_come_in_ranges_and_nothing_else_of_the_disk(server):
         "/blobs//etc/passwd",
         "/desired/../metadata/root.json",
     ):
-        assert server.ask("GET", bad).status in (307, 404), bad
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"))  # urllib3 would tidy up
+        connection.request("GET", bad)
+        assert connection.getresponse().status == 404, bad
+        connection.close()
 
 
 def test_metadata_is_asked_for_again_and_numbered_metadata_is_not(server):

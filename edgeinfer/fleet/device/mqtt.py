@@ -31,7 +31,8 @@ def make_client(url: str, client_id: str) -> Any:
         TransportError: The URL is none of a broker, or the package paho-mqtt is not installed.
     """
     try:
-        from paho.mqtt.client import CallbackAPIVersion, Client, MQTTv5
+        from paho.mqtt.client import Client, MQTTv5
+        from paho.mqtt.enums import CallbackAPIVersion
     except ImportError as error:
         raise TransportError(
             "The doorbell needs a package that is not installed.", where=url, hint="pip install paho-mqtt"
