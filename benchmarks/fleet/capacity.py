@@ -134,7 +134,12 @@ def main() -> None:
     single = reports(arguments.devices, 1)
     many = reports(arguments.devices, 2)
     batches = [b"\n".join(many[k : k + GATEWAY]) for k in range(0, len(many), GATEWAY)]
-    for name, bodies in (("one report a request", single), (f"{GATEWAY} reports a request", batches)):
+    nothing = [b""] * arguments.devices
+    for name, bodies in (
+        ("HTTP alone, no report", nothing),
+        ("one report a request", single),
+        (f"{GATEWAY} reports a request", batches),
+    ):
         before, own, begun = cpu_of(server.pid), time.process_time(), time.perf_counter()
         took = send(arguments.port, bodies, min(arguments.clients, len(bodies)))
         seconds = time.perf_counter() - begun

@@ -100,6 +100,8 @@ class Broker:
         self.port = free_port()
         self._config = folder / "mosquitto.conf"
         lines = [f"listener {self.port} 127.0.0.1", "allow_anonymous true"]
+        if os.getuid() == 0:
+            lines.append("user root")  # else it becomes a user who cannot read the test's folder
         if tls is not None:
             lines += [f"certfile {tls[0]}", f"keyfile {tls[1]}"]
         self._config.write_text("\n".join(lines) + "\n")

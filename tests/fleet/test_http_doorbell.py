@@ -93,7 +93,7 @@ def test_two_devices_with_one_name_show_in_the_log(mosquitto, caplog):
     caplog.set_level(logging.INFO, "edgeinfer.agent")
     first = connected(mosquitto.url, "twin")
     second = Doorbell(mosquitto.url, "twin")
-    until(lambda: any("Session taken over" in line for line in caplog.messages))
+    until(lambda: any("the doorbell is disconnected" in line for line in caplog.messages))
     first.close()
     second.close()
 

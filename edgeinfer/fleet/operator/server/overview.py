@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -36,7 +35,7 @@ FAILED = tuple(outcome.value for outcome in Outcome if outcome.failed or outcome
 _MOST = 1_000
 
 
-def by_class(connection: sa.Connection) -> Sequence[Mapping[str, Any]]:
+def by_class(connection: sa.Connection) -> list[dict[str, Any]]:
     """Return device_class, phase, devices: of all that are enrolled; a phase is that of any of its models."""
     phase = sa.func.coalesce(slots.c.phase, "")
     statement = (
@@ -46,10 +45,10 @@ def by_class(connection: sa.Connection) -> Sequence[Mapping[str, Any]]:
         .group_by(devices.c.device_class, phase)
         .order_by(devices.c.device_class, phase)
     )
-    return connection.execute(statement).mappings().all()
+    return [dict(row) for row in connection.execute(statement).mappings()]
 
 
-def flagged(connection: sa.Connection) -> Sequence[Mapping[str, Any]]:
+def flagged(connection: sa.Connection) -> list[dict[str, Any]]:
     """Return device, site, flag of the devices that a person should look at."""
     statement = (
         sa.select(devices.c.device, devices.c.site, devices.c.flag)
@@ -57,10 +56,10 @@ def flagged(connection: sa.Connection) -> Sequence[Mapping[str, Any]]:
         .order_by(devices.c.flag, devices.c.device)
         .limit(100)
     )
-    return connection.execute(statement).mappings().all()
+    return [dict(row) for row in connection.execute(statement).mappings()]
 
 
-def members_by_class(connection: sa.Connection, rollout: int) -> Sequence[Mapping[str, Any]]:
+def members_by_class(connection: sa.Connection, rollout: int) -> list[dict[str, Any]]:
     """Return device_class, outcome, devices of a rollout."""
     statement = (
         sa.select(cells.c.device_class, cells.c.outcome, sa.func.sum(cells.c.devices).label("devices"))
@@ -68,7 +67,7 @@ def members_by_class(connection: sa.Connection, rollout: int) -> Sequence[Mappin
         .group_by(cells.c.device_class, cells.c.outcome)
         .order_by(cells.c.device_class)
     )
-    return connection.execute(statement).mappings().all()
+    return [dict(row) for row in connection.execute(statement).mappings()]
 
 
 def failures(connection: sa.Connection, rollout: int, model: str) -> list[dict[str, Any]]:

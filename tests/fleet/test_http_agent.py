@@ -1,0 +1,45 @@
+"""A real agent, over real HTTP and with a doorbell, from token to committed model and back to the page."""
+
+from __future__ import annotations
+
+import threading
+
+import edgeinfer as ei
+from edgeinfer.fleet import FailureRate, Stage
+from edgeinfer.fleet.device.enrolment import enroll
+from edgeinfer.fleet.operator.server.options import ServerOptions
+from tests.fleet.device.kit import OPTIONS, artifact_folder
+from tests.fleet.served import broker, served, until
+
+
+def test_a_rollout_reaches_a_device_over_http_at_the_ring_of_the_doorbell(tmp_path):
+    with broker(tmp_path) as mosquitto:
+        options = ServerOptions(interval=0.05, doorbell=mosquitto.url)
+        with served(tmp_path / "fleet", options) as server:
+            release = server.fleet.publish("m", artifact_folder(), interface="m/1")
+            folder = tmp_path / "edge"
+            enroll(folder, server.url, server.fleet.devices.token("camera", device_class="small"))
+            # It polls once in ten minutes: only the doorbell makes it look in time.
+            patient = ei.fleet.AgentOptions(
+                soak_s=0, poll_s=600.0, staging_runs=30, may_lack=OPTIONS.may_lack, tick_s=0.01
+            )
+            agent = ei.fleet.Agent(folder, source=server.url, options=patient, doorbell=mosquitto.url)
+            thread = threading.Thread(target=agent.run)
+            thread.start()
+            until(lambda: server.row("camera")["seen_at"])  # it said that it started
+            rollout = server.fleet.rollout(
+                release, stages=[Stage(percent=100)], gates=[FailureRate(max=0.99)]
+            )  # one device detects nothing less
+            rollout.start()
+            until(lambda: rollout.state == "COMPLETED", 60.0)
+            agent.stop()
+            ring = server.ask("GET", "/metrics").data.decode()
+            agent.device.transport._doorbell._rang.set()  # ends the wait of ten minutes
+            thread.join(30.0)
+            assert not thread.is_alive()
+            page = server.ask("GET", "/rollouts/1").data.decode()
+    assert "edgeinfer_doorbell_devices 1" in ring
+    assert "1 SUCCESS" in page
+    assert next(iter(server.fleet.devices))["running"] == release.digest
+    with ei.fleet.connect(folder) as application:
+        assert application.model("m", accepts="m/1") is not None
