@@ -242,8 +242,8 @@ def _notes(state: State, problem: Problem) -> list[str]:
     over = problem.seconds is not None and state.seconds >= MAKING_PART * problem.seconds
     if over and all(made.trial < first for made in state.made.values()):
         notes.append(
-            f"{(problem.seconds or 0) / 60:.3g} minutes were too few: they were over when the baselines had been "
-            "measured, and no other candidate was made"
+            f"{(problem.seconds or 0) / 60:.3g} minutes were too few: they were over when the baselines had "
+            "been measured, and no other candidate was made"
         )
     if not problem.evaluates:
         notes.append("no metric was given: accuracy is the SQNR of the outputs on a few feeds")
