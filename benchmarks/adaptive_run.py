@@ -28,12 +28,12 @@ BUSY = "import numpy as np\na = np.ones((400, 400), np.float32)\nwhile True: a @
 
 def artifacts(model: Path) -> dict[str, ei.Artifact]:
     feed = [{"input": np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)}]
-    whole = ei.optimize(model, [Simplify(), FuseBatchNorm()])
+    plain = ei.optimize(model, [Simplify(), FuseBatchNorm()])
     quantize = QuantizeStatic(calibration=feed, target="openvino", method="minmax")
     made = {
-        "float32": whole,
-        "int8": ei.optimize(whole, [quantize]),
-        "int8, 60 % MACs": ei.optimize(whole, [PruneChannels(keep_macs=0.6), quantize]),
+        "float32": plain,
+        "int8": ei.optimize(plain, [quantize]),
+        "int8, 60 % MACs": ei.optimize(plain, [PruneChannels(keep_macs=0.6), quantize]),
     }
     return {name: ei.compile(m, "openvino", options={"threads": 1}) for name, m in made.items()}
 

@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import attrs
+
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import EdgeInferError
 from edgeinfer.estimate.samples import PRECISIONS, Sample, forms, measure
@@ -71,11 +73,26 @@ class Nets:
         ]
 
     def pruned(self) -> list[Sample]:
-        """By magnitude, without refitting: only the shapes count here."""
+        """Pruned by magnitude, without refitting: only the shapes count here. `NAME@1` is the model itself.
+
+        The variants of a model are measured in turns, so that the machine's load is the same for all.
+        """
         found = []
         for name, shapes in self._present():
-            for keep in KEEP if name not in NOT_PRUNED else ():
-                found += self._measured(f"{name}@{keep}", lambda n=name, k=keep: self._prune(n, k), shapes)
+            if name in NOT_PRUNED:
+                continue
+            if f"{name}@1" not in self.samples:
+                models = {
+                    (target, f"{precision}@{keep:g}"): model
+                    for keep in (1, *KEEP)
+                    for (target, precision), model in forms(
+                        self._prune(name, keep), self._targets, PRECISIONS, shapes=shapes
+                    ).items()
+                }
+                for sample in measure(name, models, shapes=shapes, seconds=3.0):
+                    precision, _, keep = sample.precision.partition("@")
+                    self._remember(attrs.evolve(sample, net=f"{name}@{keep}", precision=precision))
+            found += [sample for keep in (1, *KEEP) for sample in self.samples.get(f"{name}@{keep:g}", [])]
         return found
 
     def _prune(self, name: str, keep: float) -> Model:
@@ -83,6 +100,8 @@ class Nets:
         steps = (FixShapes(REAL[name]), Simplify(widen_weights=True), FuseBatchNorm())
         for step in steps:
             model = step.apply(model).model
+        if keep == 1:
+            return model
         prune = PruneHeads(keep=keep) if name.startswith("minilm") else PruneChannels(keep_macs=keep)
         return prune.apply(model).model
 
@@ -103,12 +122,15 @@ class Nets:
             try:
                 models = forms(make(), self._targets, PRECISIONS, shapes=shapes)
                 self._keep(name, models)
-                self.samples[name] = measure(name, models, shapes=shapes, with_memory=with_memory)
+                for sample in measure(name, models, shapes=shapes, with_memory=with_memory):
+                    self._remember(sample)
             except EdgeInferError as error:
                 print(f"{name} is left out: {error.what}", flush=True)
                 self.samples[name] = []
-            with self._file.open("a") as file:
-                file.writelines(json.dumps(sample.to_dict()) + "\n" for sample in self.samples[name])
-            figures = ", ".join(f"{s.target} {s.precision} {s.ratio:.3f} probes" for s in self.samples[name])
-            print(f"{name}: {figures}", flush=True)
         return self.samples[name]
+
+    def _remember(self, sample: Sample) -> None:
+        self.samples.setdefault(sample.net, []).append(sample)
+        with self._file.open("a") as file:
+            file.write(json.dumps(sample.to_dict()) + "\n")
+        print(f"{sample.net}: {sample.target} {sample.precision} {sample.ratio:.3f} probes", flush=True)

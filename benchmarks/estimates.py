@@ -89,25 +89,23 @@ RIVALS: dict[str, Callable[[Sample], dict[str, float]]] = {
 }
 
 
-def scaled_table(
-    real: Sequence[Sample], pruned: Sequence[Sample], calibrations: dict[str, Calibration]
-) -> None:
+def scaled_table(pruned: Sequence[Sample], calibrations: dict[str, Calibration]) -> None:
     print("\nlatency of pruned variants, scaled from one measured baseline: estimate / measured")
-    for label, same in (("the same precision", True), ("a float32 baseline", False)):
-        everything, inside = [], []
+    for label, same in (("the same precision", True), ("int8 from a float32 baseline", False)):
+        ratios, inside = [], []
         for target in TARGETS:
-            for precision in PRECISIONS:
-                bases = {s.net: s for s in of(real, target, precision if same else "float32")}
+            for precision in PRECISIONS if same else ("int8",):
+                bases = {s.net: s for s in of(pruned, target, precision if same else "float32")}
                 for s in of(pruned, target, precision):
-                    base = bases.get(s.net.split("@")[0])
-                    if base is None or (not same and precision == "float32"):
+                    base = bases.get(f"{s.net.split('@')[0]}@1")
+                    if base is None or (same and base is s):
                         continue
                     baseline = Baseline(work=base.work, latency_p50_ms=base.ratio)
                     scaled = Scaled([baseline], target=target, calibration=calibrations[target])
                     figure = scaled.estimate(s.work)["latency_p50_ms"]
-                    everything.append(figure.value / s.ratio)
+                    ratios.append(figure.value / s.ratio)
                     inside.append(figure.low <= s.ratio <= figure.high)
-        print(summary(label, everything), f" in the band: {np.mean(inside):4.0%}" if inside else "")
+        print(summary(label, ratios), f" in the band: {np.mean(inside):4.0%}" if inside else "")
 
 
 def memory_table(real: Sequence[Sample], calibrations: dict[str, Calibration]) -> None:
@@ -139,7 +137,7 @@ def main() -> None:
         if arguments.save:
             calibration.save(arguments.save / f"{name}.json")
     latency_table(synthetic, real, calibrations)
-    scaled_table(real, pruned, calibrations)
+    scaled_table(pruned, calibrations)
     memory_table(real, calibrations)
 
 

@@ -96,6 +96,7 @@ def scatter(
     ys = [each.y for each in shown] + [line.y for line in lines if line.y is not None]
     across, up = _Axis.of(xs, _LEFT, _WIDTH - _RIGHT), _Axis.of(ys, _HEIGHT - _BOTTOM, _TOP)
     parts = [*_frame(across, up, x, y)]
+    height = _HEIGHT + (20 if legend else 0)
     for line in lines:
         parts.append(_limit(line, across, up))
     if len(path) > 1:
@@ -114,8 +115,8 @@ def scatter(
             right = across.at(each.x) < _WIDTH - 120
             anchor, shift = ("start", 9) if right else ("end", -9)
             parts.append(_text(across.at(each.x) + shift, up.at(each.y) - 7, each.mark, anchor))
-    parts += _legend(legend)
-    return _svg(title, parts, _HEIGHT)
+    parts += _legend(legend, y=height - 6)
+    return _svg(title, parts, height)
 
 
 def bars(items: Iterable[Bar], *, title: str, unit: str, legend: Sequence[tuple[int, str]] = ()) -> str:
@@ -257,7 +258,7 @@ def _limit(line: Line, across: _Axis, up: _Axis) -> str:
     return f"<line x1='{_LEFT}' x2='{_WIDTH - _RIGHT}' y1='{at:.1f}' y2='{at:.1f}' style='{style}'/>{label}"
 
 
-def _legend(entries: Sequence[tuple[int, str]], *, y: float = _HEIGHT - 10.0) -> Iterable[str]:
+def _legend(entries: Sequence[tuple[int, str]], *, y: float) -> Iterable[str]:
     x = float(_LEFT)
     for kind, text in entries:
         yield f"<circle cx='{x:.0f}' cy='{y - 4:.0f}' r='5' style='fill:{_colour(kind)}'/>"

@@ -9,6 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
 from typing import Any, TypeAlias, TypeVar, final
 
 import attrs
@@ -107,7 +108,9 @@ def track(
 
 @final
 class Steps:
-    """The steps of something long: one bar, and a line each of the logger `edgeinfer` at INFO.
+    """The steps of something long, with what is left: on stderr, and to the logger `edgeinfer` at INFO.
+
+    A context manager. In a terminal each step's line takes the place of the one before.
 
     Args:
         what: What is being done.
@@ -117,26 +120,36 @@ class Steps:
 
     def __init__(self, what: str, total: int, *, progress: bool | None = None) -> None:
         self._what, self._total = what, total
+        self._shown = shows_progress(progress)
         self._done = 0
         self._started = time.perf_counter()
-        self._bar = track(range(total), what, total=total, progress=progress)
 
     def __call__(self, name: str) -> None:
         """Say which step begins now."""
-        next(self._bar, None)
         left = ""
         if self._done:
             taken = time.perf_counter() - self._started
             rest = taken / self._done * (self._total - self._done)
             left = f" ({taken:.0f} s so far, about {rest:.0f} s left)"
         self._done = min(self._done + 1, self._total)
-        _log.info("%s, step %d of %d: %s%s", self._what, self._done, self._total, name, left)
+        self._say(f"{self._what}, step {self._done} of {self._total}: {name}{left}")
 
-    def close(self) -> None:
-        """Say that all is done."""
-        for _ in self._bar:
-            pass
-        _log.info("%s: done in %.0f s", self._what, time.perf_counter() - self._started)
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._say(f"{self._what}: done in {time.perf_counter() - self._started:.0f} s")
+        if self._shown and sys.stderr.isatty():
+            sys.stderr.write("\n")
+
+    def _say(self, line: str) -> None:
+        _log.info("%s", line)
+        if self._shown:
+            sys.stderr.write(f"\r\x1b[2K{line}" if sys.stderr.isatty() else f"{line}\n")
+            sys.stderr.flush()
 
 
 Bar: TypeAlias = "Callable[[Iterable[Any], str, int | None], Iterator[Any]]"

@@ -146,8 +146,9 @@ class Operator:
     def compared(self, n: int) -> str:
         metrics = next(r.metrics for r in self.reports() if r.generation == (1, n) and r.code == "compared")
         new, old = (metrics[name].quantile(0.5) for name in ("shadow_latency_ms", "shadow_reference_ms"))
+        same, requests = metrics["shadow_agreement"], metrics["shadow_requests"]
         return (
-            f"{metrics['agreement']:.1%} the same answers in {metrics['shadow_requests']:.0f} live requests, "
+            f"{same:.1%} the same answers in {requests:.0f} live requests, "
             f"p50 {new:.3f} ms where the old one took {old:.3f} ms"
         )
 

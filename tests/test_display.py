@@ -12,7 +12,7 @@ from rich.console import Console
 
 import edgeinfer as ei
 from edgeinfer.demo import model_path
-from edgeinfer.display import Table, track
+from edgeinfer.display import Steps, Table, track
 from edgeinfer.terminal import to_rich
 
 
@@ -101,3 +101,23 @@ def test_progress_is_quiet_when_nobody_watches(capsys):
 def test_progress_is_shown_when_asked_for(capsys):
     assert list(track(iter(range(3)), "Counting", total=3, progress=True)) == [0, 1, 2]
     assert capsys.readouterr().out == ""
+
+
+def test_steps_say_where_they_are_and_what_is_left(capsys, caplog):
+    caplog.set_level("INFO", logger="edgeinfer")
+    with Steps("Search", 3, progress=True) as step:
+        step("reading")
+        step("trying")
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "Search, step 1 of 3: reading"
+    assert said[1].startswith("Search, step 2 of 3: trying (0 s so far, about 0 s left)")
+    assert said[2].startswith("Search: done in")
+    assert [record.getMessage() for record in caplog.records] == said
+    assert {record.name for record in caplog.records} == {"edgeinfer"}
+
+
+def test_steps_that_fail_are_not_done_and_are_quiet_when_asked(capsys):
+    with pytest.raises(ValueError, match="broken"), Steps("Search", 3, progress=False) as step:  # noqa: PT012
+        step("reading")
+        raise ValueError("broken")
+    assert capsys.readouterr().err == ""

@@ -22,11 +22,14 @@ RUN = {
     "devices.md": 2,
     "estimates.md": 1,
     "feeds.md": 2,
+    "fleet-device.md": 1,
     "fleet-releases.md": 1,
+    "fleet-rollouts.md": 1,
     "index.md": 2,
     "pruning.md": 1,
     "quantization.md": 3,
     "steady-latency.md": 2,
+    "tuning.md": 2,
     "writing_a_backend.md": 1,
     "writing_a_transform.md": 1,
 }
@@ -75,6 +78,30 @@ def test_fleet_releases(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "fleet" / "repository" / "metadata" / "timestamp.json").is_file()
 
 
+def test_fleet_rollouts(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("cryptography", reason="signing needs the extra `fleet`")
+    from tests.fleet.toy_fleet import ToyFleet
+
+    release = ToyFleet(tmp_path / "fleet").publish("defects", "1")
+    monkeypatch.chdir(tmp_path)
+    names = execute(blocks("fleet-rollouts.md")[0], "fleet-rollouts.md", {"release": release})
+    assert names["rollout"].state == "RUNNING"
+    assert "Forecast" in capsys.readouterr().out
+    names["fleet"].close()
+
+
+def test_fleet_device(tmp_path):
+    from tests.fleet.device.kit import Shelf, assign, drive, make_agent
+
+    shelf = Shelf(tmp_path / "repository")
+    shelf.desire(assign(shelf.publish("defects", interface="defects/2"), 1))
+    with make_agent(tmp_path / "edge", shelf) as agent:
+        drive(agent)
+        code = blocks("fleet-device.md")[0].replace("/var/lib/edge", str(tmp_path / "edge"))
+        names = execute(code.replace('"input"', '"x"'), "fleet-device.md", {"x": np.ones((1, 4), np.float32)})
+        assert np.array_equal(names["outputs"]["y"], np.ones((1, 4)))  # type: ignore[index]
+
+
 def test_feeds(tmp_path, monkeypatch, capsys):
     shutil.copy(model_path(), tmp_path / "model.onnx")
     monkeypatch.chdir(tmp_path)
@@ -100,6 +127,22 @@ def test_optimizing_pages(page, tmp_path, monkeypatch, capsys):
     assert isinstance(names["model"], ei.Model)
     assert names["model"].history
     assert capsys.readouterr().out
+
+
+def test_tuning(tmp_path, monkeypatch, capsys):
+    """The page is about a real model; the one at hand needs fewer minutes and keeps other limits."""
+    shutil.copy(model_path(), tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    digits = load_digits()
+    names: dict[str, object] = {"images": digits.images[:32], "labels": digits.labels[:32]}
+    names["samples"] = [{"images": image[None]} for image in digits.images[:16]]
+    for block in blocks("tuning.md"):
+        code = block.replace("minutes=30", "minutes=0.02").replace("latency_p50_ms=8", "latency_p50_ms=8000")
+        execute(code.replace('"120 MiB"', '"1 GiB"'), "tuning.md", names)
+    assert isinstance(names["result"], ei.TuningResult)
+    assert ei.Artifact.open("model.edge").manifest.backend == "openvino"
+    assert "<svg" in (tmp_path / "report.html").read_text()
+    assert "Tuning for openvino:CPU" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", ["devices.md", "estimates.md"])

@@ -24,6 +24,19 @@ def test_scripts_run(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_a_device_of_a_fleet(tmp_path):
+    pytest.importorskip("cryptography", reason="signing needs the extra `fleet`")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / "fleet_device.py")],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\n0 requests failed" in done.stdout
+    assert "Rolled back by the limit" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.filterwarnings("default")  # the kernel client's own warnings are not ours
 def test_the_notebook_runs(tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat")

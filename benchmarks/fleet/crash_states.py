@@ -1,6 +1,6 @@
 """Power loss: states that un-synced writes may leave, dropped or torn, and an agent that goes on from each.
 
-    python benchmarks/fleet/crash_states.py N
+    python benchmarks/fleet/crash_states.py N [SEED]
 
 The calls of a real run (by strace) are replayed on a model of a disk that promises less than file systems do;
 see `tests/fleet/device/crash_states.py`.
@@ -25,7 +25,7 @@ from tests.fleet.device.scenarios import SCENARIOS, prepare
 
 def main() -> int:
     wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
-    rng = random.Random(0)
+    rng = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     scratch = Path(
         tempfile.mkdtemp(prefix="crash-states-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
     )

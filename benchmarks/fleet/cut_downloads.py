@@ -3,9 +3,9 @@
     python benchmarks/fleet/cut_downloads.py 1000
 
 A file is downloaded again and again; each connection is cut after a random count of bytes, until N cuts were
-made. Then N more with a hostile server: a tenth of its answers is another content with another ETag, a tenth
-is wrong in its second half and has no ETag. Fails if wrong bytes are accepted, or if without hostility more
-moves than the size and a chunk a cut.
+made. Then N more with a hostile server: a tenth of its answers is another content with another ETag, half of
+them complete, and a tenth is wrong in its second half and has no ETag. Fails if wrong bytes are accepted, or
+if without hostility more moves than the size and a chunk a cut.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ def main(count: int) -> None:
                         server.etags = True
                         if mode == "hostile":
                             chance = rng.random()
-                            if chance < 0.1:  # another content, and with it another ETag
+                            if chance < 0.05:  # other bytes of the right size, all of them
+                                server.replaced[path] = rng.randbytes(SIZE)
+                                server.cut = None
+                            elif chance < 0.1:  # another content, and with it another ETag
                                 server.replaced[path] = rng.randbytes(SIZE)
                             elif chance < 0.2:
                                 server.etags = False

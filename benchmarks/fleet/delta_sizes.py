@@ -3,8 +3,8 @@
     python benchmarks/fleet/delta_sizes.py [FOLDER OF MODELS]
 
 Artifacts are compiled from real models whose weights are quantized to int8. "x % of weights" moves so many of
-them by one step, as fine-tuning does; "new head" replaces the largest weight; "float32" adds 0.1 % noise to
-float weights instead.
+them by one step, as fine-tuning does; "1 % noise on all" scales every weight by 1 + 0.01 N(0, 1) and rounds;
+"new head" replaces the largest weight; "float32" adds 0.1 % noise to float weights instead.
 """
 
 from __future__ import annotations
@@ -58,6 +58,11 @@ def steps(share: float) -> Callable[[np.ndarray], np.ndarray]:
     return change
 
 
+def drift(array: np.ndarray) -> np.ndarray:
+    factor = 1 + 0.01 * np.random.default_rng(0).standard_normal(array.shape)
+    return np.clip(np.rint(array * factor), -127, 127).astype(array.dtype)
+
+
 def noise(array: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(0)
     return (array * (1 + 0.001 * rng.standard_normal(array.shape))).astype(array.dtype)
@@ -82,6 +87,7 @@ def main(folder: Path) -> None:
             ("0.1 % of weights", base, changed(quantized, kind, steps(0.001), False)),
             ("1 % of weights", base, changed(quantized, kind, steps(0.01), False)),
             ("10 % of weights", base, changed(quantized, kind, steps(0.1), False)),
+            ("1 % noise on all", base, changed(quantized, kind, drift, False)),
             ("new head", base, changed(quantized, kind, head, True)),
             ("float32, 0.1 %", floats, changed(float_model, onnx.TensorProto.FLOAT, noise, False)),
         ]

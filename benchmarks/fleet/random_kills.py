@@ -1,6 +1,6 @@
 """kill -9 at random times, also of the agent that recovers.
 
-    python benchmarks/fleet/random_kills.py N
+    python benchmarks/fleet/random_kills.py N [SEED]
 
 Each run is killed up to four times one after the other. After every kill an application must find exactly the
 old or the new set of models, every file verified; at last the agent must come to the end.
@@ -26,7 +26,7 @@ from tests.fleet.device.scenarios import SCENARIOS, go_on, prepare
 
 def main() -> int:
     wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    rng = random.Random(0)
+    rng = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     scratch = Path(
         tempfile.mkdtemp(prefix="random-kills-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
     )

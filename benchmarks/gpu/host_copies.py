@@ -123,13 +123,11 @@ def measure(
 
     one, many = feed(), itertools.cycle([feed() for _ in range(FRESH)])
     found: dict[str, Any] = {}
-    with (
-        ei.load(artifact) as session,
-        session.bind({name: array.shape for name, array in one.items()}) as bound,
-    ):
-        for name, array in one.items():
-            bound.inputs[name][...] = array
-        found["bound"] = latency(bound.run, seconds, runs)
+    with ei.load(artifact) as session:
+        with session.bind({name: array.shape for name, array in one.items()}) as bound:
+            for name, array in one.items():
+                bound.inputs[name][...] = array
+            found["bound"] = latency(bound.run, seconds, runs)
         found["again"] = latency(lambda: session.infer(one), seconds, runs)
         found["fresh"] = latency(lambda: session.infer(next(many)), seconds, runs)
         found["notes"] = session.execution().notes
@@ -161,6 +159,7 @@ def host_part(
         def make(path: Path = path, name: str = name, precision: str = precision) -> dict[str, Any]:
             if not path.exists():  # else kept from an earlier run
                 cache = results.scratch / "cache"
+                path.parent.mkdir(parents=True, exist_ok=True)
                 build(open_model(folder, name), SHAPES[name], precision, options, cache).save(path)
             return {}
 

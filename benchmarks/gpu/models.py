@@ -12,7 +12,7 @@ import edgeinfer as ei
 from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
 from edgeinfer.transforms import FixShapes, FuseBatchNorm, PruneNM, Simplify, ToFloat16
 
-__all__ = ["PRECISIONS", "SHAPES", "available", "feeds_of", "in_precision", "open_model", "samples_of"]
+__all__ = ["PRECISIONS", "SHAPES", "available", "feeds_of", "in_precision", "open_model", "read_samples"]
 
 # The order is that of importance: what time does not suffice for comes last.
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -61,12 +61,18 @@ def feeds_of(name: str, model: ei.Model, count: int, seed: int = 0) -> list[dict
     return [{spec.name: make(spec) for spec in model.signature.inputs} for _ in range(count)]
 
 
+def read_samples(path: Path, part: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return `calibration` or `evaluation` (N, C, H, W), times `scale` plus `shift`, and `labels`."""
+    with np.load(path) as file:
+        rows = file[part].astype(np.float32) * file.get("scale", 1) + file.get("shift", 0)
+        return rows.astype(np.float32), file.get("labels")
+
+
 def samples_of(name: str, model: ei.Model, samples: Path | None) -> list[dict[str, np.ndarray]]:
     """Return real inputs for calibration: `calibration` in `SAMPLES/NAME.npz`, or random ones."""
     if samples is None or not (samples / f"{name}.npz").is_file():
         return feeds_of(name, model, 8, seed=1)
-    with np.load(samples / f"{name}.npz") as file:
-        batch = file["calibration"].astype(np.float32)
+    batch, _ = read_samples(samples / f"{name}.npz", "calibration")
     return [{model.signature.inputs[0].name: row[None]} for row in batch]
 
 

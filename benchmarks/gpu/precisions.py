@@ -1,29 +1,27 @@
 """What pays where: one model in every precision, dense and 2:4 sparse, at several batches.
 
-Engines are built first, several at a time in processes of their own, since a build waits for the host most of
-the time; nothing else runs meanwhile. Then every engine is measured alone: the latency of the bound mode and
-of plain `infer`, and how close its outputs are to float32 in ONNX Runtime on the CPU.
+One engine is built, measured, and then the next, in the order of importance: builds beside each other time
+their kernels against each other, and eight at a time took ten times as long as one. Measured are the latency
+of the bound mode and of plain `infer`, and how close the outputs are to float32 in ONNX Runtime on the CPU.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
-import multiprocessing
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
-from models import SHAPES, feeds_of, in_precision, open_model
+from models import SHAPES, feeds_of, in_precision, open_model, read_samples
 from results import Results, difference, latency
 
 import edgeinfer as ei
 from edgeinfer.display import Table
 from edgeinfer.transforms import FixShapes
 
-__all__ = ["VARIANTS", "Variant", "precision_part", "precision_table"]
+__all__ = ["VARIANTS", "Prepared", "Variant", "precision_part", "precision_table", "prepare_part"]
 
 
 @attrs.frozen
@@ -65,46 +63,27 @@ def prepare(folder: Path, name: str, out: Path, samples: Path | None) -> dict[tu
     return made
 
 
-def _build(path: Path, name: str, batch: int, options: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    fixed = {key: (batch, *shape[1:]) for key, shape in SHAPES[name].items()}
+def build(
+    path: Path, name: str, variant: str, batch: int, options: Mapping[str, Any], scratch: Path
+) -> dict[str, Any]:
+    """Build an engine into `scratch`, unless it is there, and return its file with what it cost."""
+    out = scratch / "engines" / f"{name}-{variant.replace(' ', '')}-{batch}.edge"
+    out.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    artifact = ei.compile(
-        ei.optimize(path, [FixShapes(fixed)]), "tensorrt", options=options, cache_dir=out.with_suffix("")
-    )
-    artifact.save(out)
-    return {"build_s": round(time.monotonic() - started, 1), "engine_mb": artifact.disk_bytes / 1e6}
-
-
-def build_all(
-    results: Results, jobs: Iterable[tuple[str, str, int, Path]], options: Mapping[str, Any], workers: int
-) -> dict[tuple[str, str, int], Path]:
-    """Build engines for (model, variant, batch, file), and return those that were built."""
-    made = {}
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        running = {}
-        for name, variant, batch, path in jobs:
-            out = results.scratch / "engines" / f"{name}-{variant.replace(' ', '')}-{batch}.edge"
-            chosen = {**options, **VARIANTS[variant].options}
-            running[pool.submit(_build, path, name, batch, chosen, out)] = (name, variant, batch, out)
-        for future in concurrent.futures.as_completed(running):
-            name, variant, batch, out = running[future]
-            keys = {"step": "precision build", "model": name, "variant": variant, "batch": batch}
-            try:
-                results.add(**keys, **future.result(), workers=workers)
-                made[name, variant, batch] = out
-            except Exception as error:
-                results.add(**keys, error=f"{type(error).__name__}: {error}"[:900])
-    return made
+    if not out.exists():
+        fixed = {key: (batch, *shape[1:]) for key, shape in SHAPES[name].items()}
+        chosen = {**options, **VARIANTS[variant].options}
+        model = ei.optimize(path, [FixShapes(fixed)])
+        ei.compile(model, "tensorrt", options=chosen, cache_dir=scratch / "cache").save(out)
+    size = (out / "model.engine").stat().st_size
+    return {"path": out, "build_s": round(time.monotonic() - started, 1), "engine_mb": size / 1e6}
 
 
 def evaluation(name: str, model: ei.Model, samples: Path | None) -> tuple[list[dict[str, Any]], Any]:
     """Return inputs to judge outputs by, and their labels, of `SAMPLES/NAME.npz`."""
     if samples is None or not (samples / f"{name}.npz").is_file():
         return feeds_of(name, model, 16, seed=7), None
-    with np.load(samples / f"{name}.npz") as file:
-        rows = file["evaluation"].astype(np.float32)
-        labels = file.get("labels")
+    rows, labels = read_samples(samples / f"{name}.npz", "evaluation")
     return [{model.signature.inputs[0].name: row[None]} for row in rows], labels
 
 
@@ -151,63 +130,64 @@ def measure(path: Path, name: str, batch: int, judged: tuple[Any, Any, Any] | No
     return row
 
 
-def precision_part(
-    results: Results,
-    folder: Path,
-    names: list[str],
-    options: Mapping[str, Any],
-    *,
-    samples: Path | None,
-    prepared: Path,
-    workers: int,
-    batches: tuple[int, ...] = (1, 32),
-) -> None:
-    """Prepare, build, then measure; rows as they come."""
-    files: dict[str, dict[tuple[str, bool], Path]] = {}
+@attrs.frozen
+class Prepared:
+    """A model in each precision, dense and pruned, and what its outputs are judged by."""
+
+    files: Mapping[tuple[str, bool], Path]
+    judged: tuple[list[dict[str, Any]], list[dict[str, np.ndarray]], Any]
+
+
+def prepare_part(
+    results: Results, folder: Path, names: list[str], samples: Path | None, out: Path
+) -> dict[str, Prepared]:
+    """Write each model in each precision, and run it in float32."""
+    made: dict[str, Prepared] = {}
     for name in names:
 
         def make(name: str = name) -> dict[str, Any]:
-            files[name] = prepare(folder, name, prepared, samples)
-            return {}
-
-        results.step(make, step="prepare", model=name)
-    jobs = [
-        (name, variant, batch, files[name][VARIANTS[variant].precision, VARIANTS[variant].sparse])
-        for batch in batches
-        for name in files
-        for variant in (VARIANTS if batch == 1 else LARGE_VARIANTS)
-    ]
-    engines = build_all(results, jobs, options, workers)
-    judged: dict[str, tuple[Any, Any, Any]] = {}
-    for name, known in files.items():
-
-        def judge(name: str = name, known: Any = known) -> dict[str, Any]:
-            feeds, labels = evaluation(name, ei.Model.load(known["float32", False]), samples)
-            judged[name] = feeds, reference(known["float32", False], name, feeds), labels
+            files = prepare(folder, name, out, samples)
+            plain = files["float32", False]
+            feeds, labels = evaluation(name, ei.Model.load(plain), samples)
+            made[name] = Prepared(files, (feeds, reference(plain, name, feeds), labels))
             return {"samples": len(feeds)}
 
-        results.step(judge, step="reference", model=name)
-    for (name, variant, batch), path in sorted(engines.items(), key=lambda item: item[0][2]):
-        results.step(
-            lambda path=path, name=name, batch=batch: measure(path, name, batch, judged.get(name)),
-            step="precision",
-            model=name,
-            variant=variant,
-            batch=batch,
-        )
+        results.step(make, step="prepare", model=name)
+    return made
+
+
+def precision_part(
+    results: Results,
+    models: Mapping[str, Prepared],
+    options: Mapping[str, Any],
+    batches: tuple[int, ...] = (1, 32),
+) -> None:
+    """Build and measure one engine after the other; rows as they come."""
+    for batch in batches:
+        for variant in VARIANTS if batch == 1 else LARGE_VARIANTS:
+            for name, model in models.items():
+                path = model.files[VARIANTS[variant].precision, VARIANTS[variant].sparse]
+
+                def run(
+                    path: Path = path,
+                    name: str = name,
+                    variant: str = variant,
+                    batch: int = batch,
+                    judged: Any = model.judged,
+                ) -> dict[str, Any]:
+                    built = build(path, name, variant, batch, options, results.scratch)
+                    return built | measure(built["path"], name, batch, judged)
+
+                results.step(run, step="precision", model=name, variant=variant, batch=batch)
 
 
 def precision_table(rows: list[dict[str, Any]]) -> str:
     """Return the measured rows as a table."""
     cells = []
-    builds = {
-        (row["model"], row["variant"], row["batch"]): row for row in rows if row["step"] == "precision build"
-    }
     for row in rows:
         if row["step"] != "precision" or "error" in row:
             continue
-        key = (row["model"], row["variant"], row["batch"])
-        found, built = row.get("quality", {}), builds.get(key, {})
+        found = row.get("quality", {})
         cells.append(
             (
                 *(row["model"], row["batch"], row["variant"]),
@@ -216,8 +196,8 @@ def precision_table(rows: list[dict[str, Any]]) -> str:
                 f"{row['infer']['p50_ms']:.3f}",
                 f"{row['per_s']:.0f}",
                 *(f"{found[k]:.5f}" if k in found else "" for k in ("cosine", "agreement", "top1")),
-                f"{built.get('build_s', 0):.0f}",
-                f"{built.get('engine_mb', 0):.1f}",
+                f"{row['build_s']:.0f}",
+                f"{row['engine_mb']:.1f}",
             )
         )
     columns = (

@@ -9,7 +9,8 @@ every precision of ResNet-50 and MobileNetV2 beside PyTorch; every other model. 
 sides. Every step stands alone: what fails is printed with its reason, and the next one runs. Results are
 appended to `results.jsonl` at once; `table.txt` is written at the end.
 
-`--samples DIR` has real inputs as `NAME.npz`: `calibration` and `evaluation` (N, C, H, W), and `labels` (N,).
+`--samples DIR` has real inputs as `NAME.npz`: `calibration` and `evaluation` (N, C, H, W), to be multiplied
+by `scale` and moved by `shift`, and `labels` (N,).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from host_copies import MODELS as HOST_MODELS
 from host_copies import host_part, host_table
 from model_table import measure, peer, prepared, table
 from models import PRECISIONS, available, open_model
-from precisions import precision_part, precision_table
+from precisions import precision_part, precision_table, prepare_part
 from results import Results
 
 from edgeinfer.backends.tensorrt_.cuda import find_gpus
@@ -36,11 +37,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=8.5)
+    parser.add_argument("--minutes", type=float, default=7.0, help="begin no step after that")
     parser.add_argument("--samples", type=Path, help="real inputs for calibration and judging")
     parser.add_argument("--prepared", type=Path, help="where models in each precision are kept between runs")
     parser.add_argument("--scratch", type=Path, help="where engines and timings are kept between runs")
-    parser.add_argument("--workers", type=int, default=4, help="how many engines are built at a time")
     parser.add_argument("--torch-python", default=sys.executable, help="the interpreter that has PyTorch")
     parser.add_argument("--ort-python", default=sys.executable, help="the one that has onnxruntime-gpu")
     parser.add_argument("--only", default="", help="names of models, separated by commas")
@@ -63,22 +63,13 @@ def main() -> None:
         host_part(results, given.models, chosen, options)
         finish(results, host_table(results.rows))
     if "precisions" in parts:
-        precision_part(
-            results,
-            given.models,
-            chosen,
-            options,
-            samples=given.samples,
-            prepared=folder,
-            workers=given.workers,
-        )
-        files = {name: folder / f"{name}-float32.onnx" for name in chosen}
+        models = prepare_part(results, given.models, chosen, given.samples, folder)
+        files = {name: model.files["float32", False] for name, model in models.items()}
+        more = ("--batches", "1,32", *(("--compile",) if given.part == "precisions" else ()))
         results.step(
-            lambda: peer(
-                results, "torch", given.torch_python, files, 100, ("--batches", "1,32", "--compile")
-            ),
-            step="torch process",
+            lambda: peer(results, "torch", given.torch_python, files, 60, more), step="torch process"
         )
+        precision_part(results, models, options)
         finish(results, precision_table(results.rows))
     if "models" in parts:
         rest = [name for name in names if name not in chosen] if given.part == "all" else names

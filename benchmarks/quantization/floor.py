@@ -4,8 +4,7 @@
 
 The float weights of each shared model get noise of several sizes; for each, the lower end of the SQNR of the
 outputs on 24 feeds (as `QuantizeInt8` judges it, in closed loop where states come back) stands beside what is
-lost of the task's metric on the evaluation rows, in points. The floor is the least number of decibels above
-which no model loses a point.
+lost of the task's metric on the evaluation rows, in points.
 """
 
 from __future__ import annotations

@@ -101,15 +101,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"edgeinfer {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (
+    modules = (
         doctor,
         look_commands,
         build_commands,
         run_commands,
         fleet_commands,
-        agent_commands,
         device_commands,
         shrink_commands,
-    ):
+        agent_commands,
+    )
+    for module in modules:
         module.add_commands(commands)
     return parser

@@ -32,7 +32,7 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
 
 def fleet_of(arguments: argparse.Namespace) -> Repository:
     """Return the repository that the arguments name."""
-    from edgeinfer.fleet.operator.fleet import open_repository
+    from edgeinfer.fleet.operator.opening import open_repository
 
     return open_repository(arguments.fleet, keys=arguments.keys)
 
@@ -132,7 +132,7 @@ def rotate(arguments: argparse.Namespace) -> None:
     added, removed = [], list(arguments.remove)
     if not arguments.resign and not arguments.add and not removed:
         removed = list(ceremonies.keys_of(repository, role))
-        added = [ring.generate(role, encrypt=not arguments.no_passphrase)]
+        added = [ring.generate(role, encrypt=not arguments.no_passphrase) for _ in removed]
     for text in arguments.add:
         added.append(_added(repository, role, text))
     missing = ceremonies.rotate(repository, role, add=added, remove=removed, threshold=arguments.threshold)
@@ -168,7 +168,7 @@ def keys(arguments: argparse.Namespace) -> None:
 
 
 def _added(repository: Repository, role: str, text: str) -> Key:
-    from edgeinfer.fleet.operator.keys import public_key_of
+    from edgeinfer.fleet.operator.key_files import public_key_of
 
     uri, equals, path = text.rpartition("=")
     if not equals or ":" not in uri:

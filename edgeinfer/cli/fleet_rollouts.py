@@ -101,7 +101,7 @@ def _add(parser: argparse.ArgumentParser, *, rollout: bool = False) -> None:
 
 
 def _fleet(arguments: argparse.Namespace) -> Fleet:
-    from edgeinfer.fleet.operator.fleet import open_fleet
+    from edgeinfer.fleet.operator.opening import open_fleet
 
     return open_fleet(arguments.fleet, keys=arguments.keys, database=arguments.database)
 

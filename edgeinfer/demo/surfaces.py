@@ -6,12 +6,14 @@ order it is drawn.
 
 from __future__ import annotations
 
+from importlib.resources import files
+from pathlib import Path
 from typing import final
 
 import attrs
 import numpy as np
 
-__all__ = ["CLASSES", "SIZE", "Surfaces", "draw_surfaces"]
+__all__ = ["CLASSES", "SIZE", "Surfaces", "draw_surfaces", "inspection_model_path"]
 
 CLASSES = ("clean", "scratch", "dent", "stain")
 SIZE = 64  # pixels, both ways
@@ -38,6 +40,11 @@ class Surfaces:
         """Return the images as feeds of `batch` images."""
         starts = range(0, len(self.images), batch)
         return [{"image": self.images[start : start + batch]} for start in starts]
+
+
+def inspection_model_path() -> Path:
+    """Return the path of `inspection.onnx`: from `image` float32 (N, 1, 64, 64) to `logits` (N, 4)."""
+    return Path(str(files("edgeinfer.demo") / "inspection.onnx"))
 
 
 def draw_surfaces(count: int, *, seed: int, first: int = 0) -> Surfaces:

@@ -137,6 +137,7 @@ def fit_memory(measured: Sequence[tuple[Workload, float]], process_bytes: float)
     return MemoryPrices(
         process_bytes=process_bytes,
         runtime_bytes=prices.get("runtime", 0.0) * _MEBI,
+        kernel_bytes=prices.get("kernels", 0.0) * _MEBI,
         file=prices.get("file", 0.0),
         plan=prices.get("plan", 0.0),
         band=band_of(ratios),
@@ -145,7 +146,12 @@ def fit_memory(measured: Sequence[tuple[Workload, float]], process_bytes: float)
 
 def memory_features(work: Workload) -> dict[str, float]:
     """Return what memory is made of, in MiB."""
-    return {"runtime": 1.0, "file": work.file_bytes / _MEBI, "plan": work.plan_bytes / _MEBI}
+    return {
+        "runtime": 1.0,
+        "kernels": float(len(work.kernels)),
+        "file": work.file_bytes / _MEBI,
+        "plan": work.plan_bytes / _MEBI,
+    }
 
 
 def _process_bytes(target: Target) -> float:

@@ -29,11 +29,12 @@ _RECURRENT = "it has recurrent layers, whose time is measured and not estimated"
 @final
 @attrs.frozen(kw_only=True)
 class MemoryPrices:
-    """Peak memory of a process: `process + runtime + file · file_bytes + plan · plan_bytes`.
+    """Peak memory of a process: process + runtime + kernel · kernels + file · file_bytes + plan · plan_bytes.
 
     Attributes:
         process_bytes: The process with edgeinfer and the runtime imported, before anything is loaded.
         runtime_bytes: What the runtime adds for any model.
+        kernel_bytes: What it adds for each kernel: code, descriptions of tensors.
         file: Bytes a byte of the file.
         plan: Bytes a byte of the activation plan.
         band: How far what is added may be off.
@@ -41,17 +42,20 @@ class MemoryPrices:
 
     process_bytes: float
     runtime_bytes: float
+    kernel_bytes: float
     file: float
     plan: float
     band: Band = attrs.field(factory=Band)
 
     def describe(self) -> str:
         """Return the formula of what is added."""
-        return f"{self.runtime_bytes / 1e6:.1f} MB + {self.file:.2f} · file + {self.plan:.2f} · plan"
+        fixed = f"{self.runtime_bytes / 1e6:.1f} MB + {self.kernel_bytes / 1e6:.2f} MB · kernels"
+        return f"{fixed} + {self.file:.2f} · file + {self.plan:.2f} · plan"
 
     def added_bytes(self, work: Workload) -> float:
         """Return what loading and running adds to the process."""
-        return self.runtime_bytes + self.file * work.file_bytes + self.plan * work.plan_bytes
+        fixed = self.runtime_bytes + self.kernel_bytes * len(work.kernels)
+        return fixed + self.file * work.file_bytes + self.plan * work.plan_bytes
 
     def peak(self, work: Workload, basis: str = "calibrated") -> Figure:
         """Return the peak of the process."""

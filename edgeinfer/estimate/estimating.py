@@ -25,9 +25,6 @@ __all__ = ["Source", "catalog_estimate", "estimate", "estimate_work"]
 Source: TypeAlias = "Scaled | Calibration | DeviceProfile"
 
 _CATALOG = Band(low=1 / CATALOG_BAND, high=CATALOG_BAND)
-# The 99th percentile through the median: MLPerf's runs on GPUs have 1.01 to 1.07, free CPU threads 1.5.
-_TAIL = {"cpu": 1.5}
-_OTHER_TAIL = 1.07
 # A device may draw less than its mode allows: published figures for small models are a third of it and more.
 _POWER = Band(low=0.3, high=1.0)
 
@@ -104,9 +101,9 @@ def catalog_estimate(work: Workload, profile: DeviceProfile) -> Estimate:
     else:
         notes += line.notes
         latency = Figure(value=line.latency_ms, basis="catalog", band=_CATALOG)
-        tail = _TAIL.get(profile.unit, _OTHER_TAIL)
-        notes.append(f"the 99th percentile is taken for {tail:g} times the median")
-        figures["latency_p50_ms"], figures["latency_p99_ms"] = latency, latency.times(tail)
+        tail = latency.tail(profile.unit)
+        notes.append(f"the 99th percentile is taken for {tail.value / latency.value:g} times the median")
+        figures["latency_p50_ms"], figures["latency_p99_ms"] = latency, tail
     figures.update(_memory(work, profile, notes))
     figures["disk_bytes"] = Figure(value=work.file_bytes, basis="counted")
     power = profile.number("power_w")

@@ -1,8 +1,13 @@
 """What a kernel's time is made of, in numbers that a fit gives prices to.
 
-All kernels share prices for being called and for what they move, in each precision; beside these each kind of
-kernel has prices of its own for products, and where it differs for what it moves. So what few nets have still
-gets a price. Kernels compute whole vectors: products count with the channels rounded up to them.
+All kernels share prices for being called, for what they move and for the weights that they read, in each
+precision; beside these each kind of kernel has prices of its own for products, and for what it moves more
+dearly than others. So what few nets have still gets a price. What is known of runtimes on CPUs:
+
+- Kernels compute in full vectors: products count with the channels and the width rounded up to them.
+- Channels that fill no block of the runtime's layout send a convolution to another, slower kernel.
+- A matrix product with one row reads each weight for one product: it is a kind of its own.
+- Weights that do not fit a cache are read from further away at every run.
 """
 
 from __future__ import annotations
@@ -14,38 +19,70 @@ from edgeinfer.estimate.kernel import COMPUTE_KINDS, Kernel
 
 __all__ = ["add_up", "features"]
 
-# Channels in a block of the CPU runtimes' layout (one vector of AVX2).
-_BLOCK = 8
+# Channels in a block of the runtimes' layout, and positions that a kernel computes at once.
+_BLOCK, _POSITIONS = 8, 4
 # Up to here an image is taken as it is, by a kernel of its own.
 _FEW_CHANNELS = 4
+# What fits a core's own cache, and about its share of the one that all cores have.
+_CACHES_MB = (0.5, 4.0)
+_BLOCKED = ("conv", "pointwise", "depthwise")
 _MEGA = 1e6
 
 
-def features(kernel: Kernel) -> dict[str, float]:
-    """Return the features of one kernel by name: `kind/precision/feature`."""
-    kind = "first" if kernel.kind == "conv" and kernel.ins <= _FEW_CHANNELS else kernel.kind
+def features(kernel: Kernel, net_weights_mb: float = 0.0) -> dict[str, float]:
+    """Return the features of one kernel by name: `kind/precision/feature`.
+
+    Args:
+        kernel: The kernel.
+        net_weights_mb: The weights of all kernels of the net, in MB.
+    """
     moved = (kernel.read_bytes + kernel.written_bytes) / _MEGA
     shared = {"calls": 1.0, "moved_mb": moved}
     if kernel.kind in COMPUTE_KINDS:
-        shared["weights_mb"] = kernel.weight_bytes / _MEGA
+        weights = kernel.weight_bytes / _MEGA
+        shared["weights_mb"] = weights
+        shared |= {f"weights_beyond_{c:g}_mb": weights for c in _CACHES_MB if net_weights_mb > c}
         own = {"megamacs": _rounded_macs(kernel) / _MEGA, "moved_mb": moved}
+        if kernel.kind == "gemm" and kernel.width == 1:
+            own["calls"] = 1.0
     else:
         taps = kernel.taps if kernel.kind == "pool" else 1
         own = {"calls": 1.0, "moved_mb": moved, "operations_m": kernel.operations * taps / _MEGA}
+    kind = _kind(kernel)
     found = {f"any/{kernel.precision}/{name}": value for name, value in shared.items()}
     return found | {f"{kind}/{kernel.precision}/{name}": value for name, value in own.items()}
 
 
+def _kind(kernel: Kernel) -> str:
+    if kernel.kind == "gemm" and kernel.width == 1:
+        return "gemv"
+    first = kernel.kind == "conv" and kernel.ins <= _FEW_CHANNELS
+    ragged = kernel.kind in _BLOCKED and _channels(kernel) % _BLOCK
+    return ("first" if first else kernel.kind) + ("_ragged" if ragged else "")
+
+
+def _channels(kernel: Kernel) -> int:
+    return kernel.groups if kernel.kind == "depthwise" else kernel.outs
+
+
 def _rounded_macs(kernel: Kernel) -> float:
-    channels = kernel.groups if kernel.kind == "depthwise" else kernel.outs
-    whole = math.ceil(channels / _BLOCK) * _BLOCK
-    return (kernel.macs or 0) * (whole / channels if channels else 1.0)
+    factor = _up(_channels(kernel), _BLOCK)
+    if kernel.kind in (*_BLOCKED, "grouped"):
+        factor *= _up(kernel.width, _POSITIONS)
+    return (kernel.macs or 0) * factor
+
+
+def _up(count: int, block: int) -> float:
+    """Return how many times a count the next multiple of a block is."""
+    return math.ceil(count / block) * block / count if count else 1.0
 
 
 def add_up(kernels: Iterable[Kernel]) -> dict[str, float]:
     """Return the features of a net: of all its kernels together, and one call of the runtime."""
+    own = tuple(kernels)
+    weights_mb = sum(kernel.weight_bytes for kernel in own) / _MEGA
     total = {"run/calls": 1.0}
-    for kernel in kernels:
-        for name, value in features(kernel).items():
+    for kernel in own:
+        for name, value in features(kernel, weights_mb).items():
             total[name] = total.get(name, 0.0) + value
     return total

@@ -145,7 +145,7 @@ class NetBuilder:
 
     def finish(self, *outputs: ir.Value) -> Model:
         """Return the model."""
-        for value in outputs:
+        for value in (*outputs, *(value for node in self._nodes for value in node.outputs)):
             value.type = ir.TensorType(ir.DataType.FLOAT)
             value.shape = ir.Shape(self.shape(value))
         graph = ir.Graph(

@@ -27,9 +27,9 @@ __all__ = ["Baseline", "Scaled"]
 
 # How far 80 % of the measured variants were off (benchmarks/estimates.py): at no change, and for each
 # factor of e in the latency.
-_BAND_AT_ONCE, _BAND_BY_CHANGE = 0.03, 0.10
+_BAND_AT_ONCE, _BAND_BY_CHANGE = 0.10, 0.30
 # Between precisions the prices do not cancel out.
-_BAND_OTHER_PRECISION = 1.35
+_BAND_OTHER_PRECISION = 1.25
 
 
 @final
@@ -153,7 +153,7 @@ class Scaled:
 
     def _peak(self, work: Workload, base: Baseline) -> Figure:
         """Return the baseline's peak and what the variant adds to it, by the calibration's memory prices."""
-        memory = self._calibration.memory
+        memory = self._calibration.memory or reference(self.target.backend).memory
         own = memory.get(work.precision) or next(iter(memory.values()))
         theirs = memory.get(base.work.precision) or own
         assert base.peak_bytes is not None

@@ -189,6 +189,7 @@ def select(
     if not sources:
         raise OptionsError("There is no device to choose among.", where="candidates", expected="at least one")
     backends = dict.fromkeys(_backend(source) for source in sources)
+    backends = dict.fromkeys(_backend(source) for source in sources)
     works = {name: workload(model, shapes=shapes, batch=batch, target=name) for name in backends}
     fits = []
     for source in sources:

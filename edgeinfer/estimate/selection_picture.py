@@ -55,7 +55,12 @@ def picture(fits: Sequence[_Drawn]) -> str:
     for index, fit in enumerate(shown):
         parts.append(_row(fit, _ROW * (index + 0.8)))
     parts.append("</svg>")
-    return f"<div>worst limit / estimate, with its 80 % band; right of 1 the model fits</div>{''.join(parts)}"
+    caption = "worst limit / estimate, with its 80 % band; right of 1 the model fits"
+    if any(fit.verdict.unknown for fit in shown):
+        caption += "; hollow: another limit is not estimated"
+    if len(shown) < len(fits):
+        caption += f"; {len(shown)} of {len(fits)} devices, all are in the table"
+    return f"<div>{caption}</div>{''.join(parts)}"
 
 
 def _x(ratio: float) -> float:
@@ -72,5 +77,6 @@ def _row(fit: _Drawn, y: float) -> str:
         f"<g><title>{escape(fit.describe())}</title>"
         f"{name}{escape(fit.target)}</text>"
         f"<line x1='{low:.1f}' x2='{high:.1f}' y1='{y:.0f}' y2='{y:.0f}' stroke='{colour}' stroke-width='3' "
-        f"stroke-opacity='.5'/><circle cx='{at:.1f}' cy='{y:.0f}' r='5' fill='{colour}'/></g>"
+        f"stroke-opacity='.5'/><circle cx='{at:.1f}' cy='{y:.0f}' r='5' stroke='{colour}' stroke-width='2' "
+        f"fill='{'none' if fit.verdict.unknown else colour}'/></g>"
     )

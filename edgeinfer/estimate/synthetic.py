@@ -14,6 +14,7 @@ import onnx_ir as ir
 from edgeinfer.estimate.draws import Rng, channels, log_uniform, pick
 from edgeinfer.estimate.net_builder import NetBuilder
 from edgeinfer.estimate.synthetic_sequences import dense, encoder, series
+from edgeinfer.graph.macs import node_macs
 from edgeinfer.model.model import Model
 
 __all__ = ["FAMILIES", "synthetic_net"]
@@ -24,9 +25,6 @@ _TRIES = 200
 
 def synthetic_net(number: int) -> Model:
     """Return net `number` of the calibration set."""
-    from edgeinfer.graph.macs import node_macs
-    from edgeinfer.measure.inspection import with_static_shapes
-
     names = list(FAMILIES)
     family = FAMILIES[names[number % len(names)]]
     for attempt in range(_TRIES):
@@ -34,8 +32,7 @@ def synthetic_net(number: int) -> Model:
         # Log-uniform work: without this nearly all nets would be large ones.
         wanted = MIN_MACS * (MAX_MACS / MIN_MACS) ** rng.random()
         model = family(rng)
-        static, _ = with_static_shapes(model, {spec.name: spec.shape for spec in model.signature.inputs})  # type: ignore[misc]
-        macs = sum(node_macs(node) or 0 for node in static.graph)
+        macs = sum(node_macs(node) or 0 for node in model.ir.graph)
         if wanted / 2 <= macs <= wanted * 2:
             return model
     raise AssertionError(f"no net {number}")  # the families span the range

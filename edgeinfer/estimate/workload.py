@@ -22,6 +22,7 @@ __all__ = ["Workload", "workload"]
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 _PLAN_BYTES = {**_BYTES, "int8": 4}
+_MULTIPLE = 8
 _NODE_BYTES = 160  # of a node in a file: names, attributes
 
 
@@ -111,6 +112,12 @@ def _narrowed(kernel: Kernel, channels: float) -> Kernel:
     def part(count: int) -> int:
         return max(1, round(count * channels))
 
+    def fewer(count: int) -> int:
+        """Pruning keeps to the multiple that runtimes compute at once."""
+        if count % _MULTIPLE:
+            return part(count)
+        return max(_MULTIPLE, round(count * channels / _MULTIPLE) * _MULTIPLE)
+
     separate = kernel.kind == "depthwise"  # one filter a channel
     share = channels if separate else channels * channels
     narrower = attrs.evolve(
@@ -124,8 +131,8 @@ def _narrowed(kernel: Kernel, channels: float) -> Kernel:
     if kernel.kind not in COMPUTE_KINDS:
         return narrower
     if separate:
-        return attrs.evolve(narrower, groups=part(kernel.groups))
-    return attrs.evolve(narrower, outs=part(kernel.outs), ins=part(kernel.ins))
+        return attrs.evolve(narrower, groups=fewer(kernel.groups))
+    return attrs.evolve(narrower, outs=fewer(kernel.outs), ins=fewer(kernel.ins))
 
 
 def workload(

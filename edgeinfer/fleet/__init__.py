@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from edgeinfer.fleet.device.reports import Report
     from edgeinfer.fleet.device.status import AgentStatus
     from edgeinfer.fleet.operator.fleet import Fleet
-    from edgeinfer.fleet.operator.fleet import open_fleet as open
     from edgeinfer.fleet.operator.gates import Constraint, FailureRate, Rejected
+    from edgeinfer.fleet.operator.opening import open_fleet as open
     from edgeinfer.fleet.operator.regression import Regression
     from edgeinfer.fleet.operator.rollout import Rollout
     from edgeinfer.fleet.operator.sites import MaintenanceWindow, Site
@@ -57,7 +57,7 @@ _ATTRIBUTES = {
     "Tolerance": ("edgeinfer.fleet.operator.variants", "Tolerance"),
     "Variant": ("edgeinfer.fleet.device.release", "Variant"),
     "connect": ("edgeinfer.fleet.device.application", "connect"),
-    "open": ("edgeinfer.fleet.operator.fleet", "open_fleet"),
+    "open": ("edgeinfer.fleet.operator.opening", "open_fleet"),
 }
 
 __all__ = [

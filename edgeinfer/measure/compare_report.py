@@ -8,6 +8,7 @@ from typing import Any, final
 import attrs
 import numpy as np
 
+from edgeinfer.charts import Line, Point, scatter
 from edgeinfer.display import Table
 from edgeinfer.feeds.shapes import InputShape, describe_inputs
 from edgeinfer.measure.layers import LayerCloseness
@@ -17,6 +18,7 @@ from edgeinfer.values import as_tuple
 __all__ = ["DEFAULT_SQNR_DB", "CompareReport"]
 
 DEFAULT_SQNR_DB = 20.0
+_AS_GOOD_AS_EQUAL_DB = 120.0
 
 
 @final
@@ -120,8 +122,29 @@ class CompareReport:
     def __str__(self) -> str:
         return str(self.table())
 
+    def picture(self) -> str:
+        """Return the SQNR along the layers as inline SVG; a layer as good as equal is at 120 dB."""
+        points = [
+            Point(
+                x=place,
+                y=min(layer.closeness.sqnr_db, _AS_GOOD_AS_EQUAL_DB),
+                label=f"{layer.tensor}: {layer.closeness.sqnr_db:.1f} dB",
+                kind=4 if layer.closeness.sqnr_db < self.threshold_db else 0,
+            )
+            for place, layer in enumerate(self.layers)
+        ]
+        return scatter(
+            points,
+            title="Closeness along the layers",
+            x="layer, in the order in which they are computed",
+            y="SQNR in dB",
+            path=[(point.x, point.y) for point in points],
+            lines=[Line(label="gone wrong below", y=self.threshold_db)],
+        )
+
     def _repr_html_(self) -> str:
-        return self.table().to_html() + (self.layer_table().to_html() if self.layers else "")
+        layers = self.picture() + self.layer_table().to_html() if self.layers else ""
+        return self.table().to_html() + layers
 
 
 def _cells(value: Closeness) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 
 from edgeinfer.artifact.manifest import Cost
+from edgeinfer.charts import Line, histogram
 from edgeinfer.display import Table
 from edgeinfer.feeds.shapes import InputShape
 from edgeinfer.runtime.loadgen import SingleStream
@@ -159,5 +160,11 @@ class BenchmarkReport:
     def __str__(self) -> str:
         return str(self.table())
 
+    def picture(self) -> str:
+        """Return the histogram of the latencies as inline SVG."""
+        lines = [Line(label="p50", x=self.p50_ms), Line(label="p99", x=self.p99_ms)]
+        title = f"Latency of {self.n} inferences on {self.backend}:{self.device or 'default'}"
+        return histogram(self.latencies_ms.tolist(), title=title, x="ms", lines=lines)
+
     def _repr_html_(self) -> str:
-        return self.table().to_html()
+        return self.table().to_html() + self.picture()

@@ -11,6 +11,7 @@ from typing import Any, final
 import attrs
 import numpy as np
 
+from edgeinfer.charts import Bar, bars
 from edgeinfer.display import Table
 from edgeinfer.errors import OptionsError
 from edgeinfer.feeds.shapes import Shapes, describe_inputs
@@ -69,8 +70,13 @@ class TurnsReport:
     def __str__(self) -> str:
         return str(self.table())
 
+    def picture(self) -> str:
+        """Return the median latencies as inline SVG."""
+        items = [Bar(name=name, value=report.p50_ms) for name, report in self.reports.items()]
+        return bars(items, title="p50 latency", unit="ms")
+
     def _repr_html_(self) -> str:
-        return self.table().to_html()
+        return self.table().to_html() + self.picture()
 
 
 def benchmark_in_turns(

@@ -13,21 +13,20 @@ import contextlib
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any, final
+from typing import final
 
-import attrs
 import numpy as np
 
 from edgeinfer.artifact.golden import compare_golden
 from edgeinfer.artifact.inputs import InputValidator
 from edgeinfer.artifact.manifest import Manifest
 from edgeinfer.artifact.signature import Signature
-from edgeinfer.backends.options import options_from
 from edgeinfer.backends.protocol import Bindable, Binding, Explains, Profiles, Runner
 from edgeinfer.backends.reports import ExecutionReport, LayerTime
+from edgeinfer.budget import Budget, Violation
 from edgeinfer.display import Table
 from edgeinfer.errors import (
     ArtifactError,
@@ -41,7 +40,8 @@ from edgeinfer.forking import abandon_in_children, keep_forever
 from edgeinfer.numerics.packing import is_packed
 from edgeinfer.runtime.affinity import Pins
 from edgeinfer.runtime.bound import BoundSession, CopyingBinding, forked_session_error
-from edgeinfer.runtime.deadlines import Deadline, Miss
+from edgeinfer.runtime.deadlines import Deadline
+from edgeinfer.runtime.session_options import SessionOptions
 from edgeinfer.runtime.steady import Measure, ProcessHold
 from edgeinfer.runtime.streaming import stream_in_order
 from edgeinfer.runtime.thread_hold import ThreadHold
@@ -49,45 +49,6 @@ from edgeinfer.runtime.thread_hold import ThreadHold
 __all__ = ["BoundSession", "Session", "SessionOptions"]
 
 _REMEMBERED = 10_000  # latencies
-
-
-def _cores(value: object) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, int):
-        return (value,)
-    if isinstance(value, Iterable):
-        return tuple(int(core) for core in value)
-    raise TypeError("pin_cores takes core numbers")
-
-
-def _positive_or_none(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None and not (isinstance(value, (int, float)) and value > 0):
-        raise ValueError(f"{attribute.name} is a positive number or None")
-
-
-@final
-@attrs.frozen(kw_only=True)
-class SessionOptions:
-    """Options of the session itself, for every backend.
-
-    Attributes:
-        pin_cores: The cores that the runtime's threads, and every thread that calls the session, are pinned
-            to until the session closes. It makes latency steady: no migration between cores.
-        deadline_ms: How long one `infer` may take; the session counts those that took longer.
-        on_miss: Called with a `Miss` for each of them, once its outputs are there.
-    """
-
-    pin_cores: tuple[int, ...] | None = attrs.field(default=None, converter=_cores)
-    deadline_ms: float | None = attrs.field(default=None, validator=_positive_or_none)
-    on_miss: Callable[[Miss], object] | None = attrs.field(
-        default=None, validator=attrs.validators.optional(attrs.validators.is_callable())
-    )
-
-    @classmethod
-    def of(cls, **values: object) -> SessionOptions:
-        """Return the options; a value that is refused is an OptionsError."""
-        return options_from(cls, values, backend="session")
 
 
 @final
@@ -180,6 +141,17 @@ class Session:
     def steady(self) -> tuple[Measure, ...]:
         """What `steady=` asked for: what of it holds, and why the rest does not."""
         return self._steady
+
+    def check(self, budget: Budget) -> tuple[Violation, ...]:
+        """Return the limits that the last latencies break, and those that a session does not measure.
+
+        Args:
+            budget: The limits. Latencies are those of `latencies_ms`, none before the first `infer`.
+        """
+        taken = self.latencies_ms
+        names = ("latency_p50_ms", "latency_p99_ms")
+        found = dict(zip(names, np.percentile(taken, (50, 99)), strict=True)) if len(taken) else {}
+        return budget.check(found)
 
     def infer(self, inputs: Mapping[str, np.ndarray] | np.ndarray, /) -> dict[str, np.ndarray]:
         """Run once.

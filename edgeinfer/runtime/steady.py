@@ -114,7 +114,9 @@ def with_spinning(options: Any, spins: bool | None, capabilities: Capabilities) 
         if given.get(name, spins) != spins:
             return options, Measure(name="spin", applied=False, detail=f"options say {name}={given[name]}")
         return {**given, name: spins}, Measure(name="spin", applied=True, detail=word)
-    if getattr(options, name, None) is None:
+    if not (attrs.has(type(options)) and hasattr(options, name)):
+        return options, Measure(name="spin", applied=False, detail="these options have no such field")
+    if getattr(options, name) is None:
         options = attrs.evolve(options, **{name: spins})
     applied = getattr(options, name) == spins
     detail = word if applied else f"options say {name}={getattr(options, name)}"

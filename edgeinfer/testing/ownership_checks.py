@@ -54,7 +54,7 @@ def check_aliases(backend: str, options: Options = None) -> None:
         assert_close(kept[0][0], kept[0][1], "an input, after the caller wrote into outputs")
         with session.bind({"x": (2, 4)}) as bound:
             assert_own_memory([*bound.inputs.values(), *bound.outputs.values()], "bind")
-            _run_bound(reference, session, {"x": (2, 4)})
+        _run_bound(reference, session, {"x": (2, 4)})
 
 
 def check_arrays_that_are_filled_again(backend: str, options: Options = None) -> None:

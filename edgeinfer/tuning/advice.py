@@ -7,14 +7,13 @@ from typing import final
 
 import attrs
 
-from edgeinfer.budget import Violation
-from edgeinfer.devices.catalog import profiles
-from edgeinfer.devices.device_profile import DeviceProfile
+from edgeinfer.budget import Budget, Violation
+from edgeinfer.estimate.selection import Fit, select
+from edgeinfer.model.model import Model
 
-__all__ = ["Advice", "advise"]
+__all__ = ["Advice", "Nearest", "advise", "devices_that_fit"]
 
 _DEVICES = 3
-_PART_OF_PEAK = 0.15
 _LATENCY = ("latency_p50_ms", "latency_p99_ms")
 _LEAST_PIXELS = 32  # a side of what is an image
 _SMALLEST_SIDE = 0.25  # below a quarter of the side no image model is left
@@ -56,14 +55,10 @@ class Nearest:
     Attributes:
         described: The candidate, for people.
         violations: The limits that it breaks.
-        precision: What it computes in.
-        macs: Its multiply-accumulates, if they are known.
     """
 
     described: str
     violations: tuple[Violation, ...]
-    precision: str
-    macs: int | None = None
 
 
 def advise(
@@ -71,7 +66,7 @@ def advise(
     *,
     shapes: Mapping[str, Sequence[int]],
     open_sides: bool,
-    device: DeviceProfile | None,
+    devices: Sequence[Advice],
 ) -> tuple[Advice, ...]:
     """Return the limits that the nearest candidate breaks, and what would help.
 
@@ -79,7 +74,7 @@ def advise(
         nearest: The candidate that came nearest.
         shapes: The shapes of one feed.
         open_sides: Whether the model takes images of another size.
-        device: What is known about the device that was measured on, if it is in the catalog.
+        devices: What is expected of other devices (`devices_that_fit`).
     """
     found: list[Advice] = []
     for violation in nearest.violations:
@@ -97,7 +92,7 @@ def advise(
     if over > 1.0:
         figures = [worst[name] for name in _LATENCY if name in worst]
         found += _smaller_input(figures, over, shapes, open_sides)
-        found += _other_devices(figures[0], over, nearest, device)
+        found += devices
     return tuple(found)
 
 
@@ -138,37 +133,31 @@ def _smaller_input(
     ]
 
 
-def _other_devices(
-    violation: Violation, over: float, nearest: Nearest, device: DeviceProfile | None
-) -> list[Advice]:
-    """Devices of the catalog that are expected to be fast enough, the slowest of them first.
+def devices_that_fit(
+    model: Model, budget: Budget, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Advice, ...]:
+    """Return devices of the catalog that are expected to keep the latency limits, the slowest of them first.
 
-    Compared by the ratio of the peaks where this device's is known; else by the part of the peak that
-    networks reach at batch 1: 10 to 32 % in published measurements (MLPerf Inference, ResNet-50 int8).
+    Args:
+        model: The candidate that came nearest.
+        budget: The limits.
+        shapes: The shapes of one feed.
     """
-    wanted = nearest.precision if nearest.precision in ("int8", "float16") else "float32"
-    here = None if device is None else device.main.operations_s(wanted)
-    figure = violation.figure or 0.0
-    found = []
-    for profile in profiles().values():
-        there = profile.main.operations_s(wanted)
-        if there is None or profile.legacy or (device is not None and profile.name == device.name):
-            continue
-        if here is not None:
-            expected = figure * here / there
-        elif nearest.macs:
-            expected = 2e3 * nearest.macs / (_PART_OF_PEAK * there)
-        else:
-            continue
-        if expected <= figure / over:
-            found.append((expected, profile))
-    found.sort(key=lambda pair: (-pair[0], pair[1].name))
-    how = "by the ratio of the peaks" if here is not None else f"at {_PART_OF_PEAK:.0%} of its peak"
-    return [
-        Advice(
-            what=f"{profile.description} (target {profile.name!r}): about {expected:.3g} ms {how}",
-            estimate=expected,
-            basis="catalog",
-        )
-        for expected, profile in found[:_DEVICES]
+    limits = Budget(latency_p50_ms=budget.latency_p50_ms, latency_p99_ms=budget.latency_p99_ms)
+    able = [
+        fit for fit in select(model, limits, shapes=shapes).fitting if fit.estimate.latency_ms is not None
     ]
+    able.sort(key=lambda fit: -_value(fit))
+    return tuple(
+        Advice(
+            what=f"{fit.description} (target {fit.target!r}): about {_value(fit):.3g} ms",
+            estimate=_value(fit),
+            basis=fit.estimate.basis,
+        )
+        for fit in able[:_DEVICES]
+    )
+
+
+def _value(fit: Fit) -> float:
+    figure = fit.estimate.latency_ms
+    return figure.value if figure is not None else 0.0

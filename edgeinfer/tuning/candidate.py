@@ -81,6 +81,7 @@ class Candidate:
         )
         precision = ", ".join(filter(None, (self.precision, self.method, self.effort)))
         parts.append(precision)
-        parts += [f"{len(self.keep_float)} layers in float"] * bool(self.keep_float)
+        count = len(self.keep_float)
+        parts += [f"{count} layer{'s' if count > 1 else ''} in float"] * bool(count)
         parts += [f"{name}={value}" for name, value in self.options.items()]
         return "; ".join(parts)

@@ -80,17 +80,20 @@ class _Server:
             from edgeinfer.tuning.stopwatch import Stopwatch
 
             self._stopwatch = self._stack.enter_context(Stopwatch.open(folder, task))
-            return {"disk_bytes": self._stopwatch.disk_bytes, "one_thread": self._stopwatch.one_thread}
+            return self._stopwatch.facts()
         from edgeinfer.devices.profile import Target
         from edgeinfer.tuning import making
         from edgeinfer.tuning.candidate import Candidate
 
-        if what == "prepare":
-            return making.prepare(folder, {name: tuple(shape) for name, shape in task["shapes"].items()})
         target = Target.parse(task["target"])
+        if what == "prepare":
+            shapes = {name: tuple(shape) for name, shape in task["shapes"].items()}
+            return making.prepare(folder, target, shapes)
         if what == "sensitivity":
             return making.measure_sensitivity(folder, target)
         candidate = Candidate.from_dict(task["candidate"])
+        if what == "layers":
+            return making.time_layers(folder, candidate, target)
         return making.make(folder, candidate, target, candidate.options, here=task["here"])
 
 

@@ -1,9 +1,9 @@
 """What a candidate will take, scaled from the measured baselines of the same model (basis `scaled`).
 
 The float and the int8 model were measured with each set of options. A candidate lies between them by the
-multiply-accumulates of the layers that stay in float, and pruning takes away the part of the time that goes
-with the multiply-accumulates. As candidates are measured, their errors correct those that are alike, and the
-band narrows to what the estimate was really off by.
+multiply-accumulates of the layers that stay in float. What pruning channels leaves of the time is priced by
+the kernels of the model (`edgeinfer.estimate`) when it is prepared. As candidates are measured, their errors
+correct those that are alike, and the band narrows to what the estimate was really off by.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from edgeinfer.tuning.state import State
 
 __all__ = ["Estimate", "Estimator"]
 
-# Before anything is known. What a layer takes whatever its size (kernel calls, moving data): 0.25 is about
-# what pruned MobileNetV2 and ResNet-20 showed on x86 CPUs.
+# What stays of the time, whatever is pruned, where kernels are not priced: calls, moving data.
 _FIXED_PART = 0.25
 _BAND = 0.3
 _LEAST_BAND = 0.08
@@ -55,6 +54,7 @@ class Estimator:
     def __init__(self, state: State, baselines: tuple[Candidate, ...]) -> None:
         self._macs = {layer.node: layer.macs for layer in state.layers or ()}
         self._total = sum(self._macs.values()) or 1
+        self._pruned = {float(keep): part for keep, part in state.prepared.get("pruned", {}).items()}
         self._times: dict[tuple[str, str], float] = {}
         for index, candidate in enumerate(baselines):
             found = state.latency_ms(index)
@@ -109,7 +109,8 @@ class Estimator:
             time = in_int8 + part * (in_float - in_int8)
         else:
             time = in_float * _PRIOR.get(candidate.precision, 1.0)
-        return time * (_FIXED_PART + (1 - _FIXED_PART) * candidate.keep)
+        priced = self._pruned.get(candidate.keep) if candidate.prune == "channels" else None
+        return time * (_FIXED_PART + (1 - _FIXED_PART) * candidate.keep if priced is None else priced)
 
 
 def _kind(candidate: Candidate) -> str:

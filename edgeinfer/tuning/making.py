@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from edgeinfer.devices.profile import Target
+from edgeinfer.estimate.calibration import reference
+from edgeinfer.estimate.workload import workload
 from edgeinfer.feeds.feeds import Feeds
 from edgeinfer.graph.build import compile_model
 from edgeinfer.graph.channels.groups import analyze
 from edgeinfer.graph.taps import reference_session
 from edgeinfer.measure.inspection import inspect
+from edgeinfer.measure.layer_times import measure_layers
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.qdq.marks import quantized_for
 from edgeinfer.quantization.search.layer_gains import integer_nodes
@@ -34,19 +37,21 @@ from edgeinfer.transforms import (
 from edgeinfer.transforms.contract import Transform
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.recipe import Recipe
+from edgeinfer.tuning.space import KEEP_MACS
 
-__all__ = ["make", "measure_sensitivity", "prepare", "transforms_of"]
+__all__ = ["make", "measure_sensitivity", "prepare", "time_layers", "transforms_of"]
 
 JUDGED = 16  # feeds that closeness is judged on
 _MOST_DB = 200.0  # what JSON can hold in place of equal outputs
 _SENSITIVITY_SAMPLES = 4
 
 
-def prepare(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def prepare(folder: Path, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Simplify and fuse the model, and say what it consists of.
 
     Args:
         folder: Has `original.onnx`; gets `prepared.onnx` and `prepared.recipe`.
+        target: The target.
         shapes: The shapes of one feed.
     """
     original = Model.load(folder / "original.onnx")
@@ -61,7 +66,18 @@ def prepare(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, An
         "layers": [[node.node, node.op_type, node.macs] for node in stock.nodes if node.macs],
         "prunes": prunes,
         "weight_bytes": stock.weight_bytes,
+        "pruned": {str(keep): ratio for keep, ratio in _priced(model, target, shapes).items()},
     }
+
+
+def _priced(model: Model, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> dict[float, float]:
+    """Return the part of the latency that is left for each part of the products, by the prices of kernels."""
+    work = workload(model, shapes=shapes, target=target)
+    prices = reference(target.backend)
+    whole = prices.latency_us(work)
+    if not whole:
+        return {}
+    return {keep: prices.latency_us(work.pruned(keep)) / whole for keep in KEEP_MACS}
 
 
 def transforms_of(candidate: Candidate, target: Target, calibration: Any) -> tuple[Transform, ...]:
@@ -167,6 +183,13 @@ def measure_sensitivity(folder: Path, target: Target) -> dict[str, Any]:
         prepared, feeds, target=target, samples=_SENSITIVITY_SAMPLES, method="minmax", progress=False
     )
     return {"layers": [[layer.node, _finite(layer.sqnr_db)] for layer in report.layers]}
+
+
+def time_layers(folder: Path, candidate: Candidate, target: Target) -> dict[str, Any]:
+    """Return microseconds of each layer of a candidate's model, by the runtime's profiler."""
+    model = Model.load(folder / f"{candidate.model_key}.onnx")
+    feed = Feeds.of(folder / "feeds", model.signature).first()
+    return {"us": measure_layers(model, [feed], target=target).by_node}
 
 
 def _finite(db: float) -> float:

@@ -9,17 +9,17 @@ from typing import final
 import attrs
 
 from edgeinfer.budget import Budget, Violation
-from edgeinfer.devices.device_profile import DeviceProfile
 from edgeinfer.model.model import Model
 from edgeinfer.tuning.actions import Problem
-from edgeinfer.tuning.advice import Nearest, advise
+from edgeinfer.tuning.advice import Advice, Nearest, advise
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.estimate import Estimator
-from edgeinfer.tuning.planner import dropped, entrants, space_of, survivors
+from edgeinfer.tuning.planner import MAKING_PART, dropped, entrants, space_of, survivors
 from edgeinfer.tuning.recipe import Recipe
-from edgeinfer.tuning.result import Trial, TuningResult
+from edgeinfer.tuning.result import TuningResult
 from edgeinfer.tuning.space import FLOAT
 from edgeinfer.tuning.state import PRESSURE_PERCENT, Made, State
+from edgeinfer.tuning.trial import Trial
 
 __all__ = ["Facts", "result_of"]
 
@@ -34,7 +34,7 @@ class Facts:
     Attributes:
         target: The target, as text.
         where: The machine or device.
-        device: What the catalog knows of it.
+        devices: From the candidate that came nearest to what is expected of other devices.
         shapes: The shapes of one feed.
         open_sides: Whether the model takes images of other sizes.
         load: From a candidate to its model and recipe.
@@ -43,7 +43,7 @@ class Facts:
 
     target: str
     where: str
-    device: DeviceProfile | None
+    devices: Callable[[Candidate], Sequence[Advice]]
     shapes: Mapping[str, Sequence[int]]
     open_sides: bool
     load: Callable[[Candidate], tuple[Model, Recipe]]
@@ -70,12 +70,7 @@ def result_of(state: State, problem: Problem, facts: Facts) -> TuningResult:
         index: attrs.evolve(trial, lost=_why_lost(trial, chosen, state, index in final_ones))
         for index, trial in trials.items()
     }
-    device, nearest = facts.device, _nearest(list(trials.values()), final_ones)
-    advice = (
-        ()
-        if chosen is not None or nearest is None
-        else advise(nearest, shapes=facts.shapes, open_sides=facts.open_sides, device=device)
-    )
+    advice = () if chosen is not None else _advice(list(trials.values()), final_ones, facts)
     space = space_of(state, problem)
     gone = dropped(state, problem) if state.latency_ms(FLOAT) is not None else {}
     sqnr = dict(state.sensitivity or ())
@@ -94,6 +89,7 @@ def result_of(state: State, problem: Problem, facts: Facts) -> TuningResult:
         layers=tuple(
             (layer.node, layer.op_type, layer.macs, sqnr.get(layer.node)) for layer in state.layers or ()
         ),
+        layer_us=state.layer_us.get(chosen.index if chosen is not None else FLOAT, {}),
         notes=(*facts.notes, *_notes(state, problem)),
     )
 
@@ -198,22 +194,25 @@ def _why_lost(trial: Trial, chosen: Trial | None, state: State, final_one: bool)
     return "keeps the budget; the best one is more accurate, or as accurate and faster"
 
 
-def _nearest(trials: Sequence[Trial], final_ones: set[int]) -> Nearest | None:
-    """Return the survivor whose worst limit is broken by the least."""
+def _advice(trials: Sequence[Trial], final_ones: set[int], facts: Facts) -> tuple[Advice, ...]:
+    """Return what is to be said about the survivor whose worst limit is broken by the least."""
     able = [t for t in trials if t.index in final_ones and t.outcome == "ok"]
     if not able:
-        return None
+        return ()
 
     def excess(trial: Trial) -> tuple[float, float]:
         ratios = [_ratio(violation) for violation in trial.violations]
         return max(ratios, default=0.0), sum(ratios)
 
     trial = min(able, key=excess)
-    return Nearest(
-        described=f"candidate {trial.index}, {trial.candidate.describe()}",
-        violations=trial.violations,
-        precision=trial.candidate.precision,
-        macs=trial.macs,
+    nearest = Nearest(
+        described=f"candidate {trial.index}, {trial.candidate.describe()}", violations=trial.violations
+    )
+    return advise(
+        nearest,
+        shapes=facts.shapes,
+        open_sides=facts.open_sides,
+        devices=facts.devices(trial.candidate),
     )
 
 
@@ -238,6 +237,13 @@ def _notes(state: State, problem: Problem) -> list[str]:
         notes.append(
             f"the machine was under pressure: some task waited for a processor in up to {worst:.0f} % of the "
             f"time (above {PRESSURE_PERCENT:.0f} % is too much); after waiting {waited:.0f} s, {how}"
+        )
+    first = len(problem.space.baselines())
+    over = problem.seconds is not None and state.seconds >= MAKING_PART * problem.seconds
+    if over and all(made.trial < first for made in state.made.values()):
+        notes.append(
+            f"{(problem.seconds or 0) / 60:.3g} minutes were too few: they were over when the baselines had "
+            "been measured, and no other candidate was made"
         )
     if not problem.evaluates:
         notes.append("no metric was given: accuracy is the SQNR of the outputs on a few feeds")

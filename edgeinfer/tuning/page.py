@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Protocol
 
+from edgeinfer.budget import Budget
 from edgeinfer.charts import Bar, Line, Point, bars, escaped, histogram, scatter
 from edgeinfer.display import Table
-
-if TYPE_CHECKING:
-    from edgeinfer.tuning.result import Trial, TuningResult
+from edgeinfer.tuning.advice import Advice
+from edgeinfer.tuning.trial import Trial
 
 __all__ = ["body", "page"]
 
@@ -29,13 +30,52 @@ table {{ font-size: 13px }}
 """
 
 
-def page(result: TuningResult) -> str:
+class _Shown(Protocol):
+    """What is shown: a `TuningResult`, whose attributes these are."""
+
+    @property
+    def budget(self) -> Budget: ...
+    @property
+    def target(self) -> str: ...
+    @property
+    def where(self) -> str: ...
+    @property
+    def trials(self) -> tuple[Trial, ...]: ...
+    @property
+    def pareto(self) -> tuple[int, ...]: ...
+    @property
+    def chosen(self) -> int | None: ...
+    @property
+    def met(self) -> bool: ...
+    @property
+    def best(self) -> Trial: ...
+    @property
+    def baseline(self) -> Trial: ...
+    @property
+    def advice(self) -> tuple[Advice, ...]: ...
+    @property
+    def clock(self) -> str: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def layers(self) -> tuple[tuple[str, str, int, float | None], ...]: ...
+    @property
+    def layer_us(self) -> Mapping[str, float]: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def table(self) -> Table:
+        """Return one row a candidate."""
+        ...
+
+
+def page(result: _Shown) -> str:
     """Return one self-contained page."""
     title = escaped(f"Tuning for {result.target}")
     return f"{_HEAD.format(title=title)}<h1>{title}</h1>\n{body(result)}\n</body></html>\n"
 
 
-def body(result: TuningResult) -> str:
+def body(result: _Shown) -> str:
     """Return the report as an HTML fragment."""
     parts = [_verdict(result), "<div class='pictures'>", _latency_plot(result), _memory_plot(result)]
     parts += [_latencies(result), "</div>", "<div class='pictures'>", *_layers(result), "</div>"]
@@ -45,7 +85,7 @@ def body(result: TuningResult) -> str:
     return "\n".join(parts)
 
 
-def _verdict(result: TuningResult) -> str:
+def _verdict(result: _Shown) -> str:
     if result.met:
         best, base = result.best, result.baseline
         text = f"The budget is met by candidate {best.index}: {best.candidate.describe()}."
@@ -62,7 +102,7 @@ def _verdict(result: TuningResult) -> str:
     ).to_html()
 
 
-def _kind(result: TuningResult, trial: Trial) -> int:
+def _kind(result: _Shown, trial: Trial) -> int:
     if trial.index == result.chosen:
         return _BEST
     if trial.index in result.pareto:
@@ -74,21 +114,21 @@ def _label(trial: Trial) -> str:
     return f"{trial.index}: {trial.candidate.describe()}. {trial.lost or 'best'}"
 
 
-def _name(result: TuningResult) -> str:
+def _name(result: _Shown) -> str:
     return "metric" if any(trial.metric is not None for trial in result.trials) else "SQNR in dB"
 
 
-def _accuracy(result: TuningResult, trial: Trial) -> float | None:
+def _accuracy(result: _Shown, trial: Trial) -> float | None:
     """One axis has one unit: the metric where there is one."""
     value = trial.metric if _name(result) == "metric" else trial.sqnr_db
     return None if value is None or (_name(result) != "metric" and trial.index == 0) else value
 
 
-def _mark(result: TuningResult, trial: Trial) -> str:
+def _mark(result: _Shown, trial: Trial) -> str:
     return "best" if trial.index == result.chosen else "float" if trial.index == 0 else ""
 
 
-def _latency_plot(result: TuningResult) -> str:
+def _latency_plot(result: _Shown) -> str:
     points = {}
     for trial in result.trials:
         accuracy = _accuracy(result, trial)
@@ -106,24 +146,24 @@ def _latency_plot(result: TuningResult) -> str:
     lines += _least_metric(result)
     front = [(points[index].x, points[index].y) for index in result.pareto if index in points]
     return scatter(
-        points.values(),
+        sorted(points.values(), key=lambda point: -point.kind),  # the best one on top
         title="Accuracy against latency",
         x=f"p50 latency in ms ({result.clock} clock)",
         y=_name(result),
         path=front,
         lines=lines,
-        legend=(),
+        legend=_LEGEND,
     )
 
 
-def _least_metric(result: TuningResult) -> list[Line]:
+def _least_metric(result: _Shown) -> list[Line]:
     allowed, base = result.budget.max_drop, result.baseline.metric
     if allowed is not None and base is not None:
         return [Line(label=f"at most {allowed:.3g} lost", y=base - allowed)]
     return []
 
 
-def _memory_plot(result: TuningResult) -> str:
+def _memory_plot(result: _Shown) -> str:
     points = []
     for trial in result.trials:
         accuracy = _accuracy(result, trial)
@@ -140,15 +180,16 @@ def _memory_plot(result: TuningResult) -> str:
     limit = result.budget.peak_bytes
     lines = [Line(label="limit", x=limit / 1e6)] if limit is not None else []
     return scatter(
-        points,
+        sorted(points, key=lambda point: -point.kind),  # the best one on top
         title="Accuracy against memory",
         x="peak memory of the process in MB",
         y=_name(result),
         lines=lines + _least_metric(result),
+        legend=_LEGEND,
     )
 
 
-def _latencies(result: TuningResult) -> str:
+def _latencies(result: _Shown) -> str:
     shown = result.best if result.met else result.baseline
     lines = [
         Line(label=f"p{percent}", x=value)
@@ -167,7 +208,7 @@ def _wall(trial: Trial, percent: int) -> float | None:
     return values[min(len(values) - 1, int(percent / 100 * len(values)))] if values else None
 
 
-def _layers(result: TuningResult) -> list[str]:
+def _layers(result: _Shown) -> list[str]:
     shown = result.best if result.met else result.baseline
     in_float = set(shown.float_layers)
     integer = shown.candidate.precision == "int8"
@@ -218,11 +259,11 @@ def _layers(result: TuningResult) -> list[str]:
     return found
 
 
-def _tried(result: TuningResult) -> str:
+def _tried(result: _Shown) -> str:
     return result.table().to_html()
 
 
-def _environment(result: TuningResult) -> str:
+def _environment(result: _Shown) -> str:
     rows = [
         ("target", result.target),
         ("measured on", result.where),

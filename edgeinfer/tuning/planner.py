@@ -4,7 +4,7 @@
 killed goes on as if nothing had happened. The order:
 
 1. Prepare the model. Make and measure the baselines: float and int8, with each set of options.
-2. See how sensitive each layer is to int8.
+2. See how sensitive each layer is to int8, if there is time for it.
 3. Make candidates, one at a time, and look how close their outputs are. Out of about a thousand, those whose
    estimated latency is beyond the limit and the band of the estimate are dropped; of the rest the one with
    the best expected closeness is next, and every third time one of the ten best, drawn by (seed, trial).
@@ -42,6 +42,7 @@ from edgeinfer.tuning.space import FLOAT, Space
 from edgeinfer.tuning.state import Made, State
 
 __all__ = [
+    "MAKING_PART",
     "dropped",
     "entrants",
     "next_action",
@@ -52,7 +53,9 @@ __all__ = [
 
 _MODELS = 14  # made beside the baselines, where no time is given
 _MOST_MODELS = 40
-_MAKING_PART = 0.5  # of the time, for making models and for timing them on the way
+MAKING_PART = 0.5  # of the time, for making models and for timing them on the way
+# What quantizing one layer alone takes, of what quantizing all takes; the part of the time for all layers.
+_SENSITIVITY_PER_LAYER, _SENSITIVITY_PART = 0.1, 0.15
 _PROBE = 4  # so many new ones are timed together
 _FIRST_RUNG, _SURVIVORS = 8, 4
 _RUNS = {"baseline": 40, "probe": 20, "halving": 50}
@@ -81,11 +84,21 @@ def next_action(state: State, problem: Problem) -> Action:
     if not state.rungs:
         able = [pair for pair in enumerate(baselines) if _ok(state, pair[1])]
         return Time("baseline", tuple(able), _RUNS["baseline"])
-    if state.sensitivity is None and any(each.precision == "int8" and _ok(state, each) for each in baselines):
+    if state.sensitivity is None and _worth_its_time(state, problem):
         return MeasureSensitivity()
     if state.latency_ms(FLOAT) is None:
         return Finish()
     return _search(state, problem) or _halving(state, problem) or _last(state, problem) or Finish()
+
+
+def _worth_its_time(state: State, problem: Problem) -> bool:
+    """Whether there is time to quantize each layer alone, which takes about so long as to quantize all."""
+    int8 = next((each for each in problem.space.baselines() if each.precision == "int8"), None)
+    made = state.made.get(int8.model_key) if int8 is not None else None
+    if made is None or made.outcome != "ok":
+        return False
+    expected = made.seconds * _SENSITIVITY_PER_LAYER * len(state.layers or ())
+    return problem.seconds is None or expected <= _SENSITIVITY_PART * problem.seconds
 
 
 def dropped(state: State, problem: Problem) -> dict[int, str]:
@@ -116,11 +129,17 @@ def _search(state: State, problem: Problem) -> Action | None:
     return Make(*chosen) if chosen is not None and not _halved(state) else None
 
 
+def _kind(candidate: Candidate) -> tuple[str, float, str]:
+    """What fails together: the same pruning in the same precision; int8 with all efforts only one by one."""
+    effort = "searched" if candidate.effort == "searched" else ""
+    return candidate.prune, candidate.keep, candidate.precision + effort
+
+
 def _making_is_over(state: State, problem: Problem) -> bool:
     count = sum(1 for made in state.made.values() if made.trial >= len(problem.space.baselines()))
     if problem.seconds is None:
         return count >= _MODELS
-    return count >= _MOST_MODELS or state.seconds >= _MAKING_PART * problem.seconds
+    return count >= _MOST_MODELS or state.seconds >= MAKING_PART * problem.seconds
 
 
 def _propose(state: State, problem: Problem) -> tuple[int, Candidate] | None:
@@ -135,9 +154,12 @@ def _propose(state: State, problem: Problem) -> tuple[int, Candidate] | None:
         precision: space.options[estimator.best_options(precision, space.options)]
         for precision in space.precisions
     }
+    hopeless = {_kind(made.candidate) for made in state.made.values() if made.outcome != "ok"}
     scored: list[tuple[float, int]] = []
     for index, candidate in enumerate(candidates):
         if candidate.model_key in state.made or candidate.options != best[candidate.precision]:
+            continue
+        if _kind(candidate) in hopeless:
             continue
         estimate = estimator.estimate(candidate)
         if estimate is None or estimate.latency_ms * (1 - estimate.band) > limit:

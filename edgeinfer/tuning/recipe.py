@@ -220,6 +220,15 @@ class Recipe:
             )
         return found
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the steps as JSON-compatible values; of computed weights, their hashes and sizes."""
+        return {
+            "base": self.base,
+            "digest": self.digest,
+            "steps": [attrs.asdict(step) for step in self.steps],
+            "tensors": {key: len(tensor) for key, tensor in self.tensors.items()},
+        }
+
     def table(self) -> Table:
         """Return one row a step."""
         rows = [

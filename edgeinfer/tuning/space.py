@@ -1,8 +1,9 @@
 """The search space: which candidates there are for a model on a target.
 
-The list is drawn once from the seed, and a candidate's place in it is its index: the same inputs give the
-same list, whatever happened to an earlier run. The first two are the baselines: the float model and the int8
-model, both with the default options; after them come the same two with every other set of options.
+The list is drawn from the seed, and a candidate's place in it is its index: the same inputs give the same
+list, whatever happened to an earlier run. The first two are the baselines: the float model and the int8
+model, both with the default options; after them come the same two with every other set of options, then each
+part that may be kept in each precision, then variants of int8 in an order drawn from the seed.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from edgeinfer.devices.profile import Target
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.values import as_tuple
 
-__all__ = ["FLOAT", "INT8", "SIZE", "Space", "option_sets", "precisions_of"]
+__all__ = ["FLOAT", "INT8", "KEEP_MACS", "SIZE", "Space", "option_sets", "precisions_of"]
 
 FLOAT, INT8 = 0, 1  # the indices of the baselines
 SIZE = 1000
-_KEEP_MACS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+KEEP_MACS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 _KEEP_HEADS = (0.9, 0.75, 0.6, 0.5, 0.35, 0.25)
 # How many of the most sensitive layers stay in float, as parts of all.
 _FLOAT_PARTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
@@ -60,13 +61,13 @@ class Space:
         """Return the float and the int8 model, first with the default options, then with the others."""
         models = [Candidate()]
         if "int8" in self.precisions:
-            models.append(Candidate(precision="int8", method="mse", effort="corrected"))
+            models.append(Candidate(precision="int8", method="mse", effort="plain"))
         return tuple(attrs.evolve(model, options=options) for options in self.options for model in models)
 
     def every(self) -> list[Candidate]:
         """Return all candidates, in the order of their decisions."""
         pruned = [("", 1.0)]
-        pruned += [("channels", keep) for keep in _KEEP_MACS if "channels" in self.prunes]
+        pruned += [("channels", keep) for keep in KEEP_MACS if "channels" in self.prunes]
         pruned += [("heads", keep) for keep in _KEEP_HEADS if "heads" in self.prunes]
         plain = [each for each in self.precisions if each != "int8"]
         made: list[Candidate] = [
@@ -100,8 +101,16 @@ def _drawn(space: Space, seed: int, size: int) -> tuple[Candidate, ...]:
     first = space.baselines()
     known = {_identity(candidate) for candidate in first}
     rest = [each for each in space.every() if _identity(each) not in known]
-    order = np.random.default_rng(seed).permutation(len(rest))[: max(0, size - len(first))]
-    return (*first, *(rest[index] for index in order))
+    # One of each kind before the variants of it, so that no kind is left to chance.
+    simple = [each for each in rest if _is_simple(each)]
+    varied = [each for each in rest if not _is_simple(each)]
+    order = np.random.default_rng(seed).permutation(len(varied))
+    return (*first, *simple, *(varied[index] for index in order))[: max(size, len(first))]
+
+
+def _is_simple(candidate: Candidate) -> bool:
+    usual = (candidate.method, candidate.effort, candidate.keep_float) == ("mse", "corrected", ())
+    return candidate.precision != "int8" or usual
 
 
 def _identity(candidate: Candidate) -> tuple[str, str]:

@@ -71,7 +71,7 @@ class Timing:
         n: How many inferences were measured.
         wall_p50_ms: The median latency.
         wall_p99_ms: The 99th percentile.
-        cpu_p50_ms: The median processor time of an inference, of all threads; None where it says nothing.
+        cpu_p50_ms: Processor time of an inference (`turns`); None where it is not the latency.
         cpu_p99_ms: The 99th percentile of it.
         disk_bytes: The size of the artifact.
         latencies_ms: Latencies, thinned out, for the picture.
@@ -123,6 +123,7 @@ class State:
         failures: Why it failed, by index.
         attempts: How often the evaluation of a candidate began.
         peaks: Peak memory by index; None where it could not be measured.
+        layer_us: Microseconds of each layer by the index of the candidate.
         seconds: What everything took.
         ended: Whether it came to its end.
     """
@@ -138,6 +139,7 @@ class State:
     failures: dict[int, str] = attrs.field(factory=dict)
     attempts: dict[int, int] = attrs.field(factory=dict)
     peaks: dict[int, int | None] = attrs.field(factory=dict)
+    layer_us: dict[int, Mapping[str, float]] = attrs.field(factory=dict)
     seconds: float = 0.0
     ended: bool = False
 
@@ -225,6 +227,10 @@ def _memory(state: State, record: Mapping[str, Any]) -> None:
     state.peaks[record["trial"]] = record["peak_bytes"]
 
 
+def _layers(state: State, record: Mapping[str, Any]) -> None:
+    state.layer_us[record["trial"]] = record["us"]
+
+
 def _end(state: State, _: Mapping[str, Any]) -> None:
     state.ended = True
 
@@ -238,5 +244,6 @@ _FOLD = {
     "evaluating": _evaluating,
     "evaluated": _evaluated,
     "memory": _memory,
+    "layers": _layers,
     "end": _end,
 }

@@ -35,6 +35,7 @@ class Stopwatch:
         session: The session.
         feeds: Gone through in turn.
         disk_bytes: The size of the artifact.
+        warm_ms: The fastest of the first inferences.
         one_thread: Whether it computes on one thread of a CPU, so that its processor time is its latency on
             a machine that does nothing else.
     """
@@ -42,6 +43,7 @@ class Stopwatch:
     session: Session
     feeds: Iterator[dict[str, np.ndarray]]
     disk_bytes: int
+    warm_ms: float
     one_thread: bool
 
     @classmethod
@@ -60,14 +62,22 @@ class Stopwatch:
         with load(artifact) as session:
             threads = {name: options[name] for name in task["threads"] if name in options}
             clock = timing_clock((session,), threads or None)
+            warm = []
             for feed in itertools.islice(itertools.cycle(feeds), _WARM_UP):
+                started = time.perf_counter()
                 session.infer(feed)
+                warm.append(1e3 * (time.perf_counter() - started))
             yield cls(
                 session=session,
                 feeds=itertools.cycle(feeds),
                 disk_bytes=artifact.disk_bytes,
+                warm_ms=min(warm),
                 one_thread=clock is time.process_time,
             )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is known before anything is timed."""
+        return {"disk_bytes": self.disk_bytes, "warm_ms": self.warm_ms, "one_thread": self.one_thread}
 
     def time(self, runs: int) -> dict[str, Any]:
         """Return the time on the wall and the processor time of so many inferences, in ms."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,24 +19,24 @@ from edgeinfer.backends.registry import get_backend, require_available
 from edgeinfer.budget import Budget
 from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.cpu_quota import usable_cpus
-from edgeinfer.devices.probe.local import local
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import shows_progress
-from edgeinfer.errors import CalibrationError, OptionsError, TuningError
-from edgeinfer.feeds.feeds import Feeds
+from edgeinfer.errors import OptionsError, TuningError
 from edgeinfer.model.model import Model, ModelSource
-from edgeinfer.npz import write_npz
 from edgeinfer.runtime.machine import describe_machine
 from edgeinfer.runtime.memory import memory
 from edgeinfer.tuning.actions import Problem
+from edgeinfer.tuning.advice import devices_that_fit
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.engine import Engine, Timer
+from edgeinfer.tuning.inputs import keep_inputs
 from edgeinfer.tuning.journal import Journal
 from edgeinfer.tuning.outcome import Facts, result_of
 from edgeinfer.tuning.recipe import Recipe
 from edgeinfer.tuning.remote_bench import RemoteBench
 from edgeinfer.tuning.result import TuningResult
-from edgeinfer.tuning.space import Space, option_sets, precisions_of
+from edgeinfer.tuning.space import FLOAT, Space, option_sets, precisions_of
+from edgeinfer.tuning.state import State
 from edgeinfer.tuning.turns import Bench
 
 if TYPE_CHECKING:
@@ -120,7 +118,7 @@ def tune(
     folder = path.with_name(f"{path.name}.files")
     with Journal(path) as book:
         feeds = as_calibration(calibration, loaded.signature)
-        first, fingerprint = _keep_inputs(loaded, feeds, folder)
+        first, fingerprint = keep_inputs(loaded, feeds, folder)
         start = {
             "kind": "start",
             "format": _FORMAT,
@@ -138,8 +136,19 @@ def tune(
         _begin(book, start)
         shapes = {name: tuple(array.shape) for name, array in first.items()}
         say = _say if shows_progress(progress) else (lambda _: None)
+        where = describe_machine() if on is None else f"{on.host}: {on.local().cpu.model}"
+        load = _loader(folder, parsed)
+        facts = Facts(
+            target=str(parsed),
+            where=where,
+            devices=lambda candidate: devices_that_fit(load(candidate)[0], budget, shapes),
+            shapes=shapes,
+            open_sides=_open_sides(loaded),
+            load=load,
+            notes=tuple(feeds.notes),
+        )
         with _timer(folder, parsed, capabilities, on, first) as timer:
-            state = Engine(
+            engine = Engine(
                 problem=problem,
                 journal=book,
                 folder=folder,
@@ -150,19 +159,14 @@ def tune(
                 here=on is None,
                 peak_bytes=_peak_bytes(first, on),
                 on_action=say,
-            ).run()
-    where = describe_machine() if on is None else f"{on.host}: {on.local().cpu.model}"
-    here = local() if on is None else on.local()
-    facts = Facts(
-        target=str(parsed),
-        where=where,
-        device=parsed.profile or here.profile,
-        shapes=shapes,
-        open_sides=_open_sides(loaded),
-        load=_loader(folder, parsed),
-        notes=tuple(feeds.notes),
-    )
-    return result_of(state, problem, facts)
+            )
+            state = engine.run()
+            _require_float(state, problem)
+            result = result_of(state, problem, facts)
+        shown = result.baseline if result.chosen is None else result.best
+        if on is None and shown.index not in state.layer_us:
+            engine.time_layers(shown.index, shown.candidate)
+        return result_of(State.of(book.records), problem, facts)
 
 
 def _check(budget: Budget, evaluate: Callable[[Model], float] | None, minutes: float | None) -> None:
@@ -174,43 +178,6 @@ def _check(budget: Budget, evaluate: Callable[[Model], float] | None, minutes: f
         )
     if minutes is not None and not 0 < minutes < 1e6:
         raise OptionsError("minutes is out of range.", expected="a number above 0", found=minutes)
-
-
-def _keep_inputs(model: Model, feeds: Feeds, folder: Path) -> tuple[dict[str, np.ndarray], str]:
-    """Write the model and the feeds where the child processes find them; once, unless they changed.
-
-    Returns:
-        The first feed, and the SHA-256 of all.
-    """
-    draft = folder.with_name(f"{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    first: dict[str, np.ndarray] | None = None
-    digest = hashlib.sha256()
-    try:
-        draft.mkdir(parents=True)
-        for number, feed in enumerate(feeds):
-            first = first or feed
-            file = draft / f"{number:06d}.npz"
-            write_npz(file, feed)
-            digest.update(file.read_bytes())
-        if first is None:
-            raise CalibrationError("There is no feed.", where=feeds.what, expected="at least one")
-        fingerprint = digest.hexdigest()
-        kept = folder / "feeds"
-        mark = folder / "feeds.sha256"
-        if not (mark.is_file() and mark.read_text() == fingerprint and kept.is_dir()):
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(kept, ignore_errors=True)
-            draft.rename(kept)
-            model.save(folder / "original.onnx")
-            mark.write_text(fingerprint)
-    except OSError as error:
-        raise TuningError(
-            f"The feeds cannot be kept: {error.strerror or error}.", where=str(folder)
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return first, fingerprint
 
 
 def _begin(book: Journal, start: Mapping[str, Any]) -> None:
@@ -232,6 +199,23 @@ def _begin(book: Journal, start: Mapping[str, Any]) -> None:
             found=", ".join(f"{name} {start[name]!r}"[:80] for name in other),
             hint="Give another journal, or the arguments of that run.",
         )
+
+
+def _require_float(state: State, problem: Problem) -> None:
+    """Refuse to say anything where the original model itself could not be run.
+
+    Raises:
+        TuningError: It could not.
+    """
+    made = state.made.get(problem.space.baselines()[FLOAT].model_key)
+    timing = state.timings.get(FLOAT)
+    for stage in (made, timing):
+        if stage is not None and stage.outcome != "ok":
+            raise TuningError(
+                "The original model cannot be run on the target.",
+                where=str(state.start.get("target")),
+                found=f"{stage.outcome}: {stage.reason}",
+            )
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import enum
 import importlib.machinery
 import json
 import sys
+import weakref
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -438,6 +439,7 @@ class Engine:
         self.outputs = {v.name: Tensor(v) for v in graph.output}
         self.data_dependent = any(node.op_type == "NonZero" for node in graph.node)
         self.contexts = 0
+        self.live: weakref.WeakSet[Context] = weakref.WeakSet()
         if "WEIGHT_STREAMING" in self.flags:
             self.streamable_weights_size = 100
             if trt.numbers >= (10, 1):
@@ -478,7 +480,9 @@ class Engine:
         self.trt.cuda.assert_current(self.device, "an engine")
         assert not self.missing, "the engine has no weights yet"
         self.contexts += 1
-        return Context(self)
+        made = Context(self)
+        self.live.add(made)
+        return made
 
     def create_engine_inspector(self) -> Any:
         self.trt.cuda.assert_current(self.device, "an engine")
@@ -574,6 +578,9 @@ class Context:
 
     def set_input_shape(self, name: str, shape: Shape) -> bool:
         self._cuda.events.append(("set_input_shape", name, tuple(shape)))
+        if self._engine.trt.weak and self._engine.profiles:
+            sharing = [context for context in self._engine.live if context.profile == self.profile]
+            assert sharing == [self], "version 8 crashes when two contexts have one profile"
         low, _, high = self._engine.get_tensor_profile_shape(name, self.profile)
         self._shapes[name] = tuple(shape)
         return all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))

@@ -46,7 +46,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
         setattr(torch.nn.functional, name, lambda *_, **__: None)
     torch.nn.Module = object
     torch.Tensor = FakeTensor
-    torch.dtype = str
+    torch.dtype, torch.float16, torch.float32 = str, "float16", "float32"
     torch.zeros = lambda shape, dtype: FakeTensor("host")
     for module in (torch, torch.nn, torch.nn.functional):
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -58,6 +58,8 @@ def load(name: str) -> Any:
     assert spec is not None
     made = importlib.util.module_from_spec(spec)
     assert spec.loader is not None
+    if str(FOLDER) not in sys.path:  # its scripts import each other
+        sys.path.append(str(FOLDER))
     spec.loader.exec_module(made)
     return made
 
@@ -101,7 +103,7 @@ def test_every_way_to_call_infer_is_measured_at_every_batch(monkeypatch: pytest.
     artifact = script.build(model, shapes, "float32", {}, None)
     calls: list[int] = []
 
-    def latency(run: Any, seconds: float) -> dict[str, float]:
+    def latency(run: Any, seconds: float, runs: int) -> dict[str, float]:
         for _ in range(4):
             run()
         calls.append(4)

@@ -300,6 +300,16 @@ def test_a_large_input_goes_in_pieces(fake: SimpleNamespace, threads: int) -> No
             del x
 
 
+def test_a_thread_is_woken_only_for_what_is_worth_it(fake: SimpleNamespace) -> None:
+    with session(copy_threads=8) as loaded:
+        x = rows(1, 12)  # 3 MiB: a thread gets 2 MiB at least
+        np.testing.assert_array_equal(loaded.infer({"x": x})["y"], -x)
+        assert not loaded._runner._shared.threads._threads
+        x = rows(2, 20)
+        np.testing.assert_array_equal(loaded.infer({"x": x})["y"], -x)
+        assert loaded._runner._shared.threads._threads
+
+
 def test_a_piece_that_fails_is_the_error_of_the_call_and_the_next_one_works(fake: SimpleNamespace) -> None:
     with session(copy_threads=3) as loaded:
         for which in range(14):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -279,13 +280,37 @@ def test_float64_is_computed_in_float32_and_that_is_said(fake: SimpleNamespace) 
                 bound.run()
 
 
-def test_tensorrt_8_runs_one_request_for_each_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorrt_8_runs_one_request_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = fake_tensorrt.install(monkeypatch, "8.5.3")
     with session(DYNAMIC, max_in_flight=4) as loaded:
         outputs = list(loaded.stream([{"x": X}] * 6, in_flight=4))
         assert len(outputs) == 6
         assert len(fake.cuda.streams) == 1
-        assert any("one for each optimization profile" in note for note in loaded.execution().notes)
+        assert any("one request at a time" in note for note in loaded.execution().notes)
+
+
+def test_a_binding_takes_the_place_of_the_one_request_of_tensorrt_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two contexts with one profile crash the process."""
+    fake = fake_tensorrt.install(monkeypatch, "8.5.3")
+    with session(DYNAMIC) as loaded:
+        expected = loaded.infer({"x": X})
+        for _ in range(2):
+            with loaded.bind({"x": X.shape}) as bound:
+                bound.inputs["x"][...] = X
+                bound.run()
+                for name, wanted in expected.items():
+                    np.testing.assert_array_equal(bound.outputs[name], wanted)
+                with pytest.raises(InferenceError, match="a binding has taken its place"):
+                    loaded.infer({"x": X})
+                with pytest.raises(InferenceError, match="a binding has taken its place"):
+                    loaded.bind({"x": X.shape})
+            for name, wanted in loaded.infer({"x": X}).items():
+                np.testing.assert_array_equal(wanted, expected[name])
+        with pytest.raises(InputError):
+            loaded.bind({"x": (1, 9_999)})
+        loaded.infer({"x": X})
+    gc.collect()
+    fake.cuda.assert_nothing_left()
 
 
 def test_what_ran_names_nodes_kernels_and_precisions(fake: SimpleNamespace) -> None:

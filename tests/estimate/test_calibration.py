@@ -58,11 +58,11 @@ def sample(number: int, latency_ms: float, added_bytes: int | None = None) -> Sa
 def fitted() -> tuple[list[Sample], Calibration]:
     """A machine on which a kernel takes 10 µs, a million products 20 µs and a million bytes 50 µs."""
     samples = []
-    for number in range(30):
+    for number in range(24):
         work = workload(synthetic_net(number), target="onnxruntime")
         moved = sum(k.read_bytes + k.written_bytes for k in work.kernels)
         us = 10 * len(work.kernels) + 20e-6 * work.macs + 50e-6 * moved
-        added = 10e6 + 3 * work.file_bytes + 2 * work.plan_bytes
+        added = 10e6 + 1e5 * len(work.kernels) + 3 * work.file_bytes + 2 * work.plan_bytes
         samples.append(sample(number, us / 1e3, round(added)))
     return samples, fit_calibration(samples, "onnxruntime", process_bytes=50e6)
 
@@ -75,6 +75,7 @@ def test_a_calibration_finds_what_the_machine_is_like(fitted):
     assert memory.file == pytest.approx(3, rel=0.05)
     assert memory.plan == pytest.approx(2, rel=0.05)
     assert memory.runtime_bytes == pytest.approx(10e6, rel=0.1)
+    assert memory.kernel_bytes == pytest.approx(1e5, rel=0.2)
     assert found.bands["float32"].low <= 1 <= found.bands["float32"].high
 
 
@@ -135,10 +136,10 @@ def test_nets_are_really_measured():
     assert Sample.from_dict(json.loads(json.dumps(first.to_dict()))) == first
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "numpy-reference"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "numpy-reference"])
 def test_the_references_price_every_kind_of_net(backend):
     calibration = reference(backend)
-    works: list[Workload] = [workload(synthetic_net(number)) for number in range(10)]
+    works: list[Workload] = [workload(synthetic_net(number)) for number in range(6)]
     for work in works:
         assert calibration.latency_us(work) > 0
         assert calibration.latency_us(work.pruned(0.5)) < calibration.latency_us(work)

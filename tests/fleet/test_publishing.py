@@ -12,6 +12,7 @@ import attrs
 import numpy as np
 import onnx.parser
 import pytest
+from securesystemslib.signer import CryptoSigner
 
 import edgeinfer as ei
 from edgeinfer import devices
@@ -38,7 +39,7 @@ from edgeinfer.fleet.operator.ceremonies import rotate, withdraw
 from edgeinfer.fleet.operator.keys import KeyRing
 from edgeinfer.fleet.operator.publishing import publish
 from edgeinfer.fleet.operator.repository import Repository
-from edgeinfer.fleet.operator.storage import FolderStorage, FsspecStorage
+from edgeinfer.fleet.operator.storage import FolderStorage, FsspecStorage, open_storage
 from edgeinfer.fleet.operator.variants import needs_of
 from tests.fleet.toy_fleet import ToyFleet
 
@@ -372,6 +373,17 @@ class OvertakenStorage:
         return getattr(self.inner, name)
 
 
+def test_a_url_of_a_folder_is_a_folder(tmp_path):
+    storage = open_storage((tmp_path / "a b").as_uri())
+    storage.create("x", b"1")
+    assert (tmp_path / "a b" / "x").read_bytes() == b"1"
+    with pytest.raises(FileExistsError):
+        storage.create("x", b"2")
+    assert open_storage("memory://x").url == "memory://x"
+    with pytest.raises(RepositoryError, match="not known"):
+        open_storage("nonsense://x")
+
+
 def test_who_is_overtaken_builds_on_the_other(toy):
     other = ToyFleet(toy.folder)
     theirs = []
@@ -453,6 +465,36 @@ def test_keys_are_encrypted(tmp_path):
             KeyRing(tmp_path, lambda _, wrong=wrong: wrong).signers([key.keyid])
     with pytest.raises(FleetError, match="no passphrase"):
         KeyRing(tmp_path, lambda _: None).generate("root")
+
+
+def test_a_key_may_be_wherever_securesystemslib_reaches(toy, tmp_path):
+    signer = CryptoSigner.generate_ecdsa()
+    (tmp_path / "elsewhere.pem").write_bytes(signer.private_bytes)
+    toy.keys.register("timestamp", f"file2:{tmp_path / 'elsewhere.pem'}", signer.public_key)
+    old = [keyid for keyid in toy.keys.public("timestamp") if keyid != signer.public_key.keyid]
+    assert rotate(toy.repository, "timestamp", add=[signer.public_key], remove=old) == {}
+    again = with_storage(toy, FolderStorage(toy.public))
+    again.sign()
+    toy.device().refresh()
+    signed = json.loads((toy.public / "metadata" / "timestamp.json").read_bytes())
+    assert [s["keyid"] for s in signed["signatures"]] == [signer.public_key.keyid]
+    (tmp_path / "elsewhere.pem").write_bytes(b"")
+    with pytest.raises(FleetError, match="cannot be used"):
+        with_storage(toy, FolderStorage(toy.public)).sign()
+
+
+def test_a_passphrase_is_asked_once(tmp_path):
+    asked = []
+
+    def ask(what: str) -> str:
+        asked.append(what)
+        return "secret"
+
+    made = ei.fleet.open(tmp_path, passphrase=ask)
+    assert asked == ["new keys"]
+    asked.clear()
+    Repository(made.repository.storage, KeyRing(tmp_path / "keys", ask)).update(lambda _: None)
+    assert len(asked) == 1
 
 
 def test_a_fleet_is_made_where_there_is_none(tmp_path, caplog, monkeypatch):

@@ -214,9 +214,7 @@ def test_the_command_line(artifacts, tmp_path, capsys, monkeypatch):
     artifacts[0].save("model.edge")
     np.save("golden.npy", np.ones((1, 2), np.float32))
     assert "root of trust" in run(capsys, "init", "fleet", "--number", "root=2", "--threshold", "root=2")
-    published = run(
-        capsys, "publish", "fleet", "m", "model.edge", "--golden", "golden.npy", "--json"
-    )  # fmt: skip
+    published = run(capsys, "publish", "fleet", "m", "model.edge", "--golden", "golden.npy", "--json")
     digest = json.loads(published)["digest"]
     assert "published m 2" in run(capsys, "publish", "fleet", "m", "model.edge", "--interface", "m/2")
     for role in ("root", "timestamp", "releases"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx.helper as oh
+import onnx_ir as ir
 import pytest
 
 import edgeinfer as ei
@@ -203,6 +204,41 @@ def test_what_does_not_gain_from_int8_becomes_float16(model, feeds):
     assert result.report.name == "ToFloat16"
     assert result.report.modified
     assert any("stays in float" in note for note in result.report.notes)
+
+
+class MadeUpStopwatch:
+    """A fake: int8 is `ratio` times as fast as float16; None where the target is not here."""
+
+    def __init__(self, ratio: float | None) -> None:
+        self.ratio = ratio
+        self.asked: list[tuple[Model, Model]] = []
+
+    def compare(self, reference, candidate, feeds, *, seconds):
+        values = reference.ir.graph.initializers.values()
+        if not any(value.dtype == ir.DataType.FLOAT16 for value in values):
+            return NotMeasured(reason="only float16 is timed")
+        self.asked.append((reference, candidate))
+        if self.ratio is None:
+            return NotMeasured(reason="the GPU is not here")
+        return Speedup(ratio=self.ratio, reference_ms=self.ratio, candidate_ms=1.0, where="a GPU")
+
+    def layers(self, model, feed):
+        return NotMeasured(reason="a fake")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "name"), [(1.4, "QuantizeInt8"), (0.9, "ToFloat16"), (None, "QuantizeInt8")]
+)
+def test_int8_and_float16_are_timed_against_each_other(model, feeds, ratio, name):
+    stopwatch = MadeUpStopwatch(ratio)
+    quantize = QuantizeInt8(calibration=feeds, target="tensorrt", stopwatch=stopwatch)
+    result = Int8OrFloat16(quantize, known_to_pay=True).apply(model)
+    ((half, int8),) = stopwatch.asked
+    assert result.report.name == name
+    assert result.model.digest == (half if name == "ToFloat16" else int8).digest
+    said = [*result.report.notes, *(skipped.reason for skipped in result.report.skipped)]
+    wanted = "was not timed against float16" if ratio is None else f"{ratio:.2f}x on a GPU"
+    assert any(wanted in text for text in said)
 
 
 def test_few_feeds_do_not_make_it_smooth_for_these_feeds_only():

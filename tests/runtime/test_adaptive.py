@@ -72,6 +72,17 @@ def test_each_rise_that_fails_doubles_the_dwell_and_one_that_lasts_halves_it():
     assert controller.dwell == 100
 
 
+def test_an_idle_latency_that_was_measured_on_a_busy_machine_is_corrected():
+    controller = Controller((60.0, 12.0), 30.0, Policy(dwell=30))
+    controller.step_down("start")
+    for _ in range(200):  # 60 ms of the better variant would be too much
+        assert controller.observe(1, 12.0) is None
+    assert controller.observe(0, 20.0) is None
+    assert controller.idle_ms(0) == 20.0
+    switches = [controller.observe(1, 12.0) for _ in range(30)]
+    assert [switch.after for switch in switches if switch is not None] == [0]
+
+
 def test_other_trouble_holds_rises_back():
     controller = Controller(IDLE_MS, 30.0, Policy(dwell=20))
     controller.step_down("memory")
@@ -102,7 +113,7 @@ def test_the_variant_that_runs_is_always_a_usable_one(factors, excluded):
         assert switch is None or switch.before != switch.after == controller.level
 
 
-@pytest.mark.parametrize(("idle", "deadline"), [((), 1.0), ((0.0,), 1.0), ((1.0,), 0.0)])
+@pytest.mark.parametrize(("idle", "deadline"), [((), 1.0), ((0.0,), 1.0), ((1.0,), 0.0), ((1.0,), "20")])
 def test_what_cannot_be_chosen_among_is_refused(idle, deadline):
     with pytest.raises(OptionsError):
         Controller(idle, deadline)

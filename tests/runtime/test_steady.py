@@ -83,6 +83,17 @@ def test_what_cannot_be_called_is_refused(artifact):
         ei.load(artifact, deadline_ms=1.0, on_miss="print")  # type: ignore[arg-type]
 
 
+def test_a_session_checks_a_budget(artifact):
+    with ei.load(artifact) as session:
+        limits = ei.Budget(latency_p50_ms=1e6, latency_p99_ms=1e-6, peak_bytes="1 GB")
+        assert [violation.not_measured for violation in session.check(limits)] == [True] * 3
+        session.infer(X)
+        broken, unknown = session.check(limits)
+        assert (broken.limit, unknown.limit) == ("latency_p99_ms", "peak_bytes")
+        assert broken.ratio > 1
+        assert unknown.not_measured
+
+
 # Steadiness
 
 
@@ -196,6 +207,10 @@ def test_the_runtimes_own_option_for_spinning_is_used():
     assert options == {"threads": 1}
     assert "no such option" in measure.detail
     assert with_spinning(None, None, can) == (None, None)
+    # What is no option of the backend is left to the backend, which refuses it.
+    options, measure = with_spinning(Steady(), False, can)
+    assert options == Steady()
+    assert not measure.applied
 
 
 def test_idle_threads_do_not_spin_under_real_time_priority():

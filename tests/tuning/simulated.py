@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeinfer.budget import Budget
 from edgeinfer.tuning.actions import (
     Action,
     Evaluate,
@@ -22,6 +23,7 @@ from edgeinfer.tuning.actions import (
 )
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.planner import next_action
+from edgeinfer.tuning.space import Space
 from edgeinfer.tuning.state import State
 
 LAYERS = [[f"conv{i}", "Conv", 1_000_000 * (i + 1)] for i in range(10)]
@@ -124,3 +126,9 @@ def run(problem: Problem, world: World, records: list[dict[str, Any]] | None = N
         records.append(json.loads(json.dumps(world.do(action))))
         assert len(records) < 300, "the search does not end"
     return records
+
+
+def problem_of_kills() -> Problem:
+    """What `killed_run` searches."""
+    space = Space(precisions=("float32", "int8"))
+    return Problem(budget=Budget(latency_p50_ms=4.0, max_drop=0.05), space=space, evaluates=True)

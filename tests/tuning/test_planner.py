@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import edgeinfer as ei
 from edgeinfer.tuning.actions import Make, Problem, Time
+from edgeinfer.tuning.advice import Advice
 from edgeinfer.tuning.outcome import Facts, result_of
 from edgeinfer.tuning.planner import dropped, next_action
 from edgeinfer.tuning.space import FLOAT, INT8, Space
@@ -25,7 +26,12 @@ def problem(**changes) -> Problem:
 
 def result(records, of: Problem):
     facts = Facts(
-        target="onnxruntime", where="here", device=None, shapes={}, open_sides=False, load=lambda _: None
+        target="onnxruntime",
+        where="here",
+        devices=lambda _: [Advice(what="another device", estimate=0.4, basis="catalog")],
+        shapes={"x": (1, 3, 64, 64)},
+        open_sides=False,
+        load=lambda _: None,
     )
     return result_of(State.of(records), of, facts)
 
@@ -145,7 +151,9 @@ def test_a_budget_that_cannot_be_met_says_how_near_it_came_and_what_would_help()
     looser = [advice for advice in found.advice if advice.what.startswith("latency_p50_ms of at most")]
     nearest = min(trial.latency_p50_ms for trial in found.trials if trial.stage == "evaluated")
     assert looser[0].estimate == pytest.approx(nearest)
-    assert any(advice.basis == "catalog" for advice in found.advice)
+    assert [advice.what for advice in found.advice if advice.basis == "catalog"] == ["another device"]
+    smaller = [advice for advice in found.advice if "instead of 64 x 64" in advice.what]
+    assert 0.0 < smaller[0].estimate <= 0.5
     with pytest.raises(ei.errors.BudgetError, match="No candidate keeps the budget") as caught:
         _ = found.best
     assert caught.value.facts["advice"]
@@ -172,6 +180,13 @@ def test_the_time_that_is_given_is_kept_about():
     assert State.of(records).seconds < 260
     longer = run(problem(seconds=600.0), World())
     assert sum(r["kind"] == "made" for r in longer) > sum(r["kind"] == "made" for r in records)
+
+
+def test_too_few_minutes_are_said():
+    of = problem(seconds=20.0)
+    found = result(run(of, World()), of)
+    assert any("0.333 minutes were too few" in note for note in found.notes)
+    assert not any("too few" in note for note in result(run(problem(), World()), problem()).notes)
 
 
 def test_options_are_taken_from_the_baseline_that_was_fastest():

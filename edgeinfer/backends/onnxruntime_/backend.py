@@ -69,6 +69,7 @@ DIALECT = QDQDialect(
     name=NAME,
     activation_dtype="uint8",
     quantize_bias=True,
+    gemm_of_matmul=True,
     fold_relu=True,
     needs_output={"Conv"},
     requantizing={"Add", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"},

@@ -96,7 +96,7 @@ class TensorRTOptions:
         pin_memory: Page-lock an input array that comes again, until it is freed, and the memory of large
             outputs, so that the GPU copies by itself. Otherwise they are copied once more on the host.
         copy_threads: How many threads copy a large input array that is not page-locked, the caller's
-            included. None: half of the cores, four at most.
+            included. None: half of the cores, eight at most.
         weight_streaming_budget_bytes: Device memory for weights when they stream. None: TensorRT's choice.
         engine_host_code_allowed: Load engines that carry host code. That code runs with your rights when the
             engine is loaded: a decision to trust its maker.

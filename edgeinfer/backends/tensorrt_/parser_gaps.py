@@ -144,7 +144,9 @@ def _take_apart(node: ir.Node) -> None:
         pairs.append((inverse_out, op("Div", constant(1.0), deviation)))
     graph.insert_before(node, made)
     for old, new in pairs:
-        new.dtype, new.shape = old.dtype, old.shape  # type: ignore[assignment]  # onnx_ir's setter takes None
+        new.shape = old.shape
+        if old.dtype is not None:
+            new.dtype = old.dtype
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         new.name = old.name
     graph.remove(node, safe=False)

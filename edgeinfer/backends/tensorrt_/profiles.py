@@ -26,7 +26,7 @@ def add_profiles(
     signature: Signature,
     options: TensorRTOptions,
 ) -> tuple[dict[str, Triple], ...]:
-    """Give a build its profiles, and return them.
+    """Give a build its profiles, and return them; an empty one where no input is dynamic and one is needed.
 
     Raises:
         OptionsError: As `plan_profiles`; or TensorRT refuses one.
@@ -48,6 +48,7 @@ def add_profiles(
     if not profiles and _has_open_shapes(network):
         # TensorRT 8 wants a profile where shapes depend on data, even if no input is dynamic.
         config.add_optimization_profile(builder.create_optimization_profile())
+        return ({},)
     return profiles
 
 

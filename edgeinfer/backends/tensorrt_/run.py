@@ -50,11 +50,10 @@ class TensorRTRunner:
         self._cache = RuntimeCache(engine, options.runtime_cache) if options.runtime_cache else None
         limit = options.max_in_flight
         self._notes = [*record.notes, *notes]
-        if record.profiles and not flavour.has("profile_sharing") and limit > len(record.profiles):
-            limit = len(record.profiles)
-            self._notes.append(
-                f"{flavour} runs {limit} request(s) at a time: one for each optimization profile"
-            )
+        self._lone = bool(record.profiles) and not flavour.has("profile_sharing")
+        if self._lone and limit > 1:  # a second context may want the profile of the first
+            limit = 1
+            self._notes.append(f"{flavour} runs one request at a time: its contexts share no profile")
         self._shared = Shared.of(cuda, options, self._outputs)
         self._pool = _Pool(lambda: self._new_slot(self._shared), limit)
         self._bound: list[Slot] = []
@@ -74,14 +73,20 @@ class TensorRTRunner:
             self._pool.give(slot)
 
     def bind(self, shapes: Mapping[str, tuple[int, ...]], /) -> TensorRTBinding:
-        """Bind pinned buffers for inputs of exactly these shapes; see `Bindable`."""
-        slot = self._new_slot(None)
-        try:
+        """Bind pinned buffers for inputs of exactly these shapes; see `Bindable`.
+
+        Where contexts share no profile, it waits for the request that runs, and takes its place until the
+        binding is closed: `run` raises an error meanwhile.
+        """
+        if self._lone:
+            self._free(self._pool.withdraw())
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._restore)
+            slot = self._new_slot(None)
+            undo.callback(self._free, slot)
             with self._cuda.current():
                 binding = TensorRTBinding(self._cuda, slot, shapes, self._unbind)
-        except BaseException:
-            self._free(slot)
-            raise
+            undo.pop_all()
         self._bound.append(slot)
         return binding
 
@@ -167,6 +172,11 @@ class TensorRTRunner:
         if slot in self._bound:
             self._bound.remove(slot)
             self._free(slot)
+            self._restore()
+
+    def _restore(self) -> None:
+        if self._lone:
+            self._pool.restore()
 
     def _free(self, slot: Slot) -> None:
         with self._cuda.current():
@@ -232,10 +242,16 @@ class _Pool:
 
     def take(self) -> Slot:
         with self._changed:
-            while not self._closed and not self._free and len(self.slots) + self._making >= self._limit:
+            while self._limit > 0 and self._full():
                 self._changed.wait()
             if self._closed:
                 raise SessionClosedError("The session is closed.", hint="Load the artifact again.")
+            if self._limit < 1:
+                raise InferenceError(
+                    "The engine runs one request at a time, and a binding has taken its place.",
+                    where="bind",
+                    hint="Close the binding first, or load the artifact again for a session beside it.",
+                )
             if self._free:
                 return self._free.pop()  # the one used last: its memory is warm and its graph is there
             self._making += 1
@@ -249,6 +265,23 @@ class _Pool:
                     self.slots.append(slot)
                 self._changed.notify()
         return slot
+
+    def _full(self) -> bool:
+        return not self._closed and not self._free and len(self.slots) + self._making >= self._limit
+
+    def withdraw(self) -> Slot:
+        """Take a slot out, and make one fewer until `restore`."""
+        slot = self.take()
+        with self._changed:
+            self.slots.remove(slot)
+            self._limit -= 1
+            self._changed.notify_all()  # whoever waits for it learns that there is none
+        return slot
+
+    def restore(self) -> None:
+        """Make one more again."""
+        with self._changed:
+            self._limit += 1
 
     def give(self, slot: Slot) -> None:
         with self._changed:

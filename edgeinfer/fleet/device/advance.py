@@ -13,6 +13,7 @@ from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.device.preparing import accepted, downloading, precheck
 from edgeinfer.fleet.device.serving import activating, clean_up, rolling_back, soaking
 from edgeinfer.fleet.device.trying import ready, shadow, staged, staging, verified
+from edgeinfer.fleet.errors import GenerationError, InstallError
 
 __all__ = ["advance"]
 
@@ -48,6 +49,10 @@ def advance(device: Device) -> None:
         after = _HANDLERS[update.phase](device, update)
     except Interrupted:  # to stop, or since the assignment changed; the next step sees to it
         return
+    except (GenerationError, InstallError) as error:  # a bad disk: what was written is not there any more
+        if update.phase.activated:
+            raise
+        after = device.enter(update, Phase.FAILED, "disk", str(error))
     device.state = attrs.evolve(device.state, update=after)
     if after.phase.final:
         clean_up(device)

@@ -26,7 +26,7 @@ from edgeinfer.fleet.device.download import Downloader
 from edgeinfer.fleet.device.folder_lock import lock_folder
 from edgeinfer.fleet.device.generations import Generations
 from edgeinfer.fleet.device.identity import Identity
-from edgeinfer.fleet.device.importing import requested_import, source_of
+from edgeinfer.fleet.device.importing import import_is_requested, requested_import, source_of
 from edgeinfer.fleet.device.journal import Journal
 from edgeinfer.fleet.device.locations import open_locations
 from edgeinfer.fleet.device.options import AgentOptions
@@ -47,6 +47,7 @@ __all__ = ["Agent"]
 
 _LOG = logging.getLogger("edgeinfer.agent")
 _MAX_BACKOFF_S = 300.0
+_SLICE_S = 1.0
 _PATIENCE = 3  # steps in which nothing goes on, where someone waits for the end
 
 
@@ -196,11 +197,19 @@ class Agent:
                 idle = phase.final and not self._failures
                 if until_idle and (idle or self._failures >= _PATIENCE):
                     break
-                seconds = self._pause(phase)
-                if seconds > 0 and self.device.transport.wait(seconds):
-                    self._desire.ring()
+                self._wait(self._pause(phase))
         self.close()
         return self.phase
+
+    def _wait(self, seconds: float) -> None:
+        """Wait, but not longer than it takes to be stopped, to be rung for, or to be asked for an import."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self._stop.is_set():
+            if self.device.transport.wait(min(left, _SLICE_S)):
+                self._desire.ring()
+                return
+            if import_is_requested(self.device.root):
+                return
 
     def import_from(self, source: str) -> Phase:
         """Update from another source, such as a mounted USB stick, until there is nothing to do.

@@ -20,6 +20,7 @@ __all__ = ["ChildFailed", "Seen", "child_events"]
 _CHILD = "edgeinfer.fleet.device.staging_child"
 _MAX_EVENT_BYTES = 4 << 20
 _TICK_S = 0.05
+_START_S = 120.0
 
 
 class ChildFailed(Exception):  # noqa: N818 (a result, which no caller of the agent sees)
@@ -138,7 +139,9 @@ def _watched(
                     for text in lines:
                         yield _event(text)
             now = time.monotonic()
-            if now - started > timeout_s or now - heard > silence_s:
+            # Until the first event the interpreter and this package start, which no model is to blame for.
+            patience = silence_s if heard > started else max(silence_s, _START_S)
+            if now - started > timeout_s or now - heard > patience:
                 raise ChildFailed("hang", f"it had not ended after {now - started:.0f} s and was ended")
             seen.look(child, probe)
     try:

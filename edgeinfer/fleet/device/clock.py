@@ -27,7 +27,7 @@ class DeviceClock:
     Args:
         floor: The floor of the journal, in seconds since 1970; 0 where nothing is known.
         wall: The device's clock, in seconds since 1970.
-        monotonic: A clock that never goes back, in seconds. None: the system's.
+        monotonic: A clock that never goes back, in seconds.
         max_jump_s: How far the wall clock may be above the floor.
     """
 
@@ -36,11 +36,10 @@ class DeviceClock:
         floor: int = 0,
         *,
         wall: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
         max_jump_s: float = 3 * 365 * DAY_S,
     ) -> None:
-        # A test's or simulator's clock runs at its own speed, and what has run is to be read from it, too.
-        self._monotonic = monotonic or (time.monotonic if wall is time.time else wall)
+        self._monotonic = monotonic
         self._wall = wall
         self._max_jump_s = max_jump_s
         self._floor = float(floor)

@@ -117,8 +117,11 @@ class Desire:
     def _withdraw(self) -> None:
         """Go back from a release that was withdrawn, if there is one to go back to that was not."""
         device = self._device
-        update, running, withdrawn = device.state.update, device.running(), device.trust.withdrawn
-        if running is None or not withdrawn or (update is not None and not update.phase.final):
+        update, withdrawn = device.state.update, device.trust.withdrawn
+        if not withdrawn or (update is not None and not update.phase.final):
+            return
+        running = device.running()
+        if running is None:
             return
         bad = {digest for digest, where in withdrawn if where in ("*", device.device_class())}
         hit = {name: pin for name, pin in running.models.items() if pin.release in bad}

@@ -13,7 +13,7 @@ import platform
 import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import attrs
 
@@ -21,24 +21,24 @@ from edgeinfer import __version__
 from edgeinfer.devices.probe.local import local
 from edgeinfer.fleet.device.clock import DeviceClock
 from edgeinfer.fleet.device.documents import canonical_json, sha256
-from edgeinfer.fleet.device.generations import Generation, Generations, Pin
+from edgeinfer.fleet.device.generations import Generation, Generations
 from edgeinfer.fleet.device.identity import Identity
-from edgeinfer.fleet.device.install import read_release
 from edgeinfer.fleet.device.journal import Change, Journal, Quarantined, State, Update
 from edgeinfer.fleet.device.options import AgentOptions
 from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.device.probe import Probe
-from edgeinfer.fleet.device.release import DeviceFacts, Variant
+from edgeinfer.fleet.device.release import DeviceFacts
 from edgeinfer.fleet.device.reports import Metric, Report
 from edgeinfer.fleet.device.sources import Blobs, Fetcher, Trust
 from edgeinfer.fleet.device.spool import Spool
 from edgeinfer.fleet.device.staging import Checker
 from edgeinfer.fleet.device.transport import Transport
-from edgeinfer.fleet.errors import GenerationError, InstallError
+from edgeinfer.fleet.errors import GenerationError
 
-__all__ = ["Device", "Interrupted"]
+__all__ = ["ByModel", "Device", "Interrupted"]
 
 _LOG = logging.getLogger("edgeinfer.agent")
+ByModel: TypeAlias = "Mapping[str, Mapping[str, Metric]]"
 
 
 class Interrupted(Exception):  # noqa: N818 (no error: it ends a wait)
@@ -86,6 +86,7 @@ class Device:
     alive: Callable[[], None]
     waiting: str = ""
     _facts: DeviceFacts | None = None
+    _running: Generation | None = None  # a number is never given to another generation
 
     @property
     def run_folder(self) -> Path:
@@ -116,7 +117,7 @@ class Device:
         code: str = "",
         detail: str = "",
         *,
-        metrics: Mapping[str, Metric] | None = None,
+        metrics: ByModel | None = None,
         blame: tuple[str, ...] = (),
         state: State | None = None,
         **changes: Any,
@@ -128,7 +129,7 @@ class Device:
             phase: The next phase.
             code: Why, in one word.
             detail: The same for people.
-            metrics: What was measured.
+            metrics: What was measured, by model.
             blame: The releases that are quarantined for it.
             state: The journal to note it in; None for the one that is.
             changes: Further fields of the update.
@@ -147,7 +148,7 @@ class Device:
             attrs.evolve(state, update=after, quarantine=quarantine, sequence=first + len(after.changes) - 1)
         )
         for offset, change in enumerate(after.changes):
-            self._spool(first + offset, after, change, metrics or {})
+            self._spool(first + offset, after, change, (metrics or {}).get(change.model, {}))
         return after
 
     def wait(self, update: Update, code: str, detail: str) -> Update:
@@ -161,19 +162,24 @@ class Device:
         self.waiting = code
         return after
 
-    def report_again(self, update: Update, metrics: Mapping[str, Metric] | None = None) -> None:
+    def report_again(self, update: Update, metrics: ByModel | None = None) -> None:
         """Note an update as it is, and report it."""
-        first = self.state.sequence + 1
-        self.save(attrs.evolve(self.state, update=update, sequence=first + len(update.changes) - 1))
-        for offset, change in enumerate(update.changes):
-            self._spool(first + offset, update, change, metrics or {})
+        self.state = attrs.evolve(self.state, update=update)
+        self.report(update, metrics)
 
-    def note(self, code: str, detail: str = "", metrics: Mapping[str, Metric] | None = None) -> None:
+    def report(self, update: Update, metrics: ByModel | None = None) -> None:
+        """Report an update as it is, for each of its models."""
+        first = self.state.sequence + 1
+        self.save(attrs.evolve(self.state, sequence=first + len(update.changes) - 1))
+        for offset, change in enumerate(update.changes):
+            self._spool(first + offset, update, change, (metrics or {}).get(change.model, {}))
+
+    def note(self, code: str, detail: str = "") -> None:
         """Report what is about the device and no update."""
         _LOG.info("%s %s", code, detail)
         sequence = self.state.sequence + 1
         self.save(attrs.evolve(self.state, sequence=sequence))
-        self._send_later(self._report(sequence, Phase.IDLE, code, (detail,) if detail else (), metrics or {}))
+        self._send_later(self._report(sequence, Phase.IDLE, code, (detail,) if detail else (), {}))
 
     def quarantined(self, release: str) -> Quarantined | None:
         """Return why a release is not tried here; None where it may be."""
@@ -187,10 +193,12 @@ class Device:
         number = self.generations.current()
         if number == 0:
             return None
-        try:
-            return self.generations.read(number)
-        except GenerationError:
-            return None
+        if self._running is None or self._running.number != number:
+            try:
+                self._running = self.generations.read(number)
+            except GenerationError:
+                return None
+        return self._running
 
     def committed_number(self) -> int:
         """Return the generation to go back to: the last one that passed its soak, else what runs; or 0."""
@@ -201,14 +209,6 @@ class Device:
             except GenerationError:
                 number = 0
         return number or current
-
-    def installed_variant(self, pin: Pin) -> Variant:
-        """Return what the release of a pin says of its variant. Raises InstallError."""
-        release = read_release(self.root, pin)
-        for variant in release.variants:
-            if variant.name == pin.variant:
-                return variant
-        raise InstallError("The installed release has no such variant.", found=pin.variant)
 
     def _quarantined(self, code: str) -> Quarantined:
         return Quarantined(

@@ -16,7 +16,7 @@ from edgeinfer.fleet.device.locations import open_locations
 from edgeinfer.fleet.device.transport import open_transport
 from edgeinfer.fleet.device.trust import TrustedRepository
 
-__all__ = ["ask_for_import", "requested_import", "source_of"]
+__all__ = ["ask_for_import", "import_is_requested", "requested_import", "source_of"]
 
 
 def ask_for_import(folder: Path, source: str | os.PathLike[str]) -> None:
@@ -24,6 +24,11 @@ def ask_for_import(folder: Path, source: str | os.PathLike[str]) -> None:
     (folder / "run").mkdir(exist_ok=True)
     request = canonical_json({"source": str(Path(source).absolute())})
     replace_file(folder / "run" / "import.json", request, durable=False)
+
+
+def import_is_requested(folder: Path) -> bool:
+    """Whether the agent is asked to update from somewhere."""
+    return (folder / "run" / "import.json").exists()
 
 
 def requested_import(folder: Path) -> str | None:

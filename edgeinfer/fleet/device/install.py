@@ -18,7 +18,7 @@ from edgeinfer.fleet.device.release import MAX_RELEASE_BYTES, Release, Variant
 from edgeinfer.fleet.device.sources import Blobs
 from edgeinfer.fleet.errors import DocumentError, InstallError
 
-__all__ = ["install", "installed_blobs", "installed_folder", "pin_of", "read_release"]
+__all__ = ["install", "installed_blobs", "installed_folder", "pin_of", "read_installed"]
 
 _CHUNK = 1 << 20
 
@@ -82,30 +82,31 @@ def install(root: Path, release: Release, variant: Variant, blobs: Blobs) -> Pat
     return folder
 
 
-def read_release(root: Path, pin: Pin) -> Release:
-    """Return the release of what is installed.
+def read_installed(root: Path, release: str, variant: str) -> tuple[Release, Variant]:
+    """Return what is installed, by the digest of its release, which makes it as genuine as the digest is.
 
     Raises:
         InstallError: It is not there, or damaged.
     """
-    path = root / pin.folder / "release.json"
+    path = root / installed_folder(release, variant) / "release.json"
     try:
-        release = Release.from_bytes(read_bounded(path, MAX_RELEASE_BYTES))
+        found = Release.from_bytes(read_bounded(path, MAX_RELEASE_BYTES))
     except (OSError, ValueError, DecodeError, DocumentError) as error:
         raise InstallError("The installed release cannot be read.", where=str(path), found=error) from error
-    if release.digest != pin.release:
+    if found.digest != release:
         raise InstallError(
-            "Another release is installed.", where=str(path), expected=pin.release, found=release.digest
+            "Another release is installed.", where=str(path), expected=release, found=found.digest
         )
-    return release
+    for each in found.variants:
+        if each.name == variant:
+            return found, each
+    raise InstallError("The installed release has no such variant.", where=str(path), found=variant)
 
 
 def installed_blobs(root: Path, pin: Pin) -> Iterator[tuple[str, Path]]:
     """Yield the digest and the path of each file that is installed for a model: bases for deltas."""
-    release = read_release(root, pin)
-    for variant in release.variants:
-        if variant.name == pin.variant:
-            yield from ((b.digest, root / pin.folder / "artifact" / b.path) for b in variant.blobs)
+    variant = read_installed(root, pin.release, pin.variant)[1]
+    yield from ((blob.digest, root / pin.folder / "artifact" / blob.path) for blob in variant.blobs)
 
 
 def _check(folder: Path, release: Release, variant: Variant) -> None:

@@ -9,8 +9,9 @@ from typing import final
 
 from edgeinfer.fleet.device.device import Device
 from edgeinfer.fleet.device.exchange import read_apps
-from edgeinfer.fleet.device.reports import Metric
-from edgeinfer.fleet.device.soak import served
+from edgeinfer.fleet.device.journal import Change, Update
+from edgeinfer.fleet.device.phases import Phase
+from edgeinfer.fleet.device.serving_metrics import serving_metrics
 from edgeinfer.fleet.errors import TransportError
 
 __all__ = ["Outbox"]
@@ -33,7 +34,7 @@ class Outbox:
         now = time.monotonic()
         if now - self._last >= self._device.options.report_s:
             self._last = now
-            self._device.note("serving", metrics=self._serving())
+            self._report_serving()
         if now < self._not_before:
             return
         spool, transport = self._device.spool, self._device.transport
@@ -48,22 +49,25 @@ class Outbox:
             _LOG.info("reports wait: %s", error)
             self._not_before = now + self._device.options.poll_s
 
-    def _serving(self) -> dict[str, Metric]:
+    def _report_serving(self) -> None:
+        """Report each model that runs: under the update that brought it, with the figures of now."""
         device = self._device
-        running = device.running()
-        apps = read_apps(device.run_folder)[0]
-        found: dict[str, Metric] = {"generation": float(running.number if running is not None else 0)}
-        for name in running.models if running is not None else ():
-            assert running is not None
-            counts = served(apps, running.number, name)
-            found[f"{name}.requests"], found[f"{name}.errors"] = float(counts.requests), float(counts.errors)
-            for metric, histogram in (("latency_ms", counts.latency_ms), ("confidence", counts.confidence)):
-                if histogram.count:
-                    found[f"{name}.{metric}"] = histogram
-        for name, sensor in (
-            ("temperature_c", device.probe.temperature_c()),
-            ("power_w", device.probe.power_w()),
-        ):
-            if sensor is not None:
-                found[name] = sensor.value
-        return found
+        running, update = device.running(), device.state.update
+        if running is None or update is None or not update.phase.final:
+            return  # an update reports by itself
+        metrics = serving_metrics(device, read_apps(device.run_folder)[0], running.number)
+        device.report(update, metrics)
+        told = {change.model for change in update.changes}
+        others = tuple(
+            Change(
+                model=name,
+                generation=pin.assignment,
+                release=pin.release,
+                version=pin.version,
+                start_before=0,
+            )
+            for name, pin in running.models.items()
+            if name not in told
+        )
+        if others:
+            device.report(Update(phase=Phase.COMMITTED, changes=others, code="serving"), metrics)

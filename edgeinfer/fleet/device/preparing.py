@@ -24,7 +24,7 @@ from edgeinfer.fleet.errors import (
     TiedVariantsError,
 )
 
-__all__ = ["accepted", "downloading", "lease_ended", "precheck", "releases_of"]
+__all__ = ["accepted", "downloading", "lease_ended", "precheck"]
 
 
 def accepted(_: Device, update: Update) -> Update:
@@ -36,10 +36,10 @@ def lease_ended(device: Device, update: Update) -> Update | None:
     """Give an update up that had to be activated before now; None where it may go on."""
     if not lease_over(update, device.clock.now()):
         return None
-    return device.enter(update, Phase.FAILED, "lease_expired", "it had to be activated earlier")
+    return device.enter(update, Phase.FAILED, "lease", "it had to be activated earlier")
 
 
-def releases_of(device: Device, update: Update) -> Iterator[tuple[Change, Release, Variant]]:
+def _releases(device: Device, update: Update) -> Iterator[tuple[Change, Release, Variant]]:
     """Yield what an update brings, with the variant for this device. Raises FleetError."""
     for change in update.changes:
         if change.release:
@@ -59,7 +59,7 @@ def precheck(device: Device, update: Update) -> Update:
         if {(change.release, "*"), (change.release, device.device_class())} & device.trust.withdrawn:
             return device.enter(update, Phase.REJECTED, "withdrawn", f"{change.model} {change.version}")
     try:
-        parts = list(releases_of(device, update))
+        parts = list(_releases(device, update))
     except NoVariantError as error:
         return device.enter(update, Phase.REJECTED, "no_variant", str(error))
     except TiedVariantsError as error:
@@ -124,7 +124,7 @@ def downloading(device: Device, update: Update) -> Update:
     if over is not None:
         return over
     try:
-        parts = list(releases_of(device, update))
+        parts = list(_releases(device, update))
         for change, release, variant in parts:
             bases = _bases(device, change, release)
             device.fetcher.fetch(

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 import attrs
 
 from edgeinfer.fleet.device.device import Device
-from edgeinfer.fleet.device.exchange import AppStatus, read_apps
+from edgeinfer.fleet.device.exchange import read_apps
 from edgeinfer.fleet.device.generations import Pin
+from edgeinfer.fleet.device.install import read_installed
 from edgeinfer.fleet.device.journal import State, Update
 from edgeinfer.fleet.device.local_files import fsync_folder
 from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.device.preparing import lease_ended
 from edgeinfer.fleet.device.release import Variant
-from edgeinfer.fleet.device.reports import Metric
-from edgeinfer.fleet.device.soak import Evidence, judge, served
+from edgeinfer.fleet.device.serving_metrics import serving_metrics
+from edgeinfer.fleet.device.soak import Evidence, judge
 from edgeinfer.fleet.device.trying import staging_request
 from edgeinfer.fleet.device.verdicts import Verdict
 from edgeinfer.fleet.errors import GenerationError, InstallError
@@ -36,7 +37,7 @@ def activating(device: Device, update: Update) -> Update:
     try:
         device.generations.verify(update.number)
     except GenerationError as error:  # a bad disk since it was staged
-        return device.enter(update, Phase.FAILED, "damaged", str(error))
+        return device.enter(update, Phase.FAILED, "disk", str(error))
     device.generations.activate(update.number)
     return device.enter(update, Phase.SOAKING)
 
@@ -63,15 +64,9 @@ def soaking(device: Device, update: Update) -> Update:
         verdict = _self_test(device, variants)
     if verdict.ok is None:
         return update
-    metrics = _metrics(apps, update)
+    metrics = serving_metrics(device, apps, update.number)
     if not verdict.ok:
-        return device.enter(
-            update,
-            Phase.ROLLING_BACK,
-            verdict.code,
-            verdict.detail,
-            metrics=metrics,
-        )
+        return device.enter(update, Phase.ROLLING_BACK, verdict.code, verdict.detail, metrics=metrics)
     device.generations.commit(update.number)
     state = with_history(settled(device.state, update), update)
     return device.enter(update, Phase.COMMITTED, verdict.code, verdict.detail, metrics=metrics, state=state)
@@ -81,7 +76,9 @@ def _variants(device: Device, update: Update) -> dict[str, tuple[Pin, Variant]]:
     """Return what the update brought, by model."""
     models = device.generations.read(update.number).models
     pins = {c.model: models[c.model] for c in update.changes if c.model in models}
-    return {name: (pin, device.installed_variant(pin)) for name, pin in pins.items()}
+    return {
+        name: (pin, read_installed(device.root, pin.release, pin.variant)[1]) for name, pin in pins.items()
+    }
 
 
 def _self_test(device: Device, variants: Mapping[str, tuple[Pin, Variant]]) -> Verdict:
@@ -93,20 +90,6 @@ def _self_test(device: Device, variants: Mapping[str, tuple[Pin, Variant]]) -> V
         if not found.verdict.ok:
             return found.verdict
     return Verdict.passed("self_test", "too few requests were served to judge by; its own test was passed")
-
-
-def _metrics(apps: tuple[AppStatus, ...], update: Update) -> dict[str, Metric]:
-    found: dict[str, Metric] = {"soak_s": update.soak.seconds}
-    for change in update.changes:
-        prefix = f"{change.model}." if len(update.changes) > 1 else ""
-        counts = served(apps, update.number, change.model)
-        found[f"{prefix}requests"] = float(counts.requests)
-        found[f"{prefix}errors"] = float(counts.errors)
-        found[f"{prefix}deadline_misses"] = float(counts.misses)
-        for name, histogram in (("latency_ms", counts.latency_ms), ("confidence", counts.confidence)):
-            if histogram.count:
-                found[f"{prefix}{name}"] = histogram
-    return found
 
 
 def rolling_back(device: Device, update: Update) -> Update:

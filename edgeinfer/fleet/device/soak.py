@@ -21,8 +21,11 @@ __all__ = ["Evidence", "Served", "judge", "served"]
 # A crash of an application is nearer to its model than a reboot: the second one is enough on a device that
 # is not known for it.
 _CRASH_LIMIT = 1e-4
+_LEAST_EVENTS = 2  # one may always be a coincidence
 # Five of five: a model's first inferences are slow, but not so many.
 _SLOW_LIMIT = 1e-9
+# How many times its length a soak may take where few requests come, and most of them too slow.
+_LONGEST = 10
 
 
 @final
@@ -99,9 +102,25 @@ def judge(evidence: Evidence, options: AgentOptions) -> Verdict:
     if evidence.record.seconds < options.soak_s:
         return Verdict.wait("soaking")
     if evidence.budgets and fewest < options.soak_requests:
+        unclear = _unclear(evidence, options)
+        if unclear is not None:
+            return unclear
         what = f"{fewest} requests where {options.soak_requests} are needed to judge by them"
         return Verdict.passed("unobserved", what)
     return Verdict.passed()
+
+
+def _unclear(evidence: Evidence, options: AgentOptions) -> Verdict | None:
+    """Wait for more requests where most of the few were too slow; and in the end take that for an answer."""
+    for model, budget in evidence.budgets.items():
+        found, limit = served(evidence.apps, evidence.number, model), budget.latency_p99_ms
+        if limit is None or 2 * found.latency_ms.count_above(limit) <= found.requests:
+            continue
+        what = f"{model}: most of {found.requests} requests took longer than {limit:.4g} ms"
+        if evidence.record.seconds < _LONGEST * options.soak_s:
+            return Verdict.wait("unclear", what)
+        return Verdict.fail("latency_p99_ms", what)
+    return None
 
 
 def _applications(evidence: Evidence) -> Verdict | None:
@@ -116,13 +135,13 @@ def _applications(evidence: Evidence) -> Verdict | None:
 def _crashes(evidence: Evidence) -> Verdict | None:
     record, boots = evidence.record, evidence.boots
     resets = chance_of(record.unclean, record.seconds, baseline=boots.unclean, baseline_seconds=boots.seconds)
-    if resets < LIMIT:
+    if record.unclean >= _LEAST_EVENTS and resets < LIMIT:
         what = f"{record.unclean} resets in {record.seconds:.0f} s, far above this device's own baseline"
         return Verdict.fail("resets", what)
     crashes = chance_of(
         record.crashes, record.seconds, baseline=boots.crashes, baseline_seconds=boots.seconds, unsaved_s=1.0
     )
-    if crashes < _CRASH_LIMIT:
+    if record.crashes >= _LEAST_EVENTS and crashes < _CRASH_LIMIT:
         return Verdict.fail("crash", f"applications crashed {record.crashes} times")
     return None
 

@@ -12,18 +12,19 @@ from typing import Any, Protocol, final
 
 import attrs
 
+from edgeinfer.backends.registry import backends
 from edgeinfer.budget import Budget
 from edgeinfer.fleet.device.child_process import ChildFailed, Seen, child_events
 from edgeinfer.fleet.device.histogram import Histogram
 from edgeinfer.fleet.device.probe import Probe
 from edgeinfer.fleet.device.verdicts import Verdict, check_budget
-from edgeinfer.fleet.errors import AgentError
 
 __all__ = ["Checker", "ProcessChecker", "ShadowRequest", "StagingRequest", "StagingResult"]
 
 # How far above the budget's peak a child may grow before it is ended; above the limit it is refused anyway.
 _MEMORY_SLACK = 1.5
 _LEAK_BYTES_PER_RUN = 4096.0
+_FACTS_S = 120.0
 
 
 @final
@@ -118,11 +119,19 @@ class ProcessChecker:
         self._nice = nice
 
     def facts(self) -> Mapping[str, str]:
-        """See `Checker`."""
-        for event in self._events({"mode": "facts"}, 120, 120, Seen()):
-            if event.get("event") == "facts":
-                return {str(name): str(version) for name, version in event["backends"].items()}
-        raise AgentError("The child process did not tell which runtimes work here.")
+        """Ask each runtime in a process of its own: together they need the memory of all."""
+        versions = {name: self._version(name) for name in backends()}
+        return {name: version for name, version in versions.items() if version is not None}
+
+    def _version(self, backend: str) -> str | None:
+        asked = {"mode": "facts", "backend": backend}
+        try:
+            for event in self._events(asked, _FACTS_S, _FACTS_S, Seen()):
+                if event.get("event") == "facts" and isinstance(event.get("version"), str):
+                    return str(event["version"])
+        except ChildFailed:  # a runtime that crashes or hangs does not work here
+            return None
+        return None
 
     def stage(self, request: StagingRequest, alive: Callable[[], None]) -> StagingResult:
         """See `Checker`."""
@@ -172,7 +181,7 @@ class ProcessChecker:
         if last:
             metrics["shadow_requests"] = float(last["count"])
             metrics["shadow_errors"] = float(last["errors"])
-            metrics["agreement"] = float(last["agreement"])
+            metrics["shadow_agreement"] = float(last["agreement"])
             metrics["shadow_latency_ms"] = Histogram.from_dict(last["latency"])
             metrics["shadow_reference_ms"] = Histogram.from_dict(last["reference"])
         return StagingResult(verdict=verdict, metrics=metrics)

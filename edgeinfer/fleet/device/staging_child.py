@@ -3,7 +3,7 @@
 It reads one JSON request on stdin and writes one JSON event a line on stdout. Whatever the model does here (a
 crash, a loop without end, memory without end) ends with this process, and it ends with the agent.
 
-Requests: `facts` (which runtimes work), `stage` (golden outputs, latency, memory), `shadow` (live inputs).
+Requests: `facts` (does a runtime work?), `stage` (golden outputs, latency, memory), `shadow` (live inputs).
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def main() -> int:
         events.write(json.dumps({"event": event, **values}) + "\n")
         events.flush()
 
+    tell("started")
     request = json.load(sys.stdin)
     _end_with_parent(int(request["parent"]))
     with contextlib.suppress(OSError):
@@ -68,9 +69,9 @@ def main() -> int:
     return 0
 
 
-def _facts(_: Mapping[str, Any], tell: Callable[..., None]) -> None:
-    found = {name: entry.capabilities() for name, entry in backends().items()}
-    tell("facts", backends={n: c.version for n, c in found.items() if c.available})
+def _facts(request: Mapping[str, Any], tell: Callable[..., None]) -> None:
+    found = backends()[request["backend"]].capabilities()
+    tell("facts", version=found.version if found.available else None)
 
 
 def _stage(request: dict[str, Any], tell: Callable[..., None]) -> None:

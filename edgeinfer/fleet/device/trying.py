@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -12,16 +13,15 @@ from edgeinfer.fleet.device.device import Device
 from edgeinfer.fleet.device.exchange import ShadowOrder, read_apps, write_order
 from edgeinfer.fleet.device.generations import Generation, Pin
 from edgeinfer.fleet.device.histogram import Histogram
-from edgeinfer.fleet.device.install import installed_folder, pin_of
+from edgeinfer.fleet.device.install import installed_folder, pin_of, read_installed
 from edgeinfer.fleet.device.journal import Change, Update
 from edgeinfer.fleet.device.options import AgentOptions
 from edgeinfer.fleet.device.phases import Phase
-from edgeinfer.fleet.device.preparing import lease_ended, releases_of
-from edgeinfer.fleet.device.release import Variant
+from edgeinfer.fleet.device.preparing import lease_ended
+from edgeinfer.fleet.device.release import Release, Variant
 from edgeinfer.fleet.device.reports import Metric
 from edgeinfer.fleet.device.staging import ShadowRequest, StagingRequest, StagingResult
 from edgeinfer.fleet.device.verdicts import Verdict
-from edgeinfer.fleet.errors import FleetError
 
 __all__ = ["ready", "shadow", "staged", "staging", "staging_request", "verified"]
 
@@ -45,15 +45,13 @@ def verified(device: Device, update: Update) -> Update:
 
 def staging(device: Device, update: Update) -> Update:
     """STAGING: load each new model in a child process, and hold it to its budget."""
-    metrics: dict[str, Metric] = {}
-    try:
-        parts = list(releases_of(device, update))
-    except FleetError as error:
-        return device.wait(update, "metadata", str(error))
+    metrics: dict[str, Mapping[str, Metric]] = {}
+    parts = list(_installed(device, update))
     for change, release, variant in parts:
         folder = device.root / installed_folder(release.digest, variant.name)
         found = device.checker.stage(staging_request(device, change.model, folder, variant), device.alive)
-        metrics |= _named(change, found, several=len(parts) > 1)
+        # Under names of their own: what runs now is another release.
+        metrics[change.model] = {f"staging_{name}": value for name, value in found.metrics.items()}
         if not found.verdict.ok:
             return device.enter(
                 update,
@@ -64,6 +62,13 @@ def staging(device: Device, update: Update) -> Update:
                 blame=(change.release,),
             )
     return device.enter(update, Phase.STAGED, metrics=metrics)
+
+
+def _installed(device: Device, update: Update) -> Iterator[tuple[Change, Release, Variant]]:
+    """Yield what an update has installed. From here on no network is needed. Raises InstallError."""
+    for change in update.changes:
+        if change.release:
+            yield change, *read_installed(device.root, change.release, change.variant)
 
 
 def staging_request(device: Device, model: str, folder: Path, variant: Variant) -> StagingRequest:
@@ -84,11 +89,7 @@ def staged(device: Device, update: Update) -> Update:
     over = lease_ended(device, update)
     if over is not None:
         return over
-    try:
-        generation = _generation(device, update)
-    except FleetError as error:
-        return device.wait(update, "metadata", str(error))
-    device.generations.write(generation)
+    device.generations.write(_generation(device, update))
     running = device.running()
     if running is not None and any(_shadowed(change, running) for change in update.changes):
         return device.enter(update, Phase.SHADOW)
@@ -101,7 +102,7 @@ def _generation(device: Device, update: Update) -> Generation:
     models: dict[str, Pin] = dict(previous.models) if previous is not None else {}
     for change in update.changes:
         models.pop(change.model, None)
-    for change, release, variant in releases_of(device, update):
+    for change, release, variant in _installed(device, update):
         models[change.model] = pin_of(release, variant, change.generation)
     return Generation(
         number=update.number,
@@ -122,12 +123,12 @@ def shadow(device: Device, update: Update) -> Update:
     if over is not None:
         return over
     running, new = device.running(), device.generations.read(update.number)
-    metrics: dict[str, Metric] = {}
+    metrics: dict[str, Mapping[str, Metric]] = {}
     for change in update.changes:
         if running is None or not _shadowed(change, running):
             continue
         found = _compared(device, change, running, new.models[change.model])
-        metrics |= _named(change, found, several=len(update.changes) > 1)
+        metrics[change.model] = found.metrics
         verdict = _shadow_verdict(found, device.options)
         if not verdict.ok:
             # Too few requests say nothing about the model; everything else does.
@@ -170,7 +171,7 @@ def _shadow_verdict(found: StagingResult, options: AgentOptions) -> Verdict:
     if requests < options.shadow_requests:
         what = f"{requests:.0f} live requests where {options.shadow_requests} are needed"
         return Verdict.fail("shadow_no_data", what)
-    errors, agreement = _number(metrics.get("shadow_errors")), _number(metrics.get("agreement"))
+    errors, agreement = _number(metrics.get("shadow_errors")), _number(metrics.get("shadow_agreement"))
     if errors > options.max_error_rate * requests:
         return Verdict.fail("errors", f"the runtime failed in {errors:.0f} of {requests:.0f} live requests")
     if agreement < options.min_agreement:
@@ -190,11 +191,6 @@ def _shadow_verdict(found: StagingResult, options: AgentOptions) -> Verdict:
 
 def _number(metric: Metric | None) -> float:
     return metric if isinstance(metric, float) else 0.0
-
-
-def _named(change: Change, found: StagingResult, *, several: bool) -> dict[str, Metric]:
-    prefix = f"{change.model}." if several else ""
-    return {f"{prefix}{name}": value for name, value in found.metrics.items()}
 
 
 def ready(device: Device, update: Update) -> Update:

@@ -17,18 +17,7 @@ __all__ = ["RETRYABLE", "Heard", "absorb"]
 
 # Codes of failures that may be gone the next time: nothing about the release is known from them.
 RETRYABLE = frozenset(
-    {
-        "download",
-        "location",
-        "network",
-        "disk",
-        "disk_full",
-        "busy",
-        "lease",
-        "expired",
-        "interrupted",
-        "timeout",
-    }
+    {"clock", "disk", "download", "lease", "lease_expired", "network", "temperature", "timeout"}
 )
 _FINAL = {
     Phase.ROLLED_BACK: Outcome.ROLLED_BACK,

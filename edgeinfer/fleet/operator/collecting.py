@@ -7,7 +7,8 @@ from pathlib import Path
 from edgeinfer.fleet.device.reports import MAX_REPORT_BYTES
 from edgeinfer.fleet.operator.storage import FolderStorage, Storage
 from edgeinfer.fleet.operator.store.database import Database, chunks
-from edgeinfer.fleet.operator.store.ingest import Ingested, ingest
+from edgeinfer.fleet.operator.store.ingest import ingest
+from edgeinfer.fleet.operator.store.ingested import Ingested
 
 __all__ = ["collect"]
 

@@ -13,13 +13,14 @@ import sqlalchemy as sa
 
 from edgeinfer.errors import FleetError
 from edgeinfer.fleet.operator.cohorts import Candidate, freeze, matches
+from edgeinfer.fleet.operator.exclusive import last_of_model, take_over
 from edgeinfer.fleet.operator.planner import judge_stage
 from edgeinfer.fleet.operator.record import Record, State
 from edgeinfer.fleet.operator.specification import Specification, check_cohorts
 from edgeinfer.fleet.operator.store import rollouts as store
 from edgeinfer.fleet.operator.store.database import Database, next_value, value_of
 from edgeinfer.fleet.operator.store.inventory import candidates, withdraw_release
-from edgeinfer.fleet.operator.store.schema import members, rollouts
+from edgeinfer.fleet.operator.store.schema import rollouts
 from edgeinfer.fleet.operator.store.steering import ask_back
 from edgeinfer.fleet.operator.verdicts import Verdict, Waiver
 
@@ -37,6 +38,7 @@ __all__ = [
     "start",
 ]
 
+_OPEN = (State.RUNNING, State.AWAITING_APPROVAL)
 _STOPPED = (State.PAUSED, State.HELD, State.FAILED)
 
 
@@ -93,7 +95,7 @@ def start(database: Database, number: int, *, actor: str = "operator") -> Record
         now = database.now(connection)
         cohorts = cohorts_of(connection, rollout)
         check_cohorts(rollout.specification, cohorts)
-        _take_over(connection, rollout, {c.device for cohort in cohorts for c in cohort}, now, actor)
+        take_over(connection, rollout, {c.device for cohort in cohorts for c in cohort}, now, actor)
         store.freeze_members(connection, number, cohorts)
         next_value(connection, f"joined/{number}", value_of(connection, "enrolled"))
         first = rollout.specification.stages[0]
@@ -128,8 +130,21 @@ def abort(database: Database, number: int, *, reason: str, actor: str = "operato
 def roll_back(database: Database, number: int, *, reason: str, actor: str = "operator") -> Record:
     """Take the release back from all devices, as fast as the sites' budgets allow."""
     _need_reason(reason, "rollback")
-    allowed = (State.RUNNING, State.AWAITING_APPROVAL, *_STOPPED, State.ABORTED, State.COMPLETED)
-    return _command(database, number, "rollback", allowed, State.ROLLING_BACK, reason, actor)
+
+    def change(connection: sa.Connection, rollout: Record, now: int) -> Record:  # noqa: ARG001
+        _allow(
+            rollout,
+            "rollback",
+            State.RUNNING,
+            State.AWAITING_APPROVAL,
+            *_STOPPED,
+            State.ABORTED,
+            State.COMPLETED,
+        )
+        last_of_model(connection, rollout)
+        return attrs.evolve(rollout, state=State.ROLLING_BACK)
+
+    return _changed(database, number, change, reason, actor)
 
 
 def approve(database: Database, number: int, *, reason: str = "", actor: str = "operator") -> Record:
@@ -258,28 +273,3 @@ def _need_reason(reason: str, command: str) -> None:
         raise FleetError(
             f"A reason is needed to {command}.", expected="reason='…'", hint="It stays in the audit log."
         )
-
-
-def _take_over(connection: sa.Connection, rollout: Record, wanted: set[str], now: int, actor: str) -> None:
-    """See that no other live rollout of the model has these devices."""
-    live = [state.value for state in State if state.live]
-    others = store.load_all(
-        connection, rollouts.c.model == rollout.model, rollouts.c.id != rollout.id, rollouts.c.state.in_(live)
-    )
-    for other in others:
-        statement = sa.select(members.c.device).where(members.c.rollout == other.id)
-        if wanted.isdisjoint(row.device for row in connection.execute(statement)):
-            continue
-        # What is being taken back is replaced by anything; else the priority decides.
-        weaker = other.specification.priority < rollout.specification.priority
-        if other.state is not State.ROLLING_BACK and not weaker:
-            raise FleetError(
-                "Another rollout of this model has some of the devices.",
-                where=f"rollout {other.id}, {other.state.value}, priority {other.specification.priority}",
-                expected=f"a priority below {rollout.specification.priority}, or an end of it",
-                hint="Wait, abort it, or give this one a higher priority.",
-                facts={"rollout": other.id},
-            )
-        store.save(connection, other, attrs.evolve(other, state=State.SUPERSEDED))
-        store.note(connection, now=now, rollout=other.id, actor=actor, action=State.SUPERSEDED.value,
-                   reason=f"rollout {rollout.id} took its devices")  # fmt: skip

@@ -12,13 +12,14 @@ from typing import final
 import sqlalchemy as sa
 
 from edgeinfer.fleet.operator.cohorts import matches
+from edgeinfer.fleet.operator.outcomes import Motion
 from edgeinfer.fleet.operator.planner import plan
 from edgeinfer.fleet.operator.publisher import Publisher
 from edgeinfer.fleet.operator.record import Record, State
 from edgeinfer.fleet.operator.store import rollouts as store
 from edgeinfer.fleet.operator.store.database import Database, next_value, value_of
 from edgeinfer.fleet.operator.store.inventory import candidates
-from edgeinfer.fleet.operator.store.schema import rollouts
+from edgeinfer.fleet.operator.store.schema import cells, rollouts
 
 __all__ = ["Controller"]
 
@@ -42,10 +43,15 @@ class Controller:
         """Do all that is to be done now; return how many rollouts and documents were changed."""
         changed = 0
         with self._database.reading() as connection:
-            active = [row.id for row in connection.execute(
-                sa.select(rollouts.c.id).where(rollouts.c.state.in_(_ACTIVE))
+            moving = sa.select(cells.c.rollout).where(
+                cells.c.motion.in_([Motion.FORWARD.value, Motion.BACK.value]), cells.c.devices > 0
+            )
+            statement = (
+                sa.select(rollouts.c.id)
+                .where(sa.or_(rollouts.c.state.in_(_ACTIVE), rollouts.c.id.in_(moving)))
                 .order_by(rollouts.c.priority.desc(), rollouts.c.id)
-            )]  # fmt: skip
+            )
+            active = [row.id for row in connection.execute(statement)]
         for number in active:
             changed += self._database.retrying(functools.partial(self._step, number=number))
         return changed + self.publish()
@@ -70,10 +76,13 @@ class Controller:
         # One step at a time in the fleet: the budget of a site is shared by all rollouts.
         next_value(connection, "steps")
         rollout = store.load(connection, number)
-        if rollout is None or rollout.state.value not in _ACTIVE:
+        if rollout is None:
             return 0
         now = self._database.now(connection)
+        # Devices that were called back are waited for after the end, too: they have places in budgets.
         expired = store.expire(connection, rollout, now)
+        if rollout.state.value not in _ACTIVE:
+            return expired
         joined = self._join(connection, rollout)
         if rollout.state is State.COMPLETED and _replaced(connection, rollout):
             return expired + joined

@@ -6,24 +6,20 @@ import functools
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from edgeinfer.budget import Budget
 from edgeinfer.feeds.preprocessing import Preprocessing
 from edgeinfer.fleet.device.predicate import Predicate
 from edgeinfer.fleet.device.release import Release
-from edgeinfer.fleet.errors import PublishError, RepositoryError, UnknownReleaseError
+from edgeinfer.fleet.errors import PublishError, UnknownReleaseError
 from edgeinfer.fleet.operator import commands
 from edgeinfer.fleet.operator.assigning import StorageShelf, signer_of
-from edgeinfer.fleet.operator.ceremonies import create_repository, withdraw
+from edgeinfer.fleet.operator.ceremonies import withdraw
 from edgeinfer.fleet.operator.collecting import collect
 from edgeinfer.fleet.operator.controller import Controller
 from edgeinfer.fleet.operator.devices import Devices
-from edgeinfer.fleet.operator.keys import PASSPHRASE_VARIABLE, Passphrase, ask_passphrase
-from edgeinfer.fleet.operator.opening import open_repository
 from edgeinfer.fleet.operator.publisher import Publisher
 from edgeinfer.fleet.operator.publishing import Lines, publish, published_releases
 from edgeinfer.fleet.operator.repository import Repository
@@ -32,56 +28,21 @@ from edgeinfer.fleet.operator.sites import MaintenanceWindow, Site
 from edgeinfer.fleet.operator.specification import AnyGate, Specification
 from edgeinfer.fleet.operator.stages import Stage
 from edgeinfer.fleet.operator.store.database import Database
-from edgeinfer.fleet.operator.store.ingest import Ingested, ingest
+from edgeinfer.fleet.operator.store.ingest import ingest
+from edgeinfer.fleet.operator.store.ingested import Ingested
 from edgeinfer.fleet.operator.store.inventory import save_site
 from edgeinfer.fleet.operator.store.releases import complete_digest, find_release, list_rollouts, remember
 from edgeinfer.fleet.operator.variants import Artifacts, Tolerance
 
-__all__ = ["Fleet", "open_fleet", "open_repository"]
+if TYPE_CHECKING:
+    from edgeinfer.devices.profile import Target
+    from edgeinfer.devices.remote.device import RemoteDevice
+    from edgeinfer.fleet.operator.tuned import TunedRelease
+    from edgeinfer.model.model import Model, ModelSource
+
+__all__ = ["Fleet"]
 
 _LOG = logging.getLogger(__name__)
-
-
-def open_fleet(
-    location: str | os.PathLike[str],
-    *,
-    keys: str | os.PathLike[str] | None = None,
-    passphrase: Passphrase = ask_passphrase,
-    clock: Callable[[], float] = time.time,
-    database: str | None = None,
-) -> Fleet:
-    """Open a fleet; one is made where there is none.
-
-    Its keys are encrypted if the environment has a passphrase (`EDGEINFER_FLEET_PASSPHRASE`). If not, a
-    warning is logged: for more than a trial, make the fleet with `edgeinfer fleet init`.
-
-    Args:
-        location: As for `open_repository`.
-        keys: Likewise.
-        passphrase: Likewise.
-        clock: Likewise.
-        database: Where rollouts and reports are kept: a path of an SQLite file, or a URL of SQLAlchemy such
-            as `postgresql+psycopg://host/fleet`. None: `fleet.db` in the fleet's folder.
-    """
-    repository = open_repository(location, keys=keys, passphrase=passphrase, clock=clock)
-    if not repository.exists:
-        encrypt = bool(os.environ.get(PASSPHRASE_VARIABLE)) or passphrase is not ask_passphrase
-        create_repository(repository, encrypt=encrypt)
-        if not encrypt:
-            _LOG.warning(
-                "The keys of the new fleet in %s are not encrypted: %s is not set.",
-                repository.keys.folder,
-                PASSPHRASE_VARIABLE,
-            )
-    if database is None:
-        if "://" in os.fspath(location):
-            raise RepositoryError(
-                "Where is the fleet's database?",
-                where=os.fspath(location),
-                hint="Give a path or a URL of SQLAlchemy: database=…",
-            )
-        database = str(Path(location) / "fleet.db")
-    return Fleet(repository, database)
 
 
 @final
@@ -277,7 +238,7 @@ class Fleet:
         *,
         golden: Any = None,
         interface: str | None = None,
-        budget: Budget | None = None,
+        budget: Budget | Mapping[str, Budget] | None = None,
         version: str | None = None,
         needs: Mapping[str, Predicate] | None = None,
         preprocessing: Preprocessing | None = None,
@@ -318,6 +279,59 @@ class Fleet:
             )
         remember(self.database, published.release)
         return published.release
+
+    def publish_tuned(
+        self,
+        name: str,
+        model: ModelSource,
+        *,
+        budgets: Mapping[str, Budget],
+        targets: Mapping[str, Target | str],
+        calibration: Any,
+        evaluate: Callable[[Model], float] | None = None,
+        on: Mapping[str, RemoteDevice] | None = None,
+        minutes: float | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        progress: bool | None = None,
+        **details: Any,
+    ) -> TunedRelease:
+        """Tune a model for each class of devices, and publish one release of what was found; see `tuned`.
+
+        Args:
+            name: The model's name in the fleet.
+            model: The float model, as for `edgeinfer.tune`.
+            budgets: The limits, by device class. They become the needs of the variants: devices hold their
+                variant to them before and after it is activated, and a `Constraint` gate reads them.
+            targets: The target of each class.
+            calibration: Representative feeds; also the golden feeds, unless `golden` is given.
+            evaluate: From a Model to a metric of which more is better.
+            on: Devices of `devices.connect` to measure on, by class. Others are measured here.
+            minutes: How long tuning may take for one class.
+            journal: A folder for the journals of tuning, so that it goes on where it was interrupted.
+            progress: As for `edgeinfer.tune`.
+            details: Further arguments of `publish`, such as `interface` and `labels`.
+
+        Raises:
+            BudgetError: A class's budget cannot be met; nothing is published. The error says what would help.
+            OptionsError: A class has no target.
+            PublishError: As for `publish`.
+        """
+        from edgeinfer.fleet.operator.tuned import publish_tuned
+
+        return publish_tuned(
+            self.publish,
+            name,
+            model,
+            budgets=budgets,
+            targets=targets,
+            calibration=calibration,
+            evaluate=evaluate,
+            on=on or {},
+            minutes=minutes,
+            journal=journal,
+            progress=progress,
+            details=details,
+        )
 
     def withdraw(self, release: Release | str, *, device_class: str = "*") -> None:
         """Withdraw a release from a class of devices, or from all.

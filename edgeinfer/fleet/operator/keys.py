@@ -12,20 +12,21 @@ service, and is named by one of securesystemslib's URIs (`hsm:…`, `awskms:…`
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import TypeAlias, final
 
 import attrs
-from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
+from securesystemslib.signer import CryptoSigner, Key, Signer
 
 from edgeinfer.atomic import write_file
-from edgeinfer.errors import MissingPackageError
 from edgeinfer.fleet.errors import KeyFileError
+from edgeinfer.fleet.operator.key_files import is_encrypted, need_cryptography, pem_of, signer_of
 
 __all__ = [
     "OFFLINE",
@@ -35,13 +36,12 @@ __all__ = [
     "KeyRing",
     "Passphrase",
     "ask_passphrase",
-    "public_key_of",
 ]
 
 OFFLINE = ("root", "targets", "releases")
 ONLINE = ("snapshot", "timestamp", "assignments")
 PASSPHRASE_VARIABLE = "EDGEINFER_FLEET_PASSPHRASE"  # noqa: S105 (its name)
-# Returns the passphrase of what it is told, such as "root key 3fa1…"; None for none.
+# Returns the passphrase of what it is told, such as "root key 3fa1…" or "new keys"; None for none.
 Passphrase: TypeAlias = "Callable[[str], str | None]"  # noqa: S105 (a type)
 _PEM = "pem:"
 
@@ -84,6 +84,8 @@ class KeyRing:
         self.folder = Path(folder)
         self._passphrase = passphrase
         self._signers: dict[str, Signer] = {}
+        self._secrets: list[str] = []
+        self._new_secret: str | None = None
 
     @property
     def entries(self) -> dict[str, KeyEntry]:
@@ -117,11 +119,13 @@ class KeyRing:
         Raises:
             KeyFileError: There is no passphrase.
         """
-        _need_cryptography()
+        need_cryptography()
         signer = CryptoSigner.generate_ed25519()
         key = signer.public_key
         name = f"{'online' if role in ONLINE else 'offline'}/{role}-{key.keyid[:12]}.pem"
-        secret = self._passphrase(f"new {role} key") if encrypt else None
+        if encrypt and self._new_secret is None:
+            self._new_secret = self._passphrase("new keys")
+        secret = self._new_secret if encrypt else None
         if encrypt and not secret:
             raise KeyFileError(
                 "There is no passphrase to encrypt a key with.",
@@ -132,7 +136,7 @@ class KeyRing:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(_pem(signer, secret))
+            file.write(pem_of(signer, secret))
             file.flush()
             os.fsync(descriptor)
         self._signers[key.keyid] = signer
@@ -206,65 +210,17 @@ class KeyRing:
             data = path.read_bytes()
         except FileNotFoundError:
             return None  # it is kept offline
-        return _signer_of(data, entry.public, what, str(path), self._passphrase)
-
-
-def public_key_of(pem: bytes) -> Key:
-    """Return the public key of a PEM file.
-
-    Raises:
-        KeyFileError: It is none.
-    """
-    _need_cryptography()
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-    try:
-        key: Any = load_pem_public_key(pem)
-        return SSlibKey.from_crypto(key)
-    except (ValueError, TypeError) as error:
-        raise KeyFileError(f"That is no public key: {error}.", expected="a PEM file") from error
-
-
-def _signer_of(data: bytes, public: Key, what: str, where: str, passphrase: Passphrase) -> Signer:
-    _need_cryptography()
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    encrypted = b"ENCRYPTED" in data.partition(b"\n")[0]
-    secret = passphrase(what) if encrypted else None
-    try:
-        private: Any = load_pem_private_key(data, secret.encode() if secret else None)
-        assert isinstance(public, SSlibKey)
-        return CryptoSigner(private, public)
-    except Exception as error:  # of OpenSSL: a wrong passphrase has several faces
-        raise KeyFileError(
-            "A key cannot be decrypted." if encrypted else "A key cannot be read.",
-            where=f"{what}: {where}",
-            expected="the passphrase that it was encrypted with" if encrypted else "an Ed25519 key in PKCS#8",
-            found=f"{type(error).__name__}: {error}" if secret or not encrypted else "no passphrase",
-            hint=f"Set {PASSPHRASE_VARIABLE}, or run this at a terminal." if encrypted else None,
-        ) from error
-
-
-def _pem(signer: CryptoSigner, secret: str | None) -> bytes:
-    if secret is None:
-        return signer.private_bytes
-    from cryptography.hazmat.primitives.serialization import (
-        BestAvailableEncryption,
-        Encoding,
-        PrivateFormat,
-        load_pem_private_key,
-    )
-
-    private = load_pem_private_key(signer.private_bytes, None)
-    return private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(secret.encode()))
-
-
-def _need_cryptography() -> None:
-    try:
-        import cryptography  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            "Signing needs the package cryptography, which is not installed.",
-            hint='pip install "edgeinfer[fleet]"',
-            facts={"package": "cryptography"},
-        ) from error
+        if not is_encrypted(data):
+            return signer_of(data, entry.public, None)
+        for secret in self._secrets:  # most keys of one operator have one passphrase
+            with contextlib.suppress(KeyFileError):
+                return signer_of(data, entry.public, secret)
+        given = self._passphrase(what)
+        try:
+            signer = signer_of(data, entry.public, given)
+        except KeyFileError as error:
+            error.hint = f"Set {PASSPHRASE_VARIABLE}, or run this at a terminal."
+            error.where = f"{what}: {path}"
+            raise
+        self._secrets.append(given or "")
+        return signer

@@ -1,18 +1,23 @@
-"""`open_repository`: from the location of a fleet to its repository and keys."""
+"""`open_fleet` and `open_repository`: from the location of a fleet to its repository, keys and store."""
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from edgeinfer.fleet.errors import RepositoryError
-from edgeinfer.fleet.operator.keys import KeyRing, Passphrase, ask_passphrase
+from edgeinfer.fleet.operator.ceremonies import create_repository
+from edgeinfer.fleet.operator.fleet import Fleet
+from edgeinfer.fleet.operator.keys import PASSPHRASE_VARIABLE, KeyRing, Passphrase, ask_passphrase
 from edgeinfer.fleet.operator.repository import Repository
 from edgeinfer.fleet.operator.storage import open_storage
 
-__all__ = ["open_repository"]
+__all__ = ["open_fleet", "open_repository"]
+
+_LOG = logging.getLogger(__name__)
 
 
 def open_repository(
@@ -44,3 +49,45 @@ def open_repository(
     if keys is None or not (folder / "metadata").is_dir():
         folder, keys = folder / "repository", keys or folder / "keys"
     return Repository(open_storage(folder), KeyRing(keys, passphrase), clock=clock)
+
+
+def open_fleet(
+    location: str | os.PathLike[str],
+    *,
+    keys: str | os.PathLike[str] | None = None,
+    passphrase: Passphrase = ask_passphrase,
+    clock: Callable[[], float] = time.time,
+    database: str | None = None,
+) -> Fleet:
+    """Open a fleet; one is made where there is none.
+
+    Its keys are encrypted if the environment has a passphrase (`EDGEINFER_FLEET_PASSPHRASE`). If not, a
+    warning is logged: for more than a trial, make the fleet with `edgeinfer fleet init`.
+
+    Args:
+        location: As for `open_repository`.
+        keys: Likewise.
+        passphrase: Likewise.
+        clock: Likewise.
+        database: Where rollouts and reports are kept: a path of an SQLite file, or a URL of SQLAlchemy such
+            as `postgresql+psycopg://host/fleet`. None: `fleet.db` in the fleet's folder.
+    """
+    repository = open_repository(location, keys=keys, passphrase=passphrase, clock=clock)
+    if not repository.exists:
+        encrypt = bool(os.environ.get(PASSPHRASE_VARIABLE)) or passphrase is not ask_passphrase
+        create_repository(repository, encrypt=encrypt)
+        if not encrypt:
+            _LOG.warning(
+                "The keys of the new fleet in %s are not encrypted: %s is not set.",
+                repository.keys.folder,
+                PASSPHRASE_VARIABLE,
+            )
+    if database is None:
+        if "://" in os.fspath(location):
+            raise RepositoryError(
+                "Where is the fleet's database?",
+                where=os.fspath(location),
+                hint="Give a path or a URL of SQLAlchemy: database=…",
+            )
+        database = str(Path(location) / "fleet.db")
+    return Fleet(repository, database)

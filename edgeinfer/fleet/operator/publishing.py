@@ -67,7 +67,7 @@ def publish(
     *,
     golden: Any = None,
     interface: str | None = None,
-    budget: Budget | None = None,
+    budget: Budget | Mapping[str, Budget] | None = None,
     version: str | None = None,
     needs: Mapping[str, Predicate] | None = None,
     preprocessing: Preprocessing | None = None,
@@ -88,7 +88,7 @@ def publish(
             outputs within the tolerance. None for no golden feeds.
         interface: What applications rely on, such as `defects/2`. None: that of the release before, or
             `MODEL/1`.
-        budget: The limits that devices hold every variant to.
+        budget: The limits that devices hold every variant to; or those of each, by the variant's name.
         version: The version's name. None: the next number.
         needs: What devices must be, by the variant's name, where the artifact's manifest says too little.
         preprocessing: How an image becomes an input; it goes into the bundle.
@@ -175,20 +175,21 @@ def published_releases(repository: Repository, state: State, model: str) -> list
 def _variants(
     candidates: Sequence[Candidate],
     needs: Mapping[str, Predicate],
-    budget: Budget,
+    budget: Budget | Mapping[str, Budget],
     goldens: Mapping[str, bytes],
 ) -> list[Variant]:
-    unknown = sorted(set(needs) - {candidate.name for candidate in candidates})
+    budgets = {each.name: budget for each in candidates} if isinstance(budget, Budget) else budget
+    unknown = sorted({*needs, *budgets} - {candidate.name for candidate in candidates})
     if unknown:
         raise PublishError(
-            "Needs are given for a variant that there is not.",
+            "Needs or a budget are given for a variant that there is not.",
             expected=", ".join(candidate.name for candidate in candidates),
             found=", ".join(unknown),
         )
     return [
         candidate.variant(
             needs.get(candidate.name) or needs_of(candidate.artifact),
-            budget,
+            budgets.get(candidate.name, Budget()),
             golden=_golden_path(candidate.name) if candidate.name in goldens else None,
             rank=rank,
         )

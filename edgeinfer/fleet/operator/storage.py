@@ -13,6 +13,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, final
@@ -70,6 +71,8 @@ def open_storage(location: str | os.PathLike[str]) -> Storage:
     scheme, separator, _ = text.partition("://")
     if not separator:
         return FolderStorage(Path(text))
+    if scheme in ("file", "local"):
+        return FolderStorage(Path(urllib.parse.unquote(urllib.parse.urlsplit(text).path)))
     if scheme in ("http", "https"):
         raise RepositoryError(
             "A repository is not written over HTTP.",

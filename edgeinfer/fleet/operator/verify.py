@@ -67,6 +67,9 @@ class Verification:
     def __str__(self) -> str:
         return str(self.table())
 
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
+
     def to_dict(self) -> dict[str, object]:
         """Return JSON-compatible values."""
         return {

@@ -74,6 +74,8 @@ def insert_qdq(
         report.apply(region.node, f"{region.node.op_type} in integers")
         if dialect.bias_where_shared:
             _write_bias_where_shared(emitter, region)
+        if dialect.gemm_of_matmul:
+            _keep_add_apart(emitter, region)
     for value, uses in placement.tensors.items():
         dequantized = emitter.activation(value, qparams[str(value.name)], uses)
         if value in placement.outputs:
@@ -111,7 +113,8 @@ def _write_weight(
 ) -> None:
     source = region.node.inputs[WEIGHT]
     assert source is not None
-    bias = _bias(region) if dialect.quantize_bias else None
+    place = _bias_place(region, dialect) if dialect.quantize_bias else None
+    bias = _bias(region, *place) if place is not None else None
     if bias is not None:
         # A channel of tiny weights and a large bias would overflow int32: its weights take a larger scale.
         least = np.abs(bias) / (_MAX_BIAS * np.asarray(data.scale, np.float64))
@@ -124,17 +127,16 @@ def _write_weight(
         stored = weight.quantize(region.weight)
         written[name] = emitter.constant(name, stored, weight.scale, weight.zero_point, weight.axis)
     region.node.replace_input_with(WEIGHT, written[name])
-    if bias is None:
+    if place is None or bias is None:
         return
+    owner, index = place
     scale = (np.asarray(data.scale, np.float32) * weight.scale).astype(np.float32)
     integers = np.rint(bias.astype(np.float64) / scale).astype(np.int32)
-    old = region.node.inputs[BIAS]
+    old = owner.inputs[index]
     assert old is not None
     name = f"{old.name}_{region.node.name}"
     zero = np.zeros(scale.shape, np.int32)
-    region.node.replace_input_with(
-        BIAS, emitter.constant(name, integers, scale, zero, 0 if scale.ndim else None)
-    )
+    owner.replace_input_with(index, emitter.constant(name, integers, scale, zero, 0 if scale.ndim else None))
 
 
 def _write_bias_where_shared(emitter: Emitter, region: Region) -> None:
@@ -184,14 +186,53 @@ def _dequantize_by_axis(emitter: Emitter, node: ir.Node) -> None:
     node.replace_input_with(DATA, own.outputs[0])
 
 
-def _bias(region: Region) -> np.ndarray | None:
+def _bias_place(region: Region, dialect: QDQDialect) -> tuple[ir.Node, int] | None:
+    """Return the node and the input that have the bias of a region's operator."""
+    node = region.node
+    if node.op_type != "MatMul":
+        return (node, BIAS) if len(node.inputs) > BIAS else None
+    data = node.inputs[DATA]
+    two_axes = data is not None and data.shape is not None and len(data.shape) == 2
+    return _constant_added(node) if two_axes and dialect.gemm_of_matmul else None
+
+
+def _constant_added(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """Return the Add that alone reads a node's output, and its input that is a constant."""
+    uses = list(node.outputs[0].uses())
+    if len(uses) != 1 or node.outputs[0].is_graph_output():
+        return None
+    (user, index), *_ = uses
+    if (
+        user.op_type != "Add"
+        or user.graph is not node.graph
+        or constant_value(user.inputs[1 - index]) is None
+    ):
+        return None
+    return user, 1 - index
+
+
+def _bias(region: Region, owner: ir.Node, index: int) -> np.ndarray | None:
     """Return the bias of a region's operator when it is one constant for each output channel."""
     node = region.node
-    if node.op_type == "MatMul" or len(node.inputs) <= BIAS:
-        return None
-    bias = constant_value(node.inputs[BIAS])
+    bias = constant_value(owner.inputs[index])
     groups = node.attributes.get("group")
     channels = region.weight.shape[region.axis]
     if node.op_type == "ConvTranspose" and groups is not None:
         channels *= groups.as_int()
+    if bias is not None and owner is not node and bias.shape == (1, channels):
+        bias = bias[0]
     return bias if bias is not None and bias.shape == (channels,) else None
+
+
+def _keep_add_apart(emitter: Emitter, region: Region) -> None:
+    node = region.node
+    shape = node.inputs[DATA].shape if node.inputs[DATA] is not None else None  # type: ignore[union-attr]
+    place = _constant_added(node) if node.op_type == "MatMul" else None
+    if place is None or shape is None or len(shape) < 3 or not shape.is_static():
+        return
+    add, index = place
+    bias = constant_value(add.inputs[index])
+    if bias is None or not 0 < bias.ndim < 3:
+        return
+    spread = bias.reshape((1,) * (len(shape) - bias.ndim) + bias.shape)
+    add.replace_input_with(index, emitter.initializer(f"{add.name}_spread", spread))

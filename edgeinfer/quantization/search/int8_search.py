@@ -52,7 +52,6 @@ class SearchOptions:
     feedback: Mapping[str, str] | None
     stopwatch: Stopwatch | None
     max_bytes: int
-    progress: bool | None
 
 
 @final
@@ -64,12 +63,15 @@ class Int8Search:
         model: The float model.
         given: The model that the first of all transforms was given, to tell the speed against.
         report: Told of everything.
+        step: Told of what begins.
     """
 
-    def __init__(self, options: SearchOptions, model: Model, given: Model, report: ReportBuilder) -> None:
+    def __init__(
+        self, options: SearchOptions, model: Model, given: Model, report: ReportBuilder, step: Steps
+    ) -> None:
         self.options, self.model, self.given, self.report = options, model, given, report
-        self.step = Steps("QuantizeInt8", options.effort.steps, progress=options.progress)
-        self.step("reading feeds")
+        self.step = step
+        step("reading feeds")
         source = as_calibration(options.calibration, model.signature)
         self.kept = KeptFeeds(source, max_bytes=options.max_bytes)
         self.judge = Judge(
@@ -92,7 +94,6 @@ class Int8Search:
             return self._search()
         finally:
             self.report.data.update(source_passes=self.kept.passes, **self.judge.metrics)
-            self.step.close()
             if isinstance(self.stopwatch, TargetStopwatch):
                 self.stopwatch.close()
 

@@ -11,11 +11,12 @@ import onnx_ir as ir
 from edgeinfer.calibration.kept_feeds import DEFAULT_KEPT_BYTES
 from edgeinfer.calibration.observers import METHODS
 from edgeinfer.devices.profile import Target
+from edgeinfer.display import Steps
 from edgeinfer.errors import CalibrationError, TransformError
 from edgeinfer.measure.speedup import Stopwatch
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.qdq.marks import quantized_for, refuse_quantized
-from edgeinfer.quantization.search.effort import EFFORTS
+from edgeinfer.quantization.search.effort import EFFORTS, Effort
 from edgeinfer.quantization.search.int8_search import Int8Search, SearchOptions
 from edgeinfer.quantization.search.judge import FLOOR_DB
 from edgeinfer.transforms.contract import GIVEN_KEY, GraphTransform, ReportBuilder
@@ -118,13 +119,15 @@ class QuantizeInt8(GraphTransform):
         own = Model(model)
         first = model.meta.get(GIVEN_KEY)
         given = Model(first) if isinstance(first, ir.Model) else own
-        found = Int8Search(self._options(), own, given, report).result()
+        effort = EFFORTS[self.effort]
+        with Steps("QuantizeInt8", effort.steps, progress=self.progress) as step:
+            found = Int8Search(self._options(effort), own, given, report, step).result()
         if found is not None:
             _take_over(model, found.ir)
 
-    def _options(self) -> SearchOptions:
+    def _options(self, effort: Effort) -> SearchOptions:
         names = [field.name for field in attrs.fields(SearchOptions) if field.name != "effort"]
-        return SearchOptions(effort=EFFORTS[self.effort], **{name: getattr(self, name) for name in names})
+        return SearchOptions(effort=effort, **{name: getattr(self, name) for name in names})
 
 
 def _take_over(model: ir.Model, other: ir.Model) -> None:

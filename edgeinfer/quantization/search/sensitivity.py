@@ -15,6 +15,7 @@ import attrs
 import numpy as np
 
 from edgeinfer.calibration.statistics import as_statistics
+from edgeinfer.charts import Bar, bars
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import Table, track
 from edgeinfer.measure.inspection import inspect
@@ -31,6 +32,7 @@ from edgeinfer.values import as_tuple
 __all__ = ["LayerSensitivity", "Sensitivity", "sensitivity"]
 
 Evaluate = Callable[[Model], float]
+_LAYERS_SHOWN = 30
 
 
 @final
@@ -106,8 +108,18 @@ class Sensitivity:
     def __str__(self) -> str:
         return str(self.table())
 
+    def picture(self) -> str:
+        """Return bars as inline SVG: the layers that cost most, the most sensitive first."""
+        shown = self.layers[:_LAYERS_SHOWN]
+        items = [
+            Bar(name=layer.node, value=layer.sqnr_db, label=f"{layer.node} ({layer.op_type})")
+            for layer in shown
+        ]
+        more = f", {len(shown)} of {len(self.layers)} layers" if len(shown) < len(self.layers) else ""
+        return bars(items, title=f"SQNR with one layer in int8: short bars are sensitive{more}", unit="dB")
+
     def _repr_html_(self) -> str:
-        return self.table().to_html()
+        return self.picture() + self.table().to_html()
 
 
 def sensitivity(

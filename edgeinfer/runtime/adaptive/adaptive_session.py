@@ -77,8 +77,7 @@ class AdaptiveSession:
         try:
             sessions = [variant.load() for variant in self._variants]
             self._signature = common_signature(self._variants, sessions)
-            self._idle_ms = idle_ms(sessions, feeds, shapes)
-            self._controller = Controller(self._idle_ms, deadline_ms, policy)
+            self._controller = Controller(idle_ms(sessions, feeds, shapes), deadline_ms, policy)
         except BaseException:
             self._unload()
             raise
@@ -236,8 +235,8 @@ class AdaptiveSession:
             "misses": control.misses,
             "slow_down": self.slow_down,
             "variants": [
-                {"name": v.name, "loaded": v.loaded, "idle_ms": idle}
-                for v, idle in zip(self._variants, self._idle_ms, strict=True)
+                {"name": variant.name, "loaded": variant.loaded, "idle_ms": control.idle_ms(level)}
+                for level, variant in enumerate(self._variants)
             ],
             "switches": [attrs.asdict(switch) for switch in self.switches],
         }
@@ -249,10 +248,10 @@ class AdaptiveSession:
             (
                 variant.name,
                 "runs now" if level == control.level else "" if variant.loaded else "not loaded",
-                f"{idle:.3f} ms",
+                f"{control.idle_ms(level):.3f} ms",
                 f"{control.predicted_p99_ms(level):.3f} ms",
             )
-            for level, (variant, idle) in enumerate(zip(self._variants, self._idle_ms, strict=True))
+            for level, variant in enumerate(self._variants)
         ]
         missed = f"{control.misses} of {control.requests} missed {control.deadline_ms:g} ms"
         return Table(

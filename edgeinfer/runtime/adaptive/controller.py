@@ -23,6 +23,9 @@ from edgeinfer.errors import OptionsError
 
 __all__ = ["Controller", "Policy", "Switch"]
 
+# A request that takes less than this part of a variant's idle latency is no noise.
+_FASTER = 0.9
+
 
 @final
 @attrs.frozen(kw_only=True)
@@ -78,7 +81,8 @@ class Controller:
     """
 
     def __init__(self, idle_ms: Sequence[float], deadline_ms: float, policy: Policy | None = None) -> None:
-        if not idle_ms or min(idle_ms) <= 0 or not deadline_ms > 0:
+        number = isinstance(deadline_ms, (int, float)) and deadline_ms > 0
+        if not idle_ms or min(idle_ms) <= 0 or not number:
             raise OptionsError(
                 "The variants cannot be chosen among.",
                 expected="at least one, each with a latency above 0, and a deadline above 0",
@@ -104,7 +108,11 @@ class Controller:
 
     def predicted_p99_ms(self, level: int) -> float:
         """Return the 99th percentile that a variant would have now."""
-        return float(self._idle[level]) * self.slow_down()
+        return self.idle_ms(level) * self.slow_down()
+
+    def idle_ms(self, level: int) -> float:
+        """Return what a variant takes on an idle machine, as far as is known: the least that was seen."""
+        return float(self._idle[level])
 
     def observe(self, level: int, latency_ms: float, *, may_rise: bool = True) -> Switch | None:
         """Take in one request, and decide.
@@ -118,6 +126,10 @@ class Controller:
             The switch, or None.
         """
         self.requests += 1
+        if latency_ms < _FASTER * self._idle[level]:
+            # It was not idle when the idle latency was measured; what followed from that is wrong, too.
+            self._idle[level] = latency_ms
+            self._factors.clear()
         self._factors.append(latency_ms / float(self._idle[level]))
         missed = latency_ms > self.deadline_ms
         self.misses += missed

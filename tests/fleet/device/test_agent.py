@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgeinfer.budget import Budget
@@ -126,6 +128,24 @@ def test_what_is_older_or_for_others_or_not_signed_changes_nothing(folder, shelf
         assert reports(transport, agent)[-1].code == code
 
 
+def test_from_verified_on_no_network_and_no_metadata_are_needed(folder, shelf):
+    class Gone(Shelf):
+        def refresh(self):
+            raise LocationError("No network.")
+
+        def release(self, model, version, digest):
+            raise LocationError("No network.")
+
+    agent = installed(folder, shelf)
+    shelf.desire(assign(second(shelf), 2), at=NOW + 1)
+    drive(agent, until=Phase.VERIFIED)
+    kill(agent)
+    agent = make_agent(folder, Gone(shelf.folder), FailingTransport())
+    assert drive(agent) is Phase.COMMITTED
+    assert running(folder) == {"m": "2"}
+    agent.close()
+
+
 def test_a_lease_that_ends_before_the_activation_ends_the_update(folder, shelf):
     now = [float(NOW)]
     agent = installed(folder, shelf, clock=lambda: now[0])
@@ -133,7 +153,7 @@ def test_a_lease_that_ends_before_the_activation_ends_the_update(folder, shelf):
     drive(agent, until=Phase.STAGED)
     now[0] += 200
     assert drive(agent) is Phase.FAILED
-    assert agent.device.state.update.code == "lease_expired"
+    assert agent.device.state.update.code == "lease"
     assert running(folder) == {"m": "1"}
     assert agent.device.state.quarantine == {}  # it is no fault of the release
 
@@ -287,6 +307,38 @@ class FailingTransport:
         pass
 
 
+def test_reports_now_and_then_how_each_model_serves(folder, shelf):
+    from edgeinfer.fleet.device.application import connect
+
+    transport = MemoryTransport()
+    agent = make_agent(folder, shelf, transport, options={"report_s": 0.001})
+    transport.put(shelf.document(*(assign(shelf.publish(model), 1) for model in "ab")))
+    assert drive(agent) is Phase.COMMITTED
+    transport.put(shelf.document(assign(second_of(shelf, "a"), 2), at=NOW + 1))
+    assert drive(agent) is Phase.COMMITTED
+    with connect(folder) as application:
+        model = application.model("b", deadline_ms=1e-6)
+        with model.request() as session:
+            session.infer(np.ones((1, 4), np.float32))
+        model.observe(confidence=0.5)
+        application.allow()
+        transport.reports.clear()
+        time.sleep(0.01)
+        agent.step()
+    found = {report.model: report for report in reports(transport, agent)}
+    assert (found["a"].generation, found["b"].generation) == ((1, 2), (1, 1))
+    assert {report.phase for report in found.values()} == {Phase.COMMITTED}
+    assert found["b"].digest == agent.device.running().models["b"].release
+    metrics = found["b"].metrics
+    assert (metrics["requests"], metrics["errors"], metrics["deadline_misses"]) == (1.0, 0.0, 1.0)
+    assert metrics["latency_ms"].count == metrics["confidence"].count == 1
+    agent.close()
+
+
+def second_of(shelf: Shelf, model: str):
+    return shelf.publish(model, "2", artifact_folder(2.0))
+
+
 def test_a_damaged_spool_costs_reports_and_nothing_else(folder, shelf):
     agent = installed(folder, shelf)
     agent.close()
@@ -295,6 +347,52 @@ def test_a_damaged_spool_costs_reports_and_nothing_else(folder, shelf):
     agent = make_agent(folder, shelf)
     shelf.desire(assign(second(shelf), 2), at=NOW + 1)
     assert drive(agent) is Phase.COMMITTED
+
+
+def test_an_agent_that_waits_for_long_is_stopped_soon(folder, shelf):
+    agent = make_agent(folder, shelf, options={"poll_s": 3600.0})
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    while not agent._started:
+        time.sleep(0.01)
+    agent.stop()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    assert Journal(folder).load().boots.clean
+
+
+@pytest.mark.parametrize("wrong", [0.0, 4e9])
+def test_a_wrong_clock_blocks_what_ends_at_a_time_and_nothing_else(folder, shelf, wrong):
+    now = [float(NOW)]
+    agent = installed(folder, shelf, clock=lambda: now[0])
+    agent.device.clock.raise_floor(NOW)  # signed metadata told so
+    agent.close()
+    now[0] = wrong
+    agent = make_agent(folder, shelf, clock=lambda: now[0])
+    shelf.desire(assign(second(shelf), 2, start_before=NOW + 1000), at=NOW + 1)
+    for _ in range(6):
+        agent.step()
+    assert (agent.phase, agent.device.waiting) == (Phase.PRECHECK, "clock")
+    assert running(folder) == {"m": "1"}
+    now[0] = NOW + 10.0
+    assert drive(agent) is Phase.COMMITTED
+    agent.close()
+
+
+def test_the_command_line_tells_the_status(folder, shelf, capsys):
+    from edgeinfer.cli import main
+
+    installed(folder, shelf).close()
+    assert main(["agent", "status", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["device"], found["generation"], found["phase"]) == (DEVICE, 1, "committed")
+    assert found["models"]["m"]["version"] == "1"
+    assert main(["agent", "status", str(folder / "nowhere")]) == 0
+    assert "never ran here" in capsys.readouterr().out
+    assert main(["agent", "run", str(folder), "--source", "x", "--option", "soak_s=-1"]) == 2
+    assert "soak_s" in capsys.readouterr().err
+    assert main(["agent", "run", str(folder), "--source", "x", "--option", "sock_s=1"]) == 2
+    assert "no such option" in capsys.readouterr().err
 
 
 def test_one_agent_in_a_folder(folder, shelf):

@@ -6,7 +6,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeinfer.errors import OptionsError
@@ -38,6 +38,7 @@ def test_a_fault_of_5_percent_at_95_percent_needs_59_devices():
     assert round(chance_to_see(0.05, 20), 2) == 0.64
 
 
+@settings(deadline=None)
 @given(st.floats(0.001, 0.9), st.floats(0.5, 0.999))
 def test_devices_needed_is_the_least_number(rate, confidence):
     needed = devices_needed(rate, confidence)
@@ -45,6 +46,7 @@ def test_devices_needed_is_the_least_number(rate, confidence):
     assert needed == 1 or chance_to_see(rate, needed - 1) < confidence + 1e-9
 
 
+@settings(deadline=None)
 @given(st.integers(0, 30), st.integers(0, 30), st.floats(0.01, 0.99))
 def test_the_binomial_tail_is_the_sum_of_its_terms(k, n, p):
     exact = sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1))
@@ -207,6 +209,7 @@ def test_a_constraint_reads_the_limits_of_the_budget():
         Constraint("max_drop")
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.tuples(st.sampled_from(Outcome), st.sampled_from(Motion)), st.integers(0, 200), max_size=12
@@ -223,6 +226,7 @@ def test_a_pass_always_has_its_rate_and_enough_devices(states):
             assert found.reached >= 53
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=40))
 def test_sums_give_mean_and_variance(changes):
     sums = Sums.of(changes)

@@ -32,8 +32,16 @@ ENDED = (State.COMPLETED, State.ROLLED_BACK, State.ABORTED, State.FAILED)
 class Trial:
     """A world with one rollout."""
 
-    def __init__(self, devices=40, *, quality=None, faults=None, sites=(), seed=1, **options):
-        self.world = World(seed=seed, faults=faults or Faults(), release=OLD)
+    def __init__(self, devices=40, *, quality=None, faults=None, sites=(), seed=1,
+                 heartbeat_s=21_600, **options):  # fmt: skip
+        self.world = World(
+            seed=seed,
+            faults=faults or Faults(),
+            release=OLD,
+            poll_s=900,
+            heartbeat_s=heartbeat_s,
+            controller_s=900,
+        )
         self.db = self.world.database
         for site in sites:
             save_site(self.db, site)
@@ -108,7 +116,7 @@ def test_a_bad_release_is_rolled_back_by_itself_before_the_second_stage():
 
 
 def test_a_slower_release_is_caught_by_the_canaries():
-    trial = Trial(quality=Quality(slower=0.25), devices=60, on_fail="pause",
+    trial = Trial(quality=Quality(slower=0.25), devices=60, on_fail="pause", heartbeat_s=7200,
                   gates=[FailureRate(max=0.14), Regression("latency_p99", margin=0.05)],
                   stages=[Stage(count=20, soak="12h"), Stage(percent=100)])  # fmt: skip
     trial.start().until(State.FAILED, State.COMPLETED)
@@ -118,8 +126,12 @@ def test_a_slower_release_is_caught_by_the_canaries():
 
 
 def test_an_equally_fast_release_passes_the_comparison():
-    trial = Trial(devices=80, gates=[FailureRate(max=0.14), Regression("latency_p99", margin=0.10)],
-                  stages=[Stage(count=30, soak="12h"), Stage(percent=100)])  # fmt: skip
+    trial = Trial(
+        devices=80,
+        heartbeat_s=7200,
+        gates=[FailureRate(max=0.14), Regression("latency_p99", margin=0.10)],
+        stages=[Stage(count=30, soak="12h"), Stage(percent=100)],
+    )
     trial.start().until(*ENDED)
     assert trial.state is State.COMPLETED
     judgements = trial.rollout.status().judgements[0]
@@ -127,7 +139,7 @@ def test_an_equally_fast_release_passes_the_comparison():
 
 
 def test_failure_rates_count_late_failures_of_passed_stages():
-    trial = Trial(quality=Quality(late=0.9))
+    trial = Trial(quality=Quality(late=0.9), stages=[Stage(count=20), Stage(percent=100, per_hour=0.2)])
     trial.start().until(State.ROLLED_BACK, State.ROLLING_BACK)
     assert "failed in stage 1" in next(
         line["reason"] for line in trial.log if line["action"] == "ROLLING_BACK"
@@ -185,7 +197,7 @@ def test_after_a_failed_gate_resuming_needs_a_reason_and_new_failures_fail_again
 
 def test_an_operator_who_answers_for_failures_gets_on():
     trial = Trial(on_fail="pause")
-    trial.world.quality[NEW] = Quality(failed=1.0)
+    trial.world.quality[NEW] = Quality(failed=0.5)
     trial.start().until(State.FAILED)
     trial.world.quality[NEW] = Quality()
     trial.run(3)
@@ -220,7 +232,7 @@ def test_silence_after_accepting_is_a_failure():
 def test_nothing_is_decided_without_data():
     trial = Trial()
     trial.world.partitioned = True
-    trial.start().run(200)
+    trial.start().run(60)
     assert trial.state is State.RUNNING
     assert trial.counts.of(Outcome.SUCCESS) == 0
     assert commands.get(trial.db, trial.number).stage == 0
@@ -234,7 +246,7 @@ def test_deleted_devices_stay_in_the_denominator():
         remove_device(trial.db, name)
     trial.world.devices.clear()
     trial.world.partitioned = False
-    trial.run(100)
+    trial.run(30)
     assert trial.state is State.RUNNING
     assert trial.counts.of(Outcome.WITHDRAWN) == 40
     assert all(j.verdict.value != "PASS" for j in trial.rollout.status().judgements[0])
@@ -250,7 +262,7 @@ def test_the_deadline_of_a_stage_pauses_the_rollout():
 def test_a_stage_waits_for_approval():
     trial = Trial(stages=[Stage(count=20), Stage(percent=100, needs_approval=True)])
     trial.start().until(State.AWAITING_APPROVAL)
-    trial.run(24)
+    trial.run(6)
     assert trial.counts.exposed == 20
     trial.rollout.approve()
     trial.until(State.COMPLETED)
@@ -287,7 +299,7 @@ def test_a_quarantined_release_is_named_by_no_document():
     commands.quarantine(trial.db, NEW, device_class="b", reason="wrong arithmetic")
     trial.oracle.withdrawn.add((NEW, "b"))
     had = {d.name for d in trial.world.devices.values() if d.device_class == "b" and d.running == NEW}
-    trial.run(60)
+    trial.run(30)
     have = {d.name for d in trial.world.devices.values() if d.device_class == "b" and d.running == NEW}
     assert have <= had
     assert any(d.device_class == "a" and d.running == NEW for d in trial.world.devices.values())
@@ -309,6 +321,10 @@ def test_one_live_rollout_for_a_model_and_a_device():
     trial.world.run_until(lambda: commands.get(trial.db, other).state is State.COMPLETED, 96 * HOUR)
     trial.run(12)
     assert trial.running(OLD) == 40
+    third = Specification(stages=[Stage(count=20), Stage(percent=100)], gates=[FailureRate(max=0.14)])
+    commands.start(trial.db, commands.draft(trial.db, model="m", release=NEW, specification=third))
+    with pytest.raises(FleetError, match="A later rollout of this model"):
+        commands.roll_back(trial.db, other, reason="too late")
 
 
 def test_after_a_restore_the_epoch_rises_and_the_fleet_converges():

@@ -7,7 +7,7 @@ import zoneinfo
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeinfer.errors import OptionsError
@@ -71,6 +71,7 @@ def test_a_group_is_taken_first_where_it_is_asked_for():
     assert [len(cohort) for cohort in cohorts] == [15, 75]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 120), st.text(max_size=5), st.lists(st.integers(1, 100), min_size=1, max_size=4))
 def test_each_device_is_in_one_stage_and_every_prefix_is_stratified(size, salt, percents):
     devices = fleet(size)
@@ -85,6 +86,7 @@ def test_each_device_is_in_one_stage_and_every_prefix_is_stratified(size, salt, 
         assert abs(taken[name] - total * len(names) / size) <= 2
 
 
+@settings(deadline=None)
 @given(st.permutations(fleet(40)), st.text(max_size=5))
 def test_cohorts_do_not_depend_on_the_order_of_the_inventory(devices, salt):
     stages = [Stage(count=10), Stage(percent=100)]

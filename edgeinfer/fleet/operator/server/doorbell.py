@@ -31,7 +31,7 @@ class Bells:
 
         self.online: set[str] = set()
         self._prefix = prefix
-        self._properties = Properties(PacketTypes.PUBLISH)
+        self._properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         self._properties.MessageExpiryInterval = _EXPIRES_S
         self._client = make_client(url, f"{prefix}-controller-{secrets.token_hex(4)}")
         self._client.on_connect = self._on_connect

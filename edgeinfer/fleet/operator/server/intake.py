@@ -20,7 +20,8 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from edgeinfer.errors import FleetError
 from edgeinfer.fleet.operator.store.database import Database
-from edgeinfer.fleet.operator.store.ingest import Ingested, Refusal, ingest
+from edgeinfer.fleet.operator.store.ingest import ingest
+from edgeinfer.fleet.operator.store.ingested import Ingested, Refusal
 
 __all__ = ["BusyError", "Intake"]
 

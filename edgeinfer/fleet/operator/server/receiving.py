@@ -13,7 +13,7 @@ from starlette.responses import Response
 from edgeinfer.fleet.device.identity import DEVICE_NAME
 from edgeinfer.fleet.operator.server.bodies import TooLarge, answer, read_body
 from edgeinfer.fleet.operator.server.intake import BusyError, Intake
-from edgeinfer.fleet.operator.store.ingest import Refusal
+from edgeinfer.fleet.operator.store.ingested import Refusal
 
 __all__ = ["Receiver"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import final
 from urllib.parse import parse_qs
 
@@ -101,9 +102,7 @@ class Site:
         except EdgeInferError as error:
             if not visitor.csrf:
                 return answer(409, error=str(error))
-            return self._page(
-                request, "That was not done", f"<pre>{pages.escape(str(error))}</pre>", status=409
-            )
+            return self._page(request, "That was not done", f"<pre>{escape(str(error))}</pre>", status=409)
         self._acted()
         return answer(200, done=action) if not visitor.csrf else RedirectResponse(f"/rollouts/{number}", 303)
 
@@ -124,7 +123,7 @@ class Site:
                     _link("rollouts", str(record.id)),
                     record.model,
                     record.release_version,
-                    pages.Html(f"<span class='state'>{pages.escape(status.state)}</span>"),
+                    pages.Html(f"<span class='state'>{escape(status.state)}</span>"),
                     pages.Html(bars),
                 )
             )
@@ -216,7 +215,7 @@ def _possible(state: State) -> Sequence[str]:
 
 
 def _link(folder: str, name: str) -> pages.Html:
-    return pages.Html(f"<a href='/{folder}/{pages.escape(name)}'>{pages.escape(name)}</a>")
+    return pages.Html(f"<a href='/{folder}/{escape(name)}'>{escape(name)}</a>")
 
 
 async def _form(request: Request) -> Mapping[str, str] | None:

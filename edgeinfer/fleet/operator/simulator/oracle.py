@@ -46,6 +46,7 @@ class Oracle:
         self.withdrawn: set[tuple[str, str]] = set()  # (release, class)
         self.most_disturbed: Counter[str] = Counter()
         self.checks = 0
+        self._ticks = 0
         world.shelf.on_put = self._on_put
         world.on_step = self._on_step
         world.on_tick = self._on_tick
@@ -81,6 +82,9 @@ class Oracle:
         )
 
     def _on_tick(self) -> None:
+        self._ticks += 1
+        if not self._world.changed and self._ticks % 20:
+            return
         with self._world.database.reading() as connection:
             for record in store.load_all(connection):
                 self._check_exposure(connection, record)

@@ -75,6 +75,7 @@ class World:
         self.controller = Controller(self.database, Publisher(self.shelf, lambda _: ()))
         self.on_step: Callable[[SimulatedDevice], None] = lambda _device: None
         self.on_tick: Callable[[], None] = lambda: None
+        self.changed = 0  # what the last tick changed
         self.partitioned = False  # nothing reaches the operator, and nothing is fetched
         self._poll_s, self._heartbeat_s, self._controller_s = poll_s, heartbeat_s, controller_s
         self._events: list[tuple[int, int, str, Any]] = []
@@ -143,7 +144,7 @@ class World:
             arrived, self._inbox = self._inbox, []
             if arrived:
                 ingest(self.database, arrived)
-        self.controller.tick()
+        self.changed = self.controller.tick()
         self.on_tick()
 
     def heal(self) -> None:
@@ -204,8 +205,8 @@ class World:
         self._at(self.now + self._poll_s, "poll", device)
         if self.partitioned or device.dead:
             return
-        self._send(device)
         device.fetch(self.shelf.documents.get(device.name), self.now)
+        self._send(device)
         self._plan_step(device)
 
     def _send(self, device: SimulatedDevice) -> None:

@@ -11,41 +11,16 @@ from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
-from edgeinfer.fleet.device.histogram import Histogram
 from edgeinfer.fleet.operator.canary import Sums
 from edgeinfer.fleet.operator.evidence import CANARY, CONTROL, MetricSums
 from edgeinfer.fleet.operator.metrics import METRICS
 from edgeinfer.fleet.operator.store.database import add_to, chunks, upsert
 from edgeinfer.fleet.operator.store.schema import figures, member_metrics, members, metric_sums
 
-__all__ = ["add_canaries", "add_controls", "figures_of", "load_metric_sums", "save_figures", "update_changes"]
+__all__ = ["add_canaries", "add_controls", "load_metric_sums", "save_figures", "update_changes"]
 
 Budgets: TypeAlias = "Mapping[str, Mapping[str, float]]"
 _MAX_CONTROLS = 1000  # more would narrow the interval by little: the canaries are fewer
-_NAMES = {
-    metric.limit: metric.name for metric in METRICS.values() if metric.limit is not None
-}  # reports may name a figure as the budget's limit does
-
-
-def figures_of(metrics: Mapping[str, Histogram | float]) -> dict[str, float]:
-    """Return the known figures of a report; NaN where one is not a finite number.
-
-    A distribution `latency_ms` gives `latency_p50` and `latency_p99`; of others the mean is taken.
-    """
-    found: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, Histogram):
-            if name in ("latency", "latency_ms"):
-                for metric, share in (("latency_p50", 0.5), ("latency_p99", 0.99)):
-                    quantile = value.quantile(share)
-                    found[metric] = math.nan if quantile is None else quantile
-                continue
-            mean = value.mean
-            value = math.nan if mean is None else mean
-        metric = _NAMES.get(name, name)
-        if metric in METRICS:
-            found[metric] = float(value) if math.isfinite(value) else math.nan
-    return found
 
 
 def save_figures(connection: sa.Connection, rows: Iterable[Mapping[str, Any]]) -> None:

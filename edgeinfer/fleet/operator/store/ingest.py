@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, final
+from typing import Any
 
 import attrs
 import sqlalchemy as sa
@@ -18,24 +18,26 @@ from edgeinfer.errors import FleetError
 from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.device.reports import Report
 from edgeinfer.fleet.operator.absorb import Heard, absorb
+from edgeinfer.fleet.operator.figures import SERVING, figures_by_model
 from edgeinfer.fleet.operator.member import Member
 from edgeinfer.fleet.operator.outcomes import Motion
 from edgeinfer.fleet.operator.record import State
-from edgeinfer.fleet.operator.store.comparisons import figures_of, save_figures, update_changes
+from edgeinfer.fleet.operator.store.comparisons import save_figures, update_changes
 from edgeinfer.fleet.operator.store.database import Database, chunks, dumps, value_of
 from edgeinfer.fleet.operator.store.enrolment import read_report
+from edgeinfer.fleet.operator.store.ingested import Ingested, Refusal
 from edgeinfer.fleet.operator.store.members import change_members
 from edgeinfer.fleet.operator.store.reissue import answer_again
 from edgeinfer.fleet.operator.store.schema import devices, members, releases, report_log, rollouts
 from edgeinfer.fleet.operator.store.slots import Slot, load_slots, lock_devices, save_slots
 
-__all__ = ["Ingested", "Refusal", "ingest"]
+__all__ = ["ingest"]
 
 _BATCH = 500
 _FURTHEST_EPOCH = 1000  # a device that reports an epoch that is this much further is not believed
 
 
-_TOLD = ("incarnation", "facts", "flag", "seen_at")
+_TOLD = ("incarnation", "device_class", "facts", "flag", "seen_at")
 _TELL = (
     sa.update(devices)
     .where(devices.c.device == sa.bindparam("its_device"))
@@ -56,7 +58,7 @@ _ROLLOUTS = (
         rollouts.c.model.in_(sa.bindparam("models", expanding=True)), rollouts.c.state != State.DRAFT.value
     )
 )
-_NAMES = sa.bindparam("names", expanding=True)
+_NAMES: sa.BindParameter[Any] = sa.bindparam("names", expanding=True)
 # Those of all rollouts but the superseded, and what is still on its way for any.
 _MEMBERS = sa.select(members).where(
     members.c.device.in_(_NAMES),
@@ -65,45 +67,6 @@ _MEMBERS = sa.select(members).where(
         members.c.motion.in_([Motion.FORWARD.value, Motion.BACK.value]),
     ),
 )
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Refusal:
-    """A report that was refused.
-
-    Attributes:
-        index: Its place among those that were handed over.
-        device: The device that it says to be of, if it says so.
-        reason: Why.
-    """
-
-    index: int
-    device: str
-    reason: str
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Ingested:
-    """What became of a batch.
-
-    Attributes:
-        applied: Reports that told something new.
-        ignored: Duplicates, and older than what is known.
-        refused: Reports that nobody is answerable for.
-    """
-
-    applied: int = 0
-    ignored: int = 0
-    refused: tuple[Refusal, ...] = ()
-
-    def __add__(self, other: Ingested) -> Ingested:
-        return Ingested(
-            applied=self.applied + other.applied,
-            ignored=self.ignored + other.ignored,
-            refused=self.refused + other.refused,
-        )
 
 
 def ingest(database: Database, documents: Sequence[bytes]) -> Ingested:
@@ -123,6 +86,7 @@ def ingest(database: Database, documents: Sequence[bytes]) -> Ingested:
 class _Batch:
     """What a batch changes; written once at its end."""
 
+    now: int
     rows: dict[str, sa.RowMapping]
     slots: dict[tuple[str, str], Slot]
     heard: dict[tuple[str, str], list[Heard]] = attrs.field(factory=dict)
@@ -154,9 +118,9 @@ def _ingest(
     # In the order in which the devices made them, so that a batch that was shuffled tells all that it can.
     reports.sort(key=lambda item: (item[0].device, item[0].incarnation, item[0].sequence))
     names = {report.device for report, _ in reports}
-    batch = _Batch(rows=rows, slots=load_slots(connection, None, sorted(names)))
+    batch = _Batch(now=now, rows=rows, slots=load_slots(connection, None, sorted(names)))
     epoch = value_of(connection, "epoch")
-    applied = sum(_apply(batch, report, data, now, epoch) for report, data in reports)
+    applied = sum(_apply(batch, report, data, epoch) for report, data in reports)
     _write(connection, batch)
     return Ingested(applied=applied, ignored=len(reports) - applied, refused=tuple(refused))
 
@@ -167,8 +131,9 @@ def _verified(connection: sa.Connection, row: sa.RowMapping | None, data: bytes,
     return read_report(connection, row, data, now)
 
 
-def _apply(batch: _Batch, report: Report, data: bytes, now: int, epoch: int) -> bool:
+def _apply(batch: _Batch, report: Report, data: bytes, epoch: int) -> bool:
     """Note what a report tells; return whether it is new."""
+    now = batch.now
     device, row = report.device, batch.rows[report.device]
     update = batch.updates.setdefault(device, {"seen_at": now})
     incarnation = update.get("incarnation", row["incarnation"])
@@ -188,9 +153,13 @@ def _apply(batch: _Batch, report: Report, data: bytes, now: int, epoch: int) -> 
         update["flag"] = "impossible generation"
         return False
     facts = dumps(dict(report.facts)) if report.facts else None
-    facts_changed = facts is not None and facts != update.get("facts", row["facts"])
+    before = json.loads(update.get("facts", row["facts"]))
+    facts_changed = facts is not None and _lasting(json.loads(facts)) != _lasting(before)
     if facts_changed:
         update["facts"] = facts
+        probed = report.facts.get("device_class")
+        if isinstance(probed, str) and probed and not row["device_class"]:
+            update["device_class"] = probed  # the operator said nothing, so what the device found holds
     generation = tuple(report.generation)
     mistaken = (
         report.phase is Phase.COMMITTED and generation == slot.generation and report.digest != slot.release
@@ -209,13 +178,32 @@ def _apply(batch: _Batch, report: Report, data: bytes, now: int, epoch: int) -> 
             facts_changed=facts_changed,
         )
     )
-    values = figures_of(report.metrics)
-    if values and report.digest:
-        batch.values.setdefault(report.model, {})[device] = (report.digest, values)
+    if report.phase in SERVING:
+        _note_figures(batch, report)
     if report.log or report.phase.final:
         batch.log.append({"at": now, "device": device, "model": report.model, "phase": report.phase.value,
                           "code": report.code, "log": dumps(list(report.log))})  # fmt: skip
     return True
+
+
+def _lasting(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts that a refusal can be due to for long; what memory is left changes by the hour."""
+    return {name: value for name, value in facts.items() if name != "memory_bytes"}
+
+
+def _note_figures(batch: _Batch, report: Report) -> None:
+    """Note how the models of a device serve, each under the digest that is really loaded."""
+    device = report.device
+    for model, figures in figures_by_model(report.model, report.metrics).items():
+        # What is known of the device itself holds for all its models.
+        models = [model] if model else [its for name, its in batch.slots if name == device and its]
+        for name in models:
+            slot = batch.slots.get((device, name))
+            if slot is None or not slot.running:
+                continue
+            of_model = batch.values.setdefault(name, {})
+            digest, earlier = of_model.get(device, (slot.running, {}))
+            of_model[device] = (slot.running, {**(earlier if digest == slot.running else {}), **figures})
 
 
 def _begin_again(batch: _Batch, report: Report, update: dict[str, Any]) -> None:
@@ -294,9 +282,13 @@ def _change_members(connection: sa.Connection, batch: _Batch, facts: Mapping[int
         rows = connection.execute(_MEMBERS, {"names": part, "numbers": of_interest}).mappings()
         for before in [Member(**row) for row in rows]:
             row = facts.get(before.rollout)
+            if row is not None and (before.device, row["model"]) in batch.ahead:
+                continue  # an answer to what this database never said tells nothing about the rollout
+            # Whatever a device says, it is not silent.
+            after = attrs.evolve(before, heard_at=batch.now) if before.motion.in_flight else before
             if row is None:
+                changes.append((before, after))
                 continue
-            after = before
             for heard in batch.heard.get((before.device, row["model"]), ()):
                 after = absorb(after, heard, release=row["release"], retries=row["retries"])
             changes.append((before, after))

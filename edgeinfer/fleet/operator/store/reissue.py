@@ -47,10 +47,27 @@ def answer_again(
                 )
         old = {device: slots[device, model].generation for device in wanted}
         _renumber(connection, model, old, issue(connection, model, wanted))
+    _begin_again(connection, reflashed, slots)
+
+
+def _begin_again(
+    connection: sa.Connection, reflashed: Sequence[str], slots: Mapping[tuple[str, str], Slot]
+) -> None:
+    """Let devices install again what they are to run; the lease of their document may be long over."""
     for part in chunks(reflashed):
         connection.execute(
             sa.update(devices).where(devices.c.device.in_(part)).values(wanted=devices.c.wanted + 1)
         )
+        moving = sa.select(members.c.device, rollouts.c.model).where(
+            members.c.device.in_(part),
+            members.c.motion.in_([Motion.FORWARD.value, Motion.BACK.value]),
+            rollouts.c.id == members.c.rollout,
+        )
+        # What is on its way in a rollout has a place in the site's budget, and gets a new lease from there.
+        steered = {(row.device, row.model) for row in connection.execute(moving)}
+        for (device, model), slot in slots.items():
+            if device in part and slot.epoch and slot.start_before and (device, model) not in steered:
+                issue(connection, model, {device: Wanted(release=slot.release, version=slot.version)})
 
 
 def _renumber(

@@ -68,7 +68,7 @@ class Wanted:
     start_before: int = 0
 
 
-_NAMES = sa.bindparam("names", expanding=True)
+_NAMES: sa.BindParameter[Any] = sa.bindparam("names", expanding=True)
 _DEVICES = sa.select(devices).where(devices.c.device.in_(_NAMES)).order_by(devices.c.device)
 _DEVICES_LOCKED = _DEVICES.with_for_update()
 _SLOTS = sa.select(slots).where(slots.c.device.in_(_NAMES))

@@ -114,7 +114,15 @@ def ask_back(
         activated: Also those that have reported to be activating the release, or further.
         device_class: Only devices of this class.
     """
-    where = [members.c.rollout == rollout.id, members.c.motion == Motion.FORWARD.value]
+    # A document that ran out is superseded, too: it must not be what the device is to run.
+    ran_out = sa.and_(
+        members.c.motion == Motion.STILL.value,
+        members.c.outcome == Outcome.OFFLINE.value,
+    )
+    where = [
+        members.c.rollout == rollout.id,
+        sa.or_(members.c.motion == Motion.FORWARD.value, ran_out),
+    ]
     if device_class is not None:
         where.append(members.c.device_class == device_class)
     moving = _next(connection, where, None)

@@ -2,5 +2,8 @@
 
 from alembic import context
 
-context.configure(connection=context.config.attributes["connection"], transaction_per_migration=False)
-context.run_migrations()
+__all__: list[str] = []
+
+if hasattr(context, "config"):  # not where the module is only imported, as by tests of all modules
+    context.configure(connection=context.config.attributes["connection"], transaction_per_migration=False)
+    context.run_migrations()

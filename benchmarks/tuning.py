@@ -1,0 +1,187 @@
+"""Tuning real models: half the float latency with at most one point lost, and a budget that cannot be met.
+
+    python benchmarks/tuning.py DATA MODEL BACKEND [--minutes 6] [--folder OUT] [--part 0.5] [--stride 1]
+
+DATA is as for `real_models.py`. The float latency is measured first, on one thread, by processor time; the
+budget is a part of it, and one point of the task's first metric. Everything runs on one thread, so that a
+shared machine can be measured. `--stride 2` evaluates on every other sample while tuning; the final figures
+are from all of them. A run that was interrupted goes on from its journal in OUT. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from real_models import ours
+
+import edgeinfer as ei
+from edgeinfer.backends.registry import get_backend
+from edgeinfer.transforms import FuseBatchNorm, Simplify
+
+MODELS = {
+    "mobilenet": "mobilenet_v2_1.0_224",
+    "nanodet": "nanodet_m_320",
+    "minilm": "minilm_l6_fp16w",
+    "keywords": "kws_dscnn",
+}
+POINT = 0.01  # of accuracy, mAP or correlation
+LENGTH = 32  # tokens of a sentence
+
+
+class _EnoughError(Exception):
+    """Ends a task when there are samples enough."""
+
+
+def calibration(module: Any, name: str, most: int) -> list[dict[str, np.ndarray]]:
+    """What the task's calibration samples look like to the model, one row a feed."""
+    task, _ = module.TASKS[name]
+    rows: list[dict[str, np.ndarray]] = []
+
+    def record(feed: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> Any:
+        for index in range(len(next(iter(feed.values())))):
+            rows.append({key: array[index : index + 1] for key, array in feed.items()})
+        if len(rows) >= most and name != MODELS["minilm"]:
+            raise _EnoughError
+        if name == MODELS["minilm"]:
+            if len(rows) >= 1500:
+                raise _EnoughError
+            return [np.ones((len(next(iter(feed.values()))), 384), np.float32)]
+        return reference(feed, outputs)
+
+    reference = None
+    if name != MODELS["minilm"]:
+        model = ei.Model.load(module.ROOT + f"/models/{name}.onnx")
+        session = ei.load(ei.compile(model, "onnxruntime"))
+        reference = ours(session)
+    with contextlib.suppress(_EnoughError):
+        task(record, "calib")
+    if name == MODELS["minilm"]:
+        step = max(1, len(rows) // most)
+        rows = [{key: _padded(array) for key, array in row.items()} for row in rows[::step]]
+    return rows[:most]
+
+
+def _padded(array: np.ndarray) -> np.ndarray:
+    return np.pad(array[:, :LENGTH], ((0, 0), (0, max(0, LENGTH - array.shape[1]))))
+
+
+def metric_of(module: Any, name: str, subset: str = "eval") -> Callable[[ei.Model], float]:
+    task, _ = module.TASKS[name]
+
+    def evaluate(model: ei.Model) -> float:
+        with ei.load(ei.compile(model)) as session:
+            return float(next(iter(task(ours(session), subset).values())))
+
+    return evaluate
+
+
+def float_ms(
+    model: ei.Model, target: str, feed: Mapping[str, np.ndarray], options: Mapping[str, Any]
+) -> float:
+    """The processor time of an inference of the simplified float model that little got in the way of."""
+    prepared = ei.optimize(model, [Simplify(widen_weights=True), FuseBatchNorm()])
+    with ei.load(ei.compile(prepared, target, options=options)) as session:
+        times = []
+        for _ in range(200):
+            used = time.process_time_ns()
+            session.infer(feed)
+            times.append((time.process_time_ns() - used) / 1e6)
+    return float(np.quantile(times, 0.1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("backend")
+    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--part", type=float, default=0.5)
+    parser.add_argument("--stride", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=48)
+    parser.add_argument("--folder", type=Path, default=Path("tuning"))
+    arguments = parser.parse_args()
+    name, target = MODELS[arguments.model], arguments.backend
+    module = _module(arguments.data)
+    pick = module.pick
+    module.pick = lambda n, subset: pick(n, subset)[:: arguments.stride if subset == "eval" else 1]
+    model = ei.Model.load(arguments.data / "models" / f"{name}.onnx")
+    feeds = calibration(module, name, arguments.samples)
+    options = get_backend(target.partition(":")[0]).capabilities().threads(1) or {}
+    run = arguments.folder / f"{arguments.model}-{target}-{arguments.part:g}"
+    run.mkdir(parents=True, exist_ok=True)
+    noted = run / "float_ms.json"
+    if not noted.exists():
+        noted.write_text(json.dumps(float_ms(model, target, feeds[0], options)))
+    base_ms = json.loads(noted.read_text())
+    budget = ei.Budget(latency_p50_ms=arguments.part * base_ms, max_drop=POINT)
+    started = time.monotonic()
+    result = ei.tune(
+        model,
+        budget,
+        target=target,
+        calibration=feeds,
+        evaluate=metric_of(module, name),
+        minutes=arguments.minutes,
+        journal=run / "journal.jsonl",
+        options=options,
+        progress=True,
+    )
+    result.save_html(run / "report.html")
+    (run / "table.txt").write_text(str(result))
+    found = {
+        "model": arguments.model,
+        "backend": target,
+        "float_ms": base_ms,
+        "limit_ms": budget.latency_p50_ms,
+        "met": result.met,
+        "clock": result.clock,
+        "tuning_s": result.seconds,
+        "this_call_s": time.monotonic() - started,
+        "candidates": result.candidates,
+        "dropped": result.dropped,
+        "made": len(result.trials),
+        "float_metric_while_tuning": result.baseline.metric,
+        "float_p50_ms": result.baseline.latency_p50_ms,
+    }
+    if result.met:
+        found |= _best(result, model, module, name, pick)
+    else:
+        found["advice"] = [each.describe() for each in result.advice]
+    print(json.dumps(found, indent=1))
+
+
+def _best(result: Any, model: ei.Model, module: Any, name: str, pick: Any) -> dict[str, Any]:
+    best = result.best
+    replayed = best.recipe.apply(model)
+    module.pick = pick
+    full = metric_of(module, name)
+    return {
+        "best": best.candidate.describe(),
+        "p50_ms": best.latency_p50_ms,
+        "speedup": result.baseline.latency_p50_ms / best.latency_p50_ms,
+        "metric_while_tuning": best.metric,
+        "replayed_bit_for_bit": replayed.digest == best.model.digest,
+        "float_metric_all": full(result.baseline.model),
+        "metric_all": full(best.model),
+        "disk_bytes": [result.baseline.disk_bytes, best.disk_bytes],
+        "peak_bytes": [result.baseline.peak_bytes, best.peak_bytes],
+    }
+
+
+def _module(data: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("eval_baseline", data / "eval_baseline.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""The mission from end to end, on one machine: from a model and budgets to a fleet, and back from a bad one.
+
+An inspection model is tuned to two classes of devices and published as one signed release. Agents install it,
+each in a folder of its own. Then somebody publishes a version that averages over four turned images: as
+accurate, and four times as slow, too slow for the cameras. The canaries refuse it, and the rollout takes it
+back.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import attrs
+
+from edgeinfer.backends.registry import backends
+from edgeinfer.budget import Budget
+from edgeinfer.demo.surfaces import CLASSES, draw_surfaces, inspection_model_path
+from edgeinfer.demo.turned_views import with_turned_views
+from edgeinfer.display import Table
+from edgeinfer.fleet.device.agent import Agent
+from edgeinfer.fleet.device.identity import Identity
+from edgeinfer.fleet.device.options import AgentOptions
+from edgeinfer.fleet.operator.fleet import Fleet
+from edgeinfer.fleet.operator.gates import FailureRate, Rejected
+from edgeinfer.fleet.operator.opening import open_fleet
+from edgeinfer.fleet.operator.rollout import Rollout
+from edgeinfer.fleet.operator.stages import Stage
+from edgeinfer.fleet.operator.status import RolloutStatus
+from edgeinfer.fleet.operator.tuned import TunedRelease
+from edgeinfer.fleet.operator.variants import needs_of
+from edgeinfer.graph.build import compile_model
+from edgeinfer.model.model import Model
+from edgeinfer.runtime.benchmark import benchmark
+from edgeinfer.runtime.open import load
+from edgeinfer.values import as_tuple
+
+__all__ = ["MissionReport", "run_mission"]
+
+_LOG = logging.getLogger(__name__)
+_OPTIONS = {"threads": 1}
+# An agent that is told to hurry: one in the field polls by the minute and watches for hours.
+_HURRIED = AgentOptions(poll_s=0.1, tick_s=0.05, soak_s=0.2, staging_runs=20, soak_requests=1)
+# In medians of the float model here: the cameras must be fast, the line's computers may take their time.
+_SLOWEST = {"camera": 2.5, "line": 12.0}
+_LARGEST = {"camera": 500_000, "line": 1_200_000}  # bytes
+_LONGEST_S = 300.0
+
+
+@final
+@attrs.frozen(kw_only=True)
+class MissionReport:
+    """What happened.
+
+    Attributes:
+        tuned: The first release, and how its variants were found.
+        good: The rollout of the first release, at its end.
+        bad: The rollout of the second one, at its end.
+        devices: One row a device, at the end.
+        running: How many devices run the first release at the end.
+        seconds: How long it took, by part.
+        notes: What must be said.
+    """
+
+    tuned: TunedRelease
+    good: RolloutStatus
+    bad: RolloutStatus
+    devices: Table
+    running: int
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON-compatible values."""
+        return {
+            "tuned": self.tuned.to_dict(),
+            "good": self.good.state,
+            "bad": self.bad.state,
+            "running": self.running,
+            "seconds": dict(self.seconds),
+            "notes": list(self.notes),
+        }
+
+    def table(self) -> Table:
+        """Return one row a part."""
+        rows = [
+            ("tuned and published", f"release 1 for {len(self.tuned.results)} classes of devices"),
+            ("rolled out", f"release 1: {self.good.state}"),
+            ("a bad release", f"release 2, too slow for the cameras: {self.bad.state}"),
+            ("at the end", f"{self.running} devices run release 1"),
+            *((f"  {part}", f"{seconds:.0f} s") for part, seconds in self.seconds.items()),
+        ]
+        return Table(title="The mission", columns=("", ""), rows=rows, footer="\n".join(self.notes))
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, (self.tuned, self.good, self.bad, self.devices, self.table())))
+
+    def _repr_html_(self) -> str:
+        parts = [self.table().to_html()]
+        for name, result in self.tuned.results.items():
+            parts.append(f"<h2>Tuned for the class {name}</h2>{result._repr_html_()}")
+        parts.append(f"<h2>Release 1 is rolled out</h2>{self.good._repr_html_()}")
+        parts.append(f"<h2>Release 2 is caught at the canaries</h2>{self.bad._repr_html_()}")
+        parts.append(f"<h2>The fleet at the end</h2>{self.devices.to_html()}")
+        return "\n".join(parts)
+
+    def save_html(self, path: str | Path) -> Path:
+        """Write it as one page that needs no other file and no network."""
+        from edgeinfer.atomic import write_file
+
+        page = (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>edgeinfer: the mission</title>'
+            "<style>:root{color-scheme:light dark}body{font:14px/1.45 system-ui,sans-serif;max-width:70em;"
+            "margin:2em auto;padding:0 1.5em}.pictures{display:flex;flex-wrap:wrap;gap:1.5em}"
+            f".pictures>svg{{flex:1 1 30em}}</style></head><body><h1>The mission</h1>{self._repr_html_()}"
+            "</body></html>\n"
+        )
+        write_file(Path(path), page.encode())
+        return Path(path)
+
+
+def run_mission(
+    *, devices: int = 20, minutes: float = 0.25, say: Callable[[str], None] | None = None
+) -> MissionReport:
+    """Run the mission; see the module.
+
+    Args:
+        devices: How many agents; at least 12, so that ten canaries can see what they look for.
+        minutes: How long tuning may take for each class, about.
+        say: Is told what is being done; None logs it.
+    """
+    say = say or _LOG.info
+    targets = _targets()
+    seconds: dict[str, float] = {}
+    notes = [] if len(set(targets.values())) > 1 else ["OpenVINO is not here: both classes run ONNX Runtime"]
+    model = Model.load(inspection_model_path())
+    calibration, held_out = draw_surfaces(32, seed=3).feeds(), draw_surfaces(200, seed=2)
+
+    def accuracy(candidate: Model) -> float:
+        with load(compile_model(candidate)) as session:
+            return held_out.accuracy(session.infer({"image": held_out.images})["logits"])
+
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeinfer-mission-")))
+        secret = secrets.token_hex(16)  # of keys that live for a minute
+        fleet = stack.enter_context(open_fleet(folder / "fleet", passphrase=lambda _: secret))
+        budgets = _budgets(model, targets, calibration[0])
+        with _timed(seconds, "tune and publish", say):
+            tuned = fleet.publish_tuned(
+                "defects",
+                model,
+                budgets=budgets,
+                targets=targets,
+                calibration=calibration,
+                evaluate=accuracy,
+                minutes=minutes,
+                progress=False,
+                interface="defects/1",
+                labels=CLASSES,
+            )
+        agents = [
+            stack.enter_context(_agent(fleet, folder, number, list(targets)[number % len(targets)]))
+            for number in range(devices)
+        ]
+        with _timed(seconds, f"roll release 1 out to {devices} devices", say):
+            good = _roll_out(fleet, agents, tuned.release)
+        slow = with_turned_views(model)
+        artifacts = {name: compile_model(slow, target, options=_OPTIONS) for name, target in targets.items()}
+        needs = {
+            name: attrs.evolve(needs_of(artifact), device_class=(name,))
+            for name, artifact in artifacts.items()
+        }
+        # Nobody measured it: a figure that breaks the budget would be refused here.
+        limits = {name: Budget(latency_p50_ms=budget.latency_p50_ms) for name, budget in budgets.items()}
+        bad_release = fleet.publish(
+            "defects", artifacts, golden=calibration, budget=limits, needs=needs, labels=CLASSES
+        )
+        with _timed(seconds, "roll release 2 out and back", say):
+            bad = _roll_out(fleet, agents, bad_release)
+        running = sum(row["running"] == tuned.release.digest for row in fleet.devices)
+        table = fleet.devices.table()
+        return MissionReport(
+            tuned=tuned,
+            good=good.status(),
+            bad=bad.status(),
+            devices=table,
+            running=running,
+            seconds=seconds,
+            notes=notes,
+        )
+
+
+def _targets() -> dict[str, str]:
+    """Return where each class runs: the second one in OpenVINO where that is here."""
+    entry = backends().get("openvino")
+    return {"camera": "onnxruntime", "line": "openvino" if entry and entry.available else "onnxruntime"}
+
+
+def _budgets(model: Model, targets: Mapping[str, str], feed: Mapping[str, Any]) -> dict[str, Budget]:
+    budgets = {}
+    for name, target in targets.items():
+        with load(compile_model(model, target, options=_OPTIONS)) as session:
+            median = benchmark(session, feed, warmup=10, runs=50, progress=False).p50_ms
+        budgets[name] = Budget(
+            latency_p50_ms=_SLOWEST[name] * median, disk_bytes=_LARGEST[name], max_drop=0.02
+        )
+    return budgets
+
+
+def _agent(fleet: Fleet, folder: Path, number: int, device_class: str) -> Agent:
+    name = f"{device_class}-{number:02d}"
+    key = fleet.devices.add(name, device_class=device_class, site="hall 1")
+    home = folder / "devices" / name
+    home.mkdir(parents=True)
+    Identity(device=name, device_class=device_class, key=key.hex()).save(home)
+    return Agent(home, source=fleet.source, root=fleet.root, options=_HURRIED)
+
+
+def _roll_out(fleet: Fleet, agents: list[Agent], release: Any) -> Rollout:
+    """Move the fleet and its agents on until the rollout ends."""
+    rollout = fleet.rollout(
+        release,
+        stages=[Stage(count=max(10, len(agents) // 2)), Stage(percent=100)],
+        gates=[FailureRate(max=0.3), Rejected(max=0.3)],
+        on_fail="rollback",
+    )
+    rollout.start()
+    deadline = time.monotonic() + _LONGEST_S
+    while rollout.state in ("RUNNING", "ROLLING_BACK") and time.monotonic() < deadline:
+        fleet.tick()
+        for agent in agents:
+            agent.step()
+    return rollout
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], part: str, say: Callable[[str], None]) -> Iterator[None]:
+    say(part)
+    start = time.monotonic()
+    yield
+    seconds[part] = time.monotonic() - start

@@ -1,0 +1,49 @@
+"""The features that a fit prices."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from edgeinfer.estimate.features import add_up, features
+from edgeinfer.estimate.kernel import Kernel
+
+CONV = Kernel(
+    node="c", kind="conv", precision="float32", macs=9_000_000, outs=64, ins=64, taps=9, width=28,
+    positions=784, read_bytes=200_000, written_bytes=300_000, weight_bytes=147_456,
+)  # fmt: skip
+
+
+def test_a_convolution_that_fills_its_blocks():
+    assert features(CONV) == {
+        "any/float32/calls": 1.0,
+        "any/float32/moved_mb": 0.5,
+        "any/float32/weights_mb": pytest.approx(0.147456),
+        "conv/float32/megamacs": 9.0,
+        "conv/float32/moved_mb": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "feature", "value"),
+    [
+        ({"outs": 60}, "conv_ragged/float32/megamacs", 9.0 * 64 / 60),
+        ({"width": 26}, "conv/float32/megamacs", 9.0 * 28 / 26),
+        ({"ins": 3}, "first/float32/megamacs", 9.0),
+        ({"kind": "depthwise", "groups": 63}, "depthwise_ragged/float32/megamacs", 9.0 * 64 / 63),
+        ({"kind": "gemm", "width": 1}, "gemv/float32/calls", 1.0),
+        ({"kind": "pool", "operations": 100_000, "taps": 9}, "pool/float32/operations_m", 0.9),
+        ({"precision": "int8"}, "conv/int8/megamacs", 9.0),
+    ],
+)
+def test_kinds_and_rounding(changes, feature, value):
+    assert features(attrs.evolve(CONV, **changes))[feature] == pytest.approx(value)
+
+
+def test_weights_beyond_a_cache_count_again():
+    small, large = add_up([CONV]), add_up([attrs.evolve(CONV, weight_bytes=3_000_000)] * 2)
+    assert not any("beyond" in name for name in small)
+    assert large["any/float32/weights_beyond_0.5_mb"] == 6.0
+    assert large["any/float32/weights_beyond_4_mb"] == 6.0
+    assert large["any/float32/calls"] == 2
+    assert large["run/calls"] == 1
