@@ -157,7 +157,7 @@ def redeem(database: Database, secret: str) -> Enrolled:
         if found["expires_at"] <= now:
             return TokenError("The token has expired.", where=device)
         connection.execute(sa.update(tokens).where(tokens.c.digest == found["digest"]).values(used_at=now))
-        return _enrol(connection, found, now)
+        return _enrol(connection, dict(found), now)
 
     result = database.retrying(work)
     if isinstance(result, TokenError):
