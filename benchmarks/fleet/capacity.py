@@ -27,9 +27,9 @@ from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.device.reports import Report
 from edgeinfer.fleet.operator import commands
 from edgeinfer.fleet.operator.ceremonies import create_repository
-from edgeinfer.fleet.operator.fleet import Fleet, open_fleet
+from edgeinfer.fleet.operator.fleet import Fleet
 from edgeinfer.fleet.operator.gates import FailureRate
-from edgeinfer.fleet.operator.opening import open_repository
+from edgeinfer.fleet.operator.opening import open_fleet, open_repository
 from edgeinfer.fleet.operator.server.options import ServerOptions
 from edgeinfer.fleet.operator.server.running import serve
 from edgeinfer.fleet.operator.specification import Specification

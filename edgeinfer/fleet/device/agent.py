@@ -21,7 +21,7 @@ from edgeinfer.fleet.device.blobs import BlobStore
 from edgeinfer.fleet.device.clock import DeviceClock
 from edgeinfer.fleet.device.desire import Desire
 from edgeinfer.fleet.device.device import Device, Interrupted
-from edgeinfer.fleet.device.doorbell import Doorbell, RungTransport
+from edgeinfer.fleet.device.doorbell import with_doorbell
 from edgeinfer.fleet.device.download import Downloader
 from edgeinfer.fleet.device.folder_lock import lock_folder
 from edgeinfer.fleet.device.generations import Generations
@@ -114,8 +114,7 @@ class Agent:
                 fetcher = Downloader(blobs, open_locations(sources))
             name = identity.device
             transport = transport or open_transport(sources[0], device=name, key=identity.key_bytes)
-            if doorbell is not None:
-                transport = RungTransport(transport, Doorbell(doorbell, name))
+            transport = with_doorbell(transport, doorbell, name)
         except BaseException:
             os.close(self._lock)
             raise

@@ -16,7 +16,7 @@ from edgeinfer.fleet.device.desired import Desired
 from edgeinfer.fleet.device.mqtt import DESIRED, ONLINE, QOS, make_client, start
 from edgeinfer.fleet.device.transport import Transport
 
-__all__ = ["Doorbell", "RungTransport"]
+__all__ = ["Doorbell", "RungTransport", "with_doorbell"]
 
 _LOG = logging.getLogger("edgeinfer.agent")
 _LEAST_S = 1.0  # between two rings that are heard
@@ -109,3 +109,8 @@ class RungTransport:
         """See `Transport`."""
         self._doorbell.close()
         self._transport.close()
+
+
+def with_doorbell(transport: Transport, url: str | None, device: str) -> Transport:
+    """Return a transport that a broker rings at; without a URL, the transport itself."""
+    return transport if url is None else RungTransport(transport, Doorbell(url, device))
