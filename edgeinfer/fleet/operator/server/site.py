@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from html import escape
 from typing import final
 from urllib.parse import parse_qs
 
