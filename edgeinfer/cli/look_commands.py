@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from edgeinfer.cli.console import Commands, add_json, print_json, print_line, print_report, print_table
@@ -34,7 +35,11 @@ def add_commands(commands: Commands) -> None:
     add_json(parser)
     parser.set_defaults(run=compare)
 
-    parser = commands.add_parser("demo", help="run the whole way on a small model that comes with edgeinfer")
+    parser = commands.add_parser("demo", help="run the main job on a small model that comes with edgeinfer")
+    parser.add_argument("--fleet", action="store_true",
+                        help="tune a model, roll it out to local agents, catch a bad release")  # fmt: skip
+    parser.add_argument("--devices", type=int, default=20, metavar="N", help="with --fleet: how many agents")
+    parser.add_argument("--html", metavar="FILE", help="with --fleet: write the report as one page")
     add_json(parser)
     parser.set_defaults(run=demo)
 
@@ -80,6 +85,9 @@ def compare(arguments: argparse.Namespace) -> None:
 
 def demo(arguments: argparse.Namespace) -> None:
     """Run the demonstration."""
+    if arguments.fleet:
+        fleet_demo(arguments)
+        return
     from edgeinfer.demo import run_demo
 
     report = run_demo()
@@ -87,3 +95,16 @@ def demo(arguments: argparse.Namespace) -> None:
         print_json(report.to_dict())
     else:
         print_table(report.before.table(), report.steps_table(), report.table())
+
+
+def fleet_demo(arguments: argparse.Namespace) -> None:
+    """Run the mission from end to end."""
+    from edgeinfer.demo.mission import run_mission
+
+    report = run_mission(devices=arguments.devices, say=lambda part: print(f"{part} …", file=sys.stderr))
+    if arguments.html:
+        report.save_html(arguments.html)
+    if arguments.json:
+        print_json(report.to_dict())
+    else:
+        print(report)
