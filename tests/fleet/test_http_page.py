@@ -98,7 +98,7 @@ class Balanced(HTMLParser):
 
 def test_a_rollout_is_shown_with_stages_gates_failures_and_pictures(server):
     text = page(server, "/rollouts/1")
-    for part in ("FAILED", "FailureRate", "Regression(latency_p99)", "ROLLED_BACK", "20 canaries",
+    for part in ("FAILED", "FailureRate", "Regression(latency_p99)", "ROLLED_BACK", "canaries (blue)",
                  "Audit log", "<svg"):  # fmt: skip
         assert part in text, part
     code = re.search(r"<td>ROLLED_BACK</td><td>([^<]+)</td><td>(\d+)</td>", text)
