@@ -324,6 +324,10 @@ def process(*arguments: object, stdout: object = subprocess.PIPE, **more: object
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, **more)  # type: ignore[call-overload]
 
 
+# Commands that take their time: their help is enough.
+LONG = ("agent", "estimate", "fleet", "prune", "quantize", "select", "sensitivity", "tune")
+
+
 def command_lines(net: object, edge: str, folder: object) -> dict[str, list[object]]:
     """One of each command, and of what argparse prints by itself."""
     return {
@@ -336,6 +340,8 @@ def command_lines(net: object, edge: str, folder: object) -> dict[str, list[obje
         "bench": ["bench", edge, "--runs", "2"],
         "compare": ["compare", net, net],
         "demo": ["demo"],
+        "devices": ["devices"],
+        **{name: [name, "--help"] for name in LONG},
         "help": ["--help"],
         "help of a command": ["run", "--help"],
         "version": ["--version"],

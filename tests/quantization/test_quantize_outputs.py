@@ -12,11 +12,12 @@ import onnx_ir as ir
 import pytest
 
 import edgeinfer as ei
+from edgeinfer.measure.speedup import TargetStopwatch
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.placement.dialects import dialect_of
 from edgeinfer.quantization.placement.output_layers import output_layers
 from edgeinfer.quantization.qdq.marks import ranges_of
-from edgeinfer.quantization.search.layer_gains import layer_gains
+from edgeinfer.quantization.search.layer_gains import LayerGains, layer_gains
 from edgeinfer.quantization.search.sensitivity import sensitivity
 from edgeinfer.transforms import (
     CorrectBias,
@@ -290,8 +291,9 @@ def test_sensitivity_and_gains_know_the_last_convolution() -> None:
     model = TAILS["Relu"]()
     table = sensitivity(model, feeds(model), target=ON, method="minmax")  # type: ignore[arg-type]
     assert {layer.node for layer in table.layers} == {"body", "last"}
-    gains = layer_gains(model, _quantized(model), feeds(model, 1)[0])
-    assert gains is not None
+    with TargetStopwatch() as stopwatch:
+        gains = layer_gains(model, _quantized(model), feeds(model, 1)[0], stopwatch, ON)
+    assert isinstance(gains, LayerGains)
     assert {layer.node for layer in gains.layers} == {"body", "last"}
 
 

@@ -12,7 +12,7 @@ from edgeinfer.calibration.kept_feeds import DEFAULT_KEPT_BYTES
 from edgeinfer.calibration.observers import METHODS
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import Steps
-from edgeinfer.errors import CalibrationError, TransformError
+from edgeinfer.errors import CalibrationError, TransformOptionError
 from edgeinfer.measure.speedup import Stopwatch
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.qdq.marks import quantized_for, refuse_quantized
@@ -88,8 +88,9 @@ class QuantizeInt8(GraphTransform):
 
     def __attrs_post_init__(self) -> None:
         if (self.max_drop is None) != (self.evaluate is None):
-            raise TransformError(
+            raise TransformOptionError(
                 "A tolerance on a metric needs both the metric and the drop.",
+                where="QuantizeInt8, max_drop",
                 expected="evaluate=... and max_drop=..., or neither",
                 found=f"evaluate={self.evaluate}, max_drop={self.max_drop}",
             )
