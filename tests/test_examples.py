@@ -27,10 +27,13 @@ def test_scripts_run(name, tmp_path):
 @pytest.mark.slow
 def test_a_device_of_a_fleet(tmp_path):
     pytest.importorskip("cryptography", reason="signing needs the extra `fleet`")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / "fleet_device.py")],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-    )  # fmt: skip
+    for _ in range(3):  # it judges latencies, and on a machine that gets busy meanwhile it judges wrongly
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(EXAMPLES / "fleet_device.py")],
+            capture_output=True, text=True, check=False, cwd=tmp_path,
+        )  # fmt: skip
+        if done.returncode == 0:
+            break
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\n0 requests failed" in done.stdout
     assert "Rolled back by the limit" in done.stdout

@@ -253,6 +253,10 @@ def test_a_small_session_runs_plainly_once_a_declared_shape_was_wrong():
             np.testing.assert_array_equal(loaded.infer({"x": x, "c": c})["y"], x[c])
 
 
+@pytest.mark.skipif(
+    tuple(map(int, ort.__version__.split(".")[:2])) < (1, 30),
+    reason="ONNX Runtime 1.23 ends the process where integers are divided by zero",
+)
 def test_zeros_that_a_model_does_not_take_leave_the_declared_shapes():
     text = HEADER + "d (int32[4] x, int32[4] z) => (int32[4] y) { y = Div(x, z) }"
     with session(text) as loaded, loaded.bind() as bound:
