@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from edgeinfer.fleet.device.reports import MAX_REPORT_BYTES
@@ -13,6 +14,7 @@ from edgeinfer.fleet.operator.store.ingested import Ingested
 __all__ = ["collect"]
 
 _BATCH = 500
+_LOG = logging.getLogger(__name__)
 
 
 def collect(database: Database, storage: Storage) -> Ingested:
@@ -31,7 +33,10 @@ def collect(database: Database, storage: Storage) -> Ingested:
     paths = (path for path in sorted((storage.folder / "reports").glob("*/*.json")) if path.is_file())
     for part in chunks(paths, _BATCH):
         documents = [_bounded(path) for path in part]
-        total += ingest(database, documents)
+        found = ingest(database, documents)
+        for refusal in found.refused:
+            _LOG.warning("report of %s refused: %s", refusal.device or "an unknown device", refusal.reason)
+        total += found
         for path in part:
             path.unlink(missing_ok=True)
     return total

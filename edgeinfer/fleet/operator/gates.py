@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import attrs
 
@@ -72,7 +72,7 @@ def _rejections(counts: Counts, forgiven: int = 0) -> _Rate:
     return _Rate(max(0, counts.of(Outcome.REJECTED) - forgiven), counts.reached, counts.members)
 
 
-def _judge_rate(gate: FailureRate | Rejected, evidence: Evidence, forgiven: int) -> Judgement:
+def _judge_rate(gate: _RateGate, evidence: Evidence, forgiven: int) -> Judgement:
     def answer(verdict: Verdict, reason: str, rate: _Rate) -> Judgement:
         return Judgement(gate=gate.name, verdict=verdict, reason=reason, figure=rate.value)
 
@@ -97,7 +97,7 @@ def _judge_rate(gate: FailureRate | Rejected, evidence: Evidence, forgiven: int)
     return answer(Verdict.PASS, f"{gate.what}: {rate}; {limit}, seen with {seen:.0%}", rate)
 
 
-def _missing(gate: FailureRate | Rejected, evidence: Evidence, judged: int) -> str | None:
+def _missing(gate: _RateGate, evidence: Evidence, judged: int) -> str | None:
     """Say what a stage lacks before its rate can pass; None if nothing."""
     groups = {"": evidence.counts, **(evidence.by_class if gate.by_class else {})}
     for name, counts in groups.items():
@@ -111,9 +111,35 @@ def _missing(gate: FailureRate | Rejected, evidence: Evidence, judged: int) -> s
     return None if judged >= needed else f"{judged} devices judged; {needed} must be"
 
 
+@attrs.frozen
+class _RateGate:
+    """What the two gates on a share of the devices have in common."""
+
+    max: float = attrs.field(kw_only=True, validator=_share)
+    confidence: float = attrs.field(default=0.95, kw_only=True, validator=_share)
+    min_reached: float = attrs.field(default=0.9, kw_only=True, validator=_share)
+    by_class: bool = attrs.field(default=False, kw_only=True)
+
+    what: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """The gate's name."""
+        return type(self).__name__
+
+    @property
+    def needs(self) -> int:
+        """Devices that see the rate `max` with `confidence`."""
+        return devices_needed(self.max, self.confidence)
+
+    def judge(self, evidence: Evidence, *, forgiven: int = 0, alpha: float = 0.01) -> Judgement:  # noqa: ARG002
+        """Judge a stage; see `Gate`."""
+        return _judge_rate(self, evidence, forgiven)
+
+
 @final
 @attrs.frozen
-class FailureRate:
+class FailureRate(_RateGate):
     """At most this share of the devices fails: (FAILED + ROLLED_BACK + TIMED_OUT) / (decided - REJECTED).
 
     Attributes:
@@ -127,56 +153,18 @@ class FailureRate:
         OptionsError: A value is not a share.
     """
 
-    max: float = attrs.field(kw_only=True, validator=_share)
-    confidence: float = attrs.field(default=0.95, kw_only=True, validator=_share)
-    min_reached: float = attrs.field(default=0.9, kw_only=True, validator=_share)
-    by_class: bool = attrs.field(default=False, kw_only=True)
-
     what = "failures"
-
-    @property
-    def name(self) -> str:
-        """The gate's name."""
-        return "FailureRate"
-
-    @property
-    def needs(self) -> int:
-        """Devices that see the rate `max` with `confidence`."""
-        return devices_needed(self.max, self.confidence)
-
-    def judge(self, evidence: Evidence, *, forgiven: int = 0, alpha: float = 0.01) -> Judgement:  # noqa: ARG002
-        """Judge a stage; see `Gate`."""
-        return _judge_rate(self, evidence, forgiven)
 
 
 @final
 @attrs.frozen
-class Rejected:
+class Rejected(_RateGate):
     """At most this share of the devices that were reached rejects the release: it does not fit them.
 
     The attributes are those of `FailureRate`.
     """
 
-    max: float = attrs.field(kw_only=True, validator=_share)
-    confidence: float = attrs.field(default=0.95, kw_only=True, validator=_share)
-    min_reached: float = attrs.field(default=0.9, kw_only=True, validator=_share)
-    by_class: bool = attrs.field(default=False, kw_only=True)
-
     what = "rejections"
-
-    @property
-    def name(self) -> str:
-        """The gate's name."""
-        return "Rejected"
-
-    @property
-    def needs(self) -> int:
-        """Devices that see the rate `max` with `confidence`."""
-        return devices_needed(self.max, self.confidence)
-
-    def judge(self, evidence: Evidence, *, forgiven: int = 0, alpha: float = 0.01) -> Judgement:  # noqa: ARG002
-        """Judge a stage; see `Gate`."""
-        return _judge_rate(self, evidence, forgiven)
 
 
 @final
