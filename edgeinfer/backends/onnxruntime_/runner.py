@@ -140,19 +140,31 @@ class OnnxRuntimeRunner:
         return zip(binding.get_outputs(), self._outputs.values(), strict=True)
 
     def _output_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the outputs for inputs of these shapes, by a run over zeros."""
+        """Return the shapes of the outputs for inputs of these shapes, by a run over made-up values.
+
+        Ones come first: before 1.30 a division of integers by zero ends the process. A model that takes an
+        index may refuse ones, so zeros come after them.
+        """
+        for fill in (1, 0):
+            try:
+                return self._output_shapes_for(shapes, fill)
+            except Exception as error:
+                refusal = error
+        # Declared shapes are as good until a run says that they are wrong.
+        if any(port.nbytes is None for port in self._outputs.values()):
+            raise refusal
+        return {name: port.shape for name, port in self._outputs.items()}
+
+    def _output_shapes_for(
+        self, shapes: Mapping[str, tuple[int, ...]], fill: int
+    ) -> dict[str, tuple[int, ...]]:
         binding = self._session.io_binding()
-        zeros = {name: np.zeros(shape, self._inputs[name].dtype) for name, shape in shapes.items()}
-        for name, array in zeros.items():
+        feeds = {name: np.zeros(shape, self._inputs[name].dtype) for name, shape in shapes.items()}
+        for name, array in feeds.items():
+            array[...] = fill
             element_type = self._inputs[name].element_type
             binding.bind_input(name, "cpu", 0, element_type, array.shape, array.ctypes.data)
-        try:
-            return {port.name: tuple(value.shape()) for value, port in self._run_unbound(binding)}
-        except Exception:
-            # Some models cannot take zeros. Declared shapes are as good until a run says that they are wrong.
-            if any(port.nbytes is None for port in self._outputs.values()):
-                raise
-            return {name: port.shape for name, port in self._outputs.items()}
+        return {port.name: tuple(value.shape()) for value, port in self._run_unbound(binding)}
 
 
 @final
