@@ -17,8 +17,8 @@ import onnx.parser
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.artifact.artifact import Payload
 from edgeinfer.artifact.manifest import Cost
+from edgeinfer.artifact.payload import Payload
 from edgeinfer.backends.registry import get_backend, install_command
 from edgeinfer.errors import (
     ArtifactError,

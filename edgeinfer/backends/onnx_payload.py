@@ -8,7 +8,7 @@ from typing import final
 
 import attrs
 
-from edgeinfer.artifact.artifact import Payload
+from edgeinfer.artifact.payload import Payload
 from edgeinfer.atomic import scratch_folder
 from edgeinfer.backends.onnx_wire import (
     ExternalTensor,

@@ -16,7 +16,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import attrs
 import numpy as np
 
-from edgeinfer.artifact.artifact import Payload
+from edgeinfer.artifact.payload import Payload
 from edgeinfer.artifact.signature import Signature
 from edgeinfer.backends.dialect import QDQDialect
 from edgeinfer.backends.reports import ExecutionReport, LayerTime

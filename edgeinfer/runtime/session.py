@@ -40,6 +40,7 @@ from edgeinfer.forking import abandon_in_children, keep_forever
 from edgeinfer.numerics.packing import is_packed
 from edgeinfer.runtime.affinity import Pins
 from edgeinfer.runtime.bound import BoundSession, CopyingBinding, forked_session_error
+from edgeinfer.runtime.bound_shapes import empty_feeds, resolve_shapes
 from edgeinfer.runtime.deadlines import Deadline
 from edgeinfer.runtime.session_options import SessionOptions
 from edgeinfer.runtime.steady import Measure, ProcessHold
@@ -207,7 +208,7 @@ class Session:
     def bind(self, shapes: Mapping[str, Sequence[int]] | None = None) -> BoundSession:
         """Return a bound mode: buffers allocated once, no checks on each run, and copies only where needed.
 
-        Binding may run the model once over zeros, which tells the shapes of the outputs.
+        Binding may run the model once over made-up values, which tells the shapes of the outputs.
 
         Args:
             shapes: The shape of each input whose signature is not static, and of each optional input that is
@@ -215,11 +216,13 @@ class Session:
 
         Raises:
             InputError: A shape is missing or does not fit the signature.
-            InferenceError: The runtime failed over zeros, and the outputs' shapes are not known otherwise.
+            InferenceError: The runtime failed over them, and the outputs' shapes are not known otherwise.
         """
         self._check_open()
-        resolved = self._resolve(shapes or {})
-        try:
+        optional = self.signature.optional if self._takes_optional else ()
+        resolved = resolve_shapes(self.signature.inputs, optional, shapes or {})
+        self._validate(empty_feeds((*self.signature.inputs, *optional), resolved))
+        with self._wrapping():
             # Neither strings nor values of less than a byte have buffers that numpy can look into.
             unbound = any(
                 spec.dtype == object or is_packed(spec.dtype)
@@ -234,10 +237,6 @@ class Session:
             bound = BoundSession(
                 binding, self.signature, resolved, guard=self._lock, wrap_error=self._wrapped
             )
-        except EdgeInferError:
-            raise
-        except Exception as error:
-            raise self._wrapped(error) from error
         self._bound.add(bound)
         return bound
 
@@ -284,12 +283,8 @@ class Session:
             return ExecutionReport(
                 backend=self.backend, layers=(), notes=("this backend does not tell what really ran",)
             )
-        try:
+        with self._wrapping():
             return self._runner.execution()
-        except EdgeInferError:
-            raise
-        except Exception as error:
-            raise self._wrapped(error) from error
 
     def profile(
         self, inputs: Mapping[str, np.ndarray] | np.ndarray, /, *, runs: int = 20
@@ -312,12 +307,8 @@ class Session:
         feeds = self._validate(inputs)
         if not isinstance(self._runner, Profiles):
             return ()
-        try:
+        with self._wrapping():
             return tuple(self._runner.profile(feeds, max(1, runs)))
-        except EdgeInferError:
-            raise
-        except Exception as error:
-            raise self._wrapped(error) from error
 
     def check_golden(self) -> None:
         """Run the artifact's golden inputs, and compare with its golden outputs as `numpy.allclose` does.
@@ -402,6 +393,15 @@ class Session:
         if self._closed:
             raise SessionClosedError("The session is closed.", hint="Load the artifact again.")
 
+    @contextlib.contextmanager
+    def _wrapping(self) -> Iterator[None]:
+        try:
+            yield
+        except EdgeInferError:
+            raise
+        except Exception as error:
+            raise self._wrapped(error) from error
+
     def _wrapped(self, error: Exception) -> EdgeInferError:
         if self._closed:
             return SessionClosedError("The session was closed while it ran.", hint="Load the artifact again.")
@@ -412,49 +412,3 @@ class Session:
             where=f"device {self.device or 'default'}",
             facts={"backend": self.backend},
         )
-
-    def _resolve(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-        resolved = {}
-        optional = self.signature.optional if self._takes_optional else ()
-        names = [spec.name for spec in (*self.signature.inputs, *optional)]
-        if not isinstance(shapes, Mapping) or not set(shapes) <= set(names):
-            raise InputError(
-                "The shapes do not have the names of the model's inputs.",
-                expected=f"a mapping with names among {', '.join(names)}",
-                found=", ".join(map(str, shapes)) if isinstance(shapes, Mapping) else type(shapes).__name__,
-            )
-        given = [spec for spec in optional if spec.name in shapes]
-        for spec in (*self.signature.inputs, *given):
-            if spec.name in shapes:
-                shape = _sizes(spec.name, shapes[spec.name])
-            elif spec.is_static:
-                shape = tuple(dim for dim in spec.shape or () if isinstance(dim, int))
-            else:
-                raise InputError(
-                    "The input has no static shape, so bind needs one.",
-                    where=f"input {spec.name!r}",
-                    expected=spec.describe(),
-                    hint=f"session.bind({{{spec.name!r}: (...)}})",
-                )
-            resolved[spec.name] = shape
-        self._validate(
-            {
-                s.name: np.broadcast_to(
-                    np.full((), "" if s.dtype == object else 0, s.dtype), resolved[s.name]
-                )
-                for s in (*self.signature.inputs, *given)
-            }
-        )
-        return resolved
-
-
-def _sizes(name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(size) for size in shape)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            "That is not a shape.", where=f"input {name!r}", expected="whole numbers", found=repr(shape)
-        ) from error
-    if min(sizes, default=0) < 0:
-        raise InputError("A size is negative.", where=f"input {name!r}", found=sizes)
-    return sizes

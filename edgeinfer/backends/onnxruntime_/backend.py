@@ -18,7 +18,7 @@ from typing import Any, final
 
 import attrs
 
-from edgeinfer.artifact.artifact import Payload
+from edgeinfer.artifact.payload import Payload
 from edgeinfer.backends.dialect import MOVING_OPS, KernelCosts, QDQDialect
 from edgeinfer.backends.facts import machine_facts
 from edgeinfer.backends.onnx_payload import OnnxSource, onnx_source, payload_of_onnx

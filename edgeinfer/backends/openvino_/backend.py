@@ -15,7 +15,7 @@ from typing import Any, final
 
 import attrs
 
-from edgeinfer.artifact.artifact import Payload
+from edgeinfer.artifact.payload import Payload
 from edgeinfer.backends.facts import machine_facts
 from edgeinfer.backends.onnx_payload import onnx_source, payload_of_onnx
 from edgeinfer.backends.openvino_.cache import verified_cache

@@ -17,7 +17,7 @@ from typing import Any, final
 
 import attrs
 
-from edgeinfer.artifact.artifact import IN_MEMORY_BYTES, Payload
+from edgeinfer.artifact.payload import IN_MEMORY_BYTES, Payload
 from edgeinfer.backends.facts import machine_facts
 from edgeinfer.backends.options import options_from
 from edgeinfer.backends.protocol import (

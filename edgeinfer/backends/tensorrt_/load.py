@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from edgeinfer.artifact.artifact import Payload
+from edgeinfer.artifact.payload import Payload
 from edgeinfer.backends.tensorrt_.cuda import Cuda
 from edgeinfer.backends.tensorrt_.flavours import INSTALL, Flavour, choose_flavour, find_flavours
 from edgeinfer.backends.tensorrt_.log import LogCapture, logger_of

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeinfer.artifact.artifact import Payload
+from edgeinfer.artifact.payload import Payload
 from edgeinfer.atomic import scratch_folder
 from edgeinfer.backends.onnx_payload import OnnxSource, onnx_source
 from edgeinfer.backends.tensorrt_.flavours import Flavour

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 import numpy as np
 
-from edgeinfer.artifact.artifact import Payload
+from edgeinfer.artifact.payload import Payload
 from edgeinfer.backends.options import options_from
 from edgeinfer.backends.protocol import Capabilities, CompileOptions, DeviceInfo, LoadOptions
 

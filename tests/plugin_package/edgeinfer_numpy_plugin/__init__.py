@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from edgeinfer.artifact.artifact import Payload
+from edgeinfer.artifact.payload import Payload
 from edgeinfer.backends.facts import machine_facts
 from edgeinfer.backends.onnx_payload import payload_of_onnx
 from edgeinfer.backends.options import options_from
