@@ -29,6 +29,7 @@ def optimize(
     evaluate: Callable[[Model], float] | None = None,
     max_drop: float | None = None,
     min_sqnr_db: float | None = None,
+    effort: str | None = None,
 ) -> Model:
     """Apply transforms to a model, or the recipe of a target.
 
@@ -45,6 +46,8 @@ def optimize(
             `QuantizeInt8` to it.
         max_drop: How much of that metric may be lost.
         min_sqnr_db: The SQNR in dB that the outputs of an int8 model must keep.
+        effort: How much the recipe's search for int8 tries: `fast`, `default` or `thorough`. Where transforms
+            are named, `QuantizeInt8(effort=...)` takes it.
 
     Returns:
         A new Model; `model.history` says what was done, `model.report` says it at length.
@@ -52,13 +55,21 @@ def optimize(
     Raises:
         ModelError: The model cannot be read.
         TargetError: There is no such target.
-        TransformError: A transform cannot be applied, or a tolerance is given that none of them keeps.
+        TransformError: A transform cannot be applied, or a tolerance or an effort is given that none of them
+            takes.
     """
     loaded = Model.load(model)
     parsed = Target.parse(target) if target is not None else None
     tolerances: dict[str, Any] = {"evaluate": evaluate, "max_drop": max_drop, "min_sqnr_db": min_sqnr_db}
     if transforms is None:
-        steps: tuple[Any, ...] = recipe(parsed, calibration, **tolerances)
+        steps: tuple[Any, ...] = recipe(parsed, calibration, effort=effort, **tolerances)
+    elif effort is not None:
+        raise TransformOptionError(
+            "The effort is the recipe's, and transforms are named here.",
+            where="optimize, effort",
+            found=effort,
+            hint="Give it to the transform: QuantizeInt8(effort=...).",
+        )
     elif isinstance(transforms, Iterable):
         steps = tuple(transforms)
     else:

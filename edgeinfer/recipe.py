@@ -12,7 +12,7 @@ import attrs
 
 from edgeinfer.backends.registry import get_backend
 from edgeinfer.devices.profile import Target
-from edgeinfer.errors import EdgeInferError, TransformError
+from edgeinfer.errors import EdgeInferError, TransformError, TransformOptionError
 from edgeinfer.model.model import Model
 from edgeinfer.transforms.contract import Pipeline, Transform
 
@@ -26,6 +26,7 @@ def recipe(
     evaluate: Callable[[Model], float] | None = None,
     max_drop: float | None = None,
     min_sqnr_db: float | None = None,
+    effort: str | None = None,
 ) -> tuple[Transform, ...]:
     """Return simplify, fuse, and the best precision that the target executes and that can be reached.
 
@@ -35,6 +36,10 @@ def recipe(
         evaluate: See `QuantizeInt8`, as the others.
         max_drop: How much of that metric may be lost.
         min_sqnr_db: The SQNR that the outputs must keep.
+        effort: How much the search for int8 tries; None for its default.
+
+    Raises:
+        TransformOptionError: An effort is given, and there is no int8 to search for.
     """
     from edgeinfer.transforms import FuseBatchNorm, QuantizeInt8, Simplify, ToFloat16
 
@@ -47,6 +52,7 @@ def recipe(
             evaluate=evaluate,
             max_drop=max_drop,
             min_sqnr_db=min_sqnr_db,
+            effort=effort or "default",
         )
         if target is None or not _runs_float16(target):
             return (simplify, FuseBatchNorm(), quantize)
@@ -55,6 +61,13 @@ def recipe(
         dialect = get_backend(target.backend).capabilities().dialect
         known = target.profile is not None or (dialect is not None and dialect.known_to_pay)
         return (simplify, FuseBatchNorm(), Int8OrFloat16(quantize, known_to_pay=known))
+    if effort is not None:
+        raise TransformOptionError(
+            "There is no int8 to search for, so that an effort says nothing.",
+            where="optimize, effort",
+            expected="a calibration, and a target that runs int8",
+            found="no calibration" if calibration is None else str(target),
+        )
     if target is not None and _runs_float16(target):
         return (Simplify(), FuseBatchNorm(), ToFloat16())
     return (Simplify(), FuseBatchNorm())

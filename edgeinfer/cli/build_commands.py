@@ -22,7 +22,9 @@ from edgeinfer.errors import OptionsError
 if TYPE_CHECKING:
     from edgeinfer.model.model import Model
 
-__all__ = ["add_commands", "parse_transform", "print_result"]
+__all__ = ["EFFORTS", "add_commands", "parse_transform", "print_result"]
+
+EFFORTS = ("fast", "default", "thorough")
 
 
 def add_commands(commands: Commands) -> None:
@@ -36,6 +38,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--target", help="a device profile, or a backend such as openvino:NPU")
     parser.add_argument("--min-sqnr-db", type=float, metavar="DB",
                         help="what the outputs of an int8 model must keep, against float")  # fmt: skip
+    parser.add_argument("--effort", choices=EFFORTS, help="how much the search for int8 tries")
     add_feeds(parser, "--calibration", "representative inputs")
     add_json(parser)
     parser.set_defaults(run=optimize)
@@ -64,6 +67,7 @@ def optimize(arguments: argparse.Namespace) -> None:
         target=arguments.target,
         calibration=calibration,
         min_sqnr_db=arguments.min_sqnr_db,
+        effort=arguments.effort,
     )
     print_result(result, arguments)
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edgeinfer.cli.build_commands import print_result
+from edgeinfer.cli.build_commands import EFFORTS, print_result
 from edgeinfer.cli.console import (
     Commands,
     add_json,
@@ -70,6 +70,7 @@ def add_commands(commands: Commands) -> None:
 
     parser = _writes(commands, "quantize", "make a model int8 for a target, within a tolerance")
     parser.add_argument("--min-sqnr-db", type=number(), metavar="DB", help="how close the outputs must stay")
+    parser.add_argument("--effort", choices=EFFORTS, default="default", help="how much the search tries")
     parser.add_argument("--method", help="how ranges are found: minmax, percentile, entropy, mse, …")
     parser.add_argument("--keep-float", nargs="+", default=[], metavar="NODE", help="layers left in float")
     parser.set_defaults(run=quantize)
@@ -146,7 +147,10 @@ def quantize(arguments: argparse.Namespace) -> None:
 
     model, feeds = _inputs(arguments)
     transform = QuantizeInt8(
-        min_sqnr_db=arguments.min_sqnr_db, method=arguments.method, keep_float=arguments.keep_float
+        min_sqnr_db=arguments.min_sqnr_db,
+        effort=arguments.effort,
+        method=arguments.method,
+        keep_float=arguments.keep_float,
     )
     steps = (Simplify(widen_weights=True), FuseBatchNorm(), transform)
     print_result(ei.optimize(model, steps, target=arguments.target, calibration=feeds), arguments)

@@ -40,7 +40,8 @@ class TransformReport:
         applied: The places it changed.
         skipped: The places it left alone, with reasons.
         notes: What else there is to say, such as an opset conversion or a warning.
-        data: Figures that the transform gives to programs, by name.
+        results: Those of the notes that say what came of it: size, speed, closeness. Shown first.
+        data: Figures that the transform gives to programs, by name; for a Pipeline those of all steps.
         modified: Whether the graph changed (by digest).
         digest_before: The model's digest before.
         digest_after: The model's digest after.
@@ -53,6 +54,7 @@ class TransformReport:
     applied: tuple[Applied, ...] = attrs.field(default=(), converter=as_tuple)
     skipped: tuple[Skipped, ...] = attrs.field(default=(), converter=as_tuple)
     notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
+    results: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     data: Mapping[str, Any] = attrs.field(factory=dict)
     modified: bool
     digest_before: str
@@ -80,11 +82,11 @@ class TransformReport:
         return Table(title="\n".join(self.summary()), columns=COLUMNS, rows=rows, footer=footer)
 
     def _rows(self, *, details: bool) -> list[Row]:
-        return [
-            row
-            for report in self.steps or (self,)
-            for row in report_rows(report.name, report.applied, report.skipped, report.notes, details=details)
-        ]
+        rows = [Row(self.name, "result", "", text, "") for text in self.results]
+        for report in self.steps or (self,):
+            notes = [note for note in report.notes if note not in self.results]
+            rows += report_rows(report.name, report.applied, report.skipped, notes, details=details)
+        return rows
 
     def to_dict(self) -> dict[str, object]:
         """Return everything as JSON-compatible values."""
@@ -98,6 +100,7 @@ class TransformReport:
             "applied": [entry._asdict() for entry in self.applied],
             "skipped": [entry._asdict() for entry in self.skipped],
             "notes": list(self.notes),
+            "results": list(self.results),
             "data": plain_config(self.data),
         }
         return plain | ({"steps": [step.to_dict() for step in self.steps]} if self.steps else {})

@@ -28,6 +28,7 @@ import onnx_ir as ir
 
 import edgeinfer.terminal  # noqa: F401 (progress by rich from now on)
 from edgeinfer.artifact.history import HistoryEntry
+from edgeinfer.budget import format_bytes
 from edgeinfer.errors import EdgeInferError, InvalidModelError, TransformContractError, TransformError
 from edgeinfer.graph.inline_functions import inline_functions
 from edgeinfer.graph.layer_like import Place, layer_like
@@ -79,6 +80,7 @@ class ReportBuilder:
         self.applied: list[Applied] = []
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
+        self.results: list[str] = []
         self.data: dict[str, Any] = {}
 
     def apply(self, node: ir.Node | str, what: str) -> None:
@@ -90,8 +92,13 @@ class ReportBuilder:
         self.skipped.append(Skipped(_name(node), reason))
 
     def note(self, text: str) -> None:
-        """Record something that concerns the whole model."""
+        """Record something that concerns the entire model."""
         self.notes.append(text)
+
+    def result(self, text: str) -> None:
+        """Record what came of it, such as speed or closeness: a note that is shown before everything else."""
+        self.note(text)
+        self.results.append(text)
 
     def include(self, report: TransformReport, *, applied: bool = True) -> None:
         """Take in what a part of the work said.
@@ -128,6 +135,7 @@ class ReportBuilder:
             applied=self.applied,
             skipped=self.skipped,
             notes=self.notes,
+            results=self.results,
             data=self.data,
             modified=after.digest != before.digest,
             digest_before=before.digest,
@@ -306,6 +314,8 @@ class Pipeline:
             applied=[entry for step in steps for entry in step.applied],
             skipped=[entry for step in steps for entry in step.skipped],
             notes=[note for step in steps for note in step.notes],
+            results=[*_sizes(model, current), *(text for step in steps for text in step.results)],
+            data={name: value for step in steps for name, value in step.data.items()},
             modified=current.digest != model.digest,
             digest_before=model.digest,
             digest_after=current.digest,
@@ -313,6 +323,12 @@ class Pipeline:
             steps=steps,
         )
         return TransformResult(current, report)
+
+
+def _sizes(before: Model, after: Model) -> list[str]:
+    """Return the sizes of the weights, where they differ."""
+    old, new = (format_bytes(model.nbytes) for model in (before, after))
+    return [] if old == new else [f"weights {old} -> {new}"]
 
 
 def _applied(transform: Transform, model: Model) -> TransformResult:

@@ -93,3 +93,19 @@ def test_tolerances_of_optimize_reach_the_guard(named):
 def test_a_tolerance_that_nothing_keeps_is_refused():
     with pytest.raises(TransformOptionError, match="keeps a tolerance"):
         ei.optimize(_net(), [Simplify()], min_sqnr_db=20.0)
+
+
+def test_an_effort_of_optimize_reaches_the_search():
+    steps = [
+        len(ei.optimize(_net(), target="openvino", calibration=_feeds(), effort=effort).report.data["ledger"])
+        for effort in ("fast", "default")
+    ]
+    assert steps[0] < steps[1]
+
+
+@pytest.mark.parametrize("given", [{"transforms": [Simplify()], "calibration": [{}]}, {}])
+def test_an_effort_that_nothing_takes_is_refused(given):
+    with pytest.raises(TransformOptionError, match="effort"):
+        ei.optimize(_net(), target="openvino", effort="fast", **given)
+    with pytest.raises(TransformOptionError, match="effort"):
+        ei.optimize(_net(), target="openvino", calibration=_feeds(), effort="quick")

@@ -12,8 +12,10 @@ from edgeinfer.calibration.kept_feeds import KeptFeeds
 from edgeinfer.calibration.statistics import Statistics
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import Steps
+from edgeinfer.graph.layer_like import layer_like
 from edgeinfer.measure.speedup import NotMeasured, Stopwatch, TargetStopwatch, feeds_to_time
 from edgeinfer.model.model import Model
+from edgeinfer.model.report_table import group_entries
 from edgeinfer.quantization.placement.dialects import dialect_of
 from edgeinfer.quantization.placement.pointwise import pointwise_as_gemm
 from edgeinfer.quantization.placement.prepare import prepare
@@ -31,6 +33,8 @@ from edgeinfer.transforms.contract import ReportBuilder
 __all__ = ["Int8Search", "SearchOptions"]
 
 _FINAL_SECONDS = 1.0
+# How many reasons for layers in float are shown before everything else.
+_REASONS = 3
 
 
 @final
@@ -129,9 +133,14 @@ class Int8Search:
             self._stays_float(best, fallback, why)
             return None
         best = ran
-        self._say(best, fallback, sorted(integer_nodes(best.model.ir) - inner))
+        self.report.data["sqnr_db"] = best.score.sqnr_db
+        self.report.data["sqnr_db_at_least"] = best.score.lower_db
+        self._include(best, fallback)
         self.step("timing the result")
-        return self._timed(best.model)
+        if not self._pays(best.model):
+            return None
+        self._say(best, fallback, sorted(integer_nodes(best.model.ir) - inner))
+        return best.model
 
     def _bench(self) -> tuple[Workbench, FloatFallback]:
         options = self.options
@@ -238,13 +247,21 @@ class Int8Search:
                 f"outputs made by {', '.join(map(repr, outputs))} are 8-bit values, for the time that it "
                 "saves; keep_float=... keeps them fine"
             )
-        self._note(*self.judge.describe_score(best.score))
         if fallback.unmeasured and self.options.effort.places and self.options.measure:
             reason = fallback.unmeasured
             self.report.note(f"no layer was timed, multiply-accumulates stand for time: {reason}")
-        self.report.data["sqnr_db"] = best.score.sqnr_db
-        self.report.data["sqnr_db_at_least"] = best.score.lower_db
-        self._include(best, fallback)
+        for sentence in (*self.judge.describe_score(best.score), *self._split(best.model)):
+            self.report.result(sentence)
+
+    def _split(self, model: Model) -> list[str]:
+        """Say how many layers are in integers, and why the others are in float."""
+        integer = integer_nodes(model.ir)
+        floats = {place.node for place in layer_like(model.ir)} - integer
+        skipped = [(entry.node, entry.reason) for entry in self.report.skipped if entry.node in floats]
+        said = [f"{len(integer)} layers in integers, {len(floats)} in float"]
+        for group in group_entries(skipped)[:_REASONS]:
+            said.append(f"in float, {group.number}: {group.text}: {group.where()}")
+        return said
 
     def _include(self, best: Attempt, fallback: FloatFallback, *, applied: bool = True) -> None:
         """Tell what the steps of an attempt did, with one reason a node: ours before theirs."""
@@ -261,14 +278,14 @@ class Int8Search:
 
     def _stays_float(self, best: Attempt, fallback: FloatFallback, why: str) -> None:
         self._include(best, fallback, applied=False)
-        self.report.note(why)
+        self.report.result(why)
 
-    def _timed(self, after: Model) -> Model | None:
-        """Return the int8 model unless it was measured not to be faster than the one that was given."""
+    def _pays(self, after: Model) -> bool:
+        """Time the int8 model against the one that was given; tell, and return whether to keep it."""
         report = self.report
         if self.stopwatch is None:
-            report.note("the speed was not measured: measuring is off")
-            return after
+            report.result("the speed was not measured: measuring is off")
+            return True
         speed = self.stopwatch.compare(self.given, after, self.to_time, seconds=_FINAL_SECONDS)
         if isinstance(speed, NotMeasured) and self.given is not self.model:
             # The target may not take what transforms before this one have rewritten.
@@ -277,12 +294,14 @@ class Int8Search:
                 report.note(f"timed against the rewritten float model, not the given one: {speed.reason}")
                 speed = against_ours
         if isinstance(speed, NotMeasured):
-            report.note(f"the speed was not measured: {speed.reason}")
-            return after
+            report.result(f"the speed was not measured: {speed.reason}")
+            return True
         report.data["speedup"] = speed.ratio
         if speed.ratio > 1.0:
-            report.note(f"faster than the model that was given: {speed.describe()}")
-            return after
+            report.result(f"faster than the model that was given: {speed.describe()}")
+            return True
         report.applied.clear()
-        report.skip("", f"int8 is not faster than the model that was given: {speed.describe()}")
-        return None
+        report.result(
+            f"it stays in float: int8 is not faster than the model that was given: {speed.describe()}"
+        )
+        return False
