@@ -64,6 +64,8 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--recipe", metavar="FOLDER", help="also write how the model was made")
     parser.add_argument("--html", metavar="FILE", help="also write the report as a page")
     parser.add_argument("--seed", type=whole_number(0), default=0)
+    parser.add_argument("--sampler", choices=("built-in", "optuna"), default="built-in",
+                        help="what proposes the next candidate")  # fmt: skip
     add_options(parser)
     add_json(parser)
     parser.set_defaults(run=tune)
@@ -121,6 +123,7 @@ def tune(arguments: argparse.Namespace) -> None:
         on=ei.devices.connect(arguments.on) if arguments.on else None,
         options=option_values(arguments),
         seed=arguments.seed,
+        sampler=arguments.sampler,
     )
     if arguments.html:
         result.save_html(arguments.html)

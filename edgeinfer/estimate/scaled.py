@@ -3,8 +3,8 @@
     latency = measured latency of the baseline · priced(variant) / priced(baseline)
 
 What the prices are off by is about the same for both and cancels out. So this is the best estimate there is
-short of measuring, for pruned variants and for variants of the same precision above all; it is what `tune`
-ranks candidates by.
+short of measuring, for pruned variants and for variants of the same precision above all. `tune` prices pruned
+candidates in this way.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.space import Space
 
 __all__ = [
+    "SAMPLERS",
     "Action",
     "Evaluate",
     "Finish",
@@ -21,6 +22,8 @@ __all__ = [
     "Problem",
     "Time",
 ]
+
+SAMPLERS = ("built-in", "optuna")
 
 
 @final
@@ -34,6 +37,7 @@ class Problem:
         seed: Of all draws.
         seconds: How long tuning may take; None: as many models as is usual.
         evaluates: Whether there is a metric.
+        sampler: One of `SAMPLERS`: what proposes the next candidate.
     """
 
     budget: Budget
@@ -41,6 +45,7 @@ class Problem:
     seed: int = 0
     seconds: float | None = None
     evaluates: bool = False
+    sampler: str = attrs.field(default="built-in", validator=attrs.validators.in_(SAMPLERS))
 
 
 @final

@@ -38,6 +38,7 @@ from edgeinfer.tuning.actions import (
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.closeness import ClosenessGuess
 from edgeinfer.tuning.estimate import Estimator
+from edgeinfer.tuning.optuna_sampler import Tried, propose
 from edgeinfer.tuning.space import FLOAT, Space
 from edgeinfer.tuning.state import Made, State
 
@@ -149,7 +150,6 @@ def _propose(state: State, problem: Problem) -> tuple[int, Candidate] | None:
     estimator = Estimator(state, problem.space.baselines())
     guess = ClosenessGuess(state)
     limit = _latency_limit(problem.budget)
-    reference = state.latency_ms(FLOAT) or 1.0
     best = {
         precision: space.options[estimator.best_options(precision, space.options)]
         for precision in space.precisions
@@ -164,23 +164,42 @@ def _propose(state: State, problem: Problem) -> tuple[int, Candidate] | None:
         estimate = estimator.estimate(candidate)
         if estimate is None or estimate.latency_ms * (1 - estimate.band) > limit:
             continue
-        score = min(guess.db(candidate), 60.0)
-        if math.isfinite(limit):
-            # Beyond the limit only what the estimate may be wrong about.
-            score -= 100 * max(0.0, estimate.latency_ms / limit - 1)
-        else:
-            weight = _WORTH_DB[len(state.made) % len(_WORTH_DB)]
-            score -= weight * math.log2(estimate.latency_ms / reference)
-        scored.append((-score, index))
+        scored.append((-_worth(state, problem, guess.db(candidate), estimate.latency_ms), index))
     if not scored:
         return None
     scored.sort()
     number = len(state.made)
     place = 0
-    if number % 3 == 2:
+    if problem.sampler == "optuna":
+        tried = [
+            Tried(made.candidate, _worth(state, problem, guess.db(made.candidate), took))
+            for made in state.made.values()
+            if (took := _known_ms(state, estimator, made)) is not None
+        ]
+        place = propose(tried, [candidates[i] for _, i in scored], seed=problem.seed, number=number)
+    elif number % 3 == 2:
         place = int(np.random.default_rng((problem.seed, number)).integers(min(_DRAWN_FROM, len(scored))))
     index = scored[place][1]
     return index, candidates[index]
+
+
+def _worth(state: State, problem: Problem, close_db: float, latency_ms: float) -> float:
+    """What a closeness and a latency are worth, in dB."""
+    limit = _latency_limit(problem.budget)
+    if math.isfinite(limit):
+        # Beyond the limit only what the estimate may be wrong about.
+        return min(close_db, 60.0) - 100 * max(0.0, latency_ms / limit - 1)
+    weight = _WORTH_DB[len(state.made) % len(_WORTH_DB)]
+    return min(close_db, 60.0) - weight * math.log2(latency_ms / (state.latency_ms(FLOAT) or 1.0))
+
+
+def _known_ms(state: State, estimator: Estimator, made: Made) -> float | None:
+    """The latency that was measured, or else the one that is expected."""
+    if made.outcome != "ok":
+        return None
+    measured = state.latency_ms(made.trial)
+    estimate = estimator.estimate(made.candidate) if measured is None else None
+    return estimate.latency_ms if estimate is not None else measured
 
 
 def _halving(state: State, problem: Problem) -> Action | None:

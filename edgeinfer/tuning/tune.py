@@ -25,12 +25,13 @@ from edgeinfer.errors import OptionsError, TuningError
 from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.runtime.machine import describe_machine
 from edgeinfer.runtime.memory import memory
-from edgeinfer.tuning.actions import Problem
+from edgeinfer.tuning.actions import SAMPLERS, Problem
 from edgeinfer.tuning.advice import devices_that_fit
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.engine import Engine, Timer
 from edgeinfer.tuning.inputs import keep_inputs
 from edgeinfer.tuning.journal import Journal
+from edgeinfer.tuning.optuna_sampler import require_optuna
 from edgeinfer.tuning.outcome import Facts, result_of
 from edgeinfer.tuning.recipe import Recipe
 from edgeinfer.tuning.remote_bench import RemoteBench
@@ -59,6 +60,7 @@ def tune(
     on: RemoteDevice | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
+    sampler: str = "built-in",
     progress: bool | None = None,
 ) -> TuningResult:
     """Find the most accurate version of a model that keeps a budget on a target.
@@ -83,6 +85,7 @@ def tune(
         on: A device of `devices.connect` to time on, instead of this machine.
         options: Options of the backend that all candidates have.
         seed: Of all random choices: the same seed and journal give the same candidates.
+        sampler: What proposes the next candidate: `"built-in"`, or `"optuna"` (needs `edgeinfer[optuna]`).
         progress: Say on stderr what is being done. None: in a terminal or a notebook.
 
     Returns:
@@ -95,9 +98,9 @@ def tune(
         CalibrationError: There is no feed.
         TuningError: The journal is of another run or cannot be written, or the model cannot be prepared.
     """
+    _check(budget, evaluate, minutes, sampler)
     loaded = Model.load(model)
     parsed = Target.parse(target)
-    _check(budget, evaluate, minutes)
     backend = get_backend(parsed.backend)
     if on is None:
         require_available(backend)
@@ -113,6 +116,7 @@ def tune(
         seed=seed,
         seconds=None if minutes is None else 60.0 * minutes,
         evaluates=evaluate is not None,
+        sampler=sampler,
     )
     path = Path(journal) if journal is not None else scratch_folder() / "tuning.jsonl"
     folder = path.with_name(f"{path.name}.files")
@@ -132,6 +136,7 @@ def tune(
             "evaluates": problem.evaluates,
             "on": on.host if on is not None else None,
             "seed": seed,
+            "sampler": sampler,
         }
         _begin(book, start)
         shapes = {name: tuple(array.shape) for name, array in first.items()}
@@ -169,7 +174,13 @@ def tune(
         return result_of(State.of(book.records), problem, facts)
 
 
-def _check(budget: Budget, evaluate: Callable[[Model], float] | None, minutes: float | None) -> None:
+def _check(
+    budget: Budget, evaluate: Callable[[Model], float] | None, minutes: float | None, sampler: str
+) -> None:
+    if sampler not in SAMPLERS:
+        raise OptionsError("There is no such sampler.", expected=" or ".join(SAMPLERS), found=sampler)
+    if sampler == "optuna":
+        require_optuna()
     if budget.max_drop is not None and evaluate is None:
         raise OptionsError(
             "max_drop is a limit on your metric, and there is none.",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgeinfer as ei
-from edgeinfer.tuning.actions import Make, Problem, Time
+from edgeinfer.tuning.actions import SAMPLERS, Make, Problem, Time
 from edgeinfer.tuning.advice import Advice
 from edgeinfer.tuning.outcome import Facts, result_of
 from edgeinfer.tuning.planner import dropped, next_action
@@ -37,12 +37,33 @@ def result(records, of: Problem):
 
 
 @settings(max_examples=6, deadline=None)
-@given(seed=st.integers(0, 5), cut=st.integers(1, 60), minutes=st.sampled_from([None, 3.0]))
-def test_after_a_kill_at_any_point_the_same_is_proposed(seed, cut, minutes):
-    of = problem(seed=seed, seconds=None if minutes is None else 60 * minutes)
+@given(
+    seed=st.integers(0, 5),
+    cut=st.integers(1, 60),
+    minutes=st.sampled_from([None, 3.0]),
+    sampler=st.sampled_from(SAMPLERS),
+)
+def test_after_a_kill_at_any_point_the_same_is_proposed(seed, cut, minutes, sampler):
+    of = problem(seed=seed, seconds=None if minutes is None else 60 * minutes, sampler=sampler)
     whole = run(of, World())
     resumed = run(of, World(), whole[: max(1, min(cut, len(whole) - 1))])
     assert resumed == whole
+
+
+def test_optuna_proposes_other_candidates_within_the_same_limits():
+    made = {}
+    for sampler in SAMPLERS:
+        of = problem(sampler=sampler, budget=ei.Budget(latency_p50_ms=4.0, max_drop=0.1))
+        records = run(of, World())
+        made[sampler] = [record["candidate"] for record in records if record["kind"] == "made"]
+        assert result(records, of).best.latency_p50_ms <= of.budget.latency_p50_ms
+    assert made["optuna"] != made["built-in"]
+    assert len({str(each) for each in made["optuna"]}) == len(made["optuna"])
+
+
+def test_an_unknown_sampler_is_refused():
+    with pytest.raises(ei.errors.OptionsError, match="sampler"):
+        ei.tune("no.onnx", ei.Budget(), target="onnxruntime", calibration=[], sampler="random")
 
 
 def test_each_decision_follows_from_the_records_before_it():
