@@ -117,11 +117,14 @@ class CompileOptions:
         device: The device name within the backend; empty for the backend's default.
         options: The backend's own options: its frozen value, or a mapping; check it with `options_from`.
         cache_dir: A folder for timing caches and the like, or None.
+        trial: Let the runtime compile the model even where the payload does not need it, so that what it
+            refuses is refused at once. False where the payload is loaded next, which tells the same.
     """
 
     device: str = ""
     options: object = None
     cache_dir: Path | None = None
+    trial: bool = True
 
 
 @final

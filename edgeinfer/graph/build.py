@@ -28,8 +28,11 @@ def compile_model(
     device: str | None = None,
     options: object = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    trial: bool = True,
 ) -> Artifact:
     """Compile a model; see `edgeinfer.compile`. What it was tuned for is used unless something else is given.
+
+    With `trial=False` a backend whose payload is the graph itself leaves the first compilation to `load`.
 
     Raises:
         ModelError: The model cannot be read, or takes or gives something else than tensors.
@@ -42,7 +45,10 @@ def compile_model(
     _require_tensors(loaded)
     cache = Path(cache_dir) if cache_dir is not None else None
     request = CompileOptions(
-        device=wanted.device, options=_with_tuned(loaded, wanted, options), cache_dir=cache
+        device=wanted.device,
+        options=_with_tuned(loaded, wanted, options),
+        cache_dir=cache,
+        trial=trial,
     )
     with wrapping(CompileError, f"{chosen.name} could not compile the model"):
         try:

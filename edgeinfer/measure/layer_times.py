@@ -166,7 +166,8 @@ def measure_layers(
     chosen = choose_feeds(feeds, loaded.signature, shapes=shapes, batch=batch)
     feed = chosen.feeds[0]
     options = timing_options(parsed.backend, threads=threads)
-    artifact = compile_model(loaded, parsed.backend, device=parsed.device or None, options=options)
+    device = parsed.device or None
+    artifact = compile_model(loaded, parsed.backend, device=device, options=options, trial=False)
     with load(artifact) as session:
         count = runs if runs is not None else _runs_for(session, feed)
         times = session.profile(feed, runs=count)

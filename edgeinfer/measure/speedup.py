@@ -168,7 +168,7 @@ class TargetStopwatch:
         if key not in self._sessions:
             target = self._target
             artifact = compile_model(
-                model, target.backend, device=target.device or None, options=self._options
+                model, target.backend, device=target.device or None, options=self._options, trial=False
             )
             self._sessions[key] = load(artifact)
         self._sessions.move_to_end(key)

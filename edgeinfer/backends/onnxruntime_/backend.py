@@ -152,7 +152,8 @@ class OnnxRuntimeBackend:
         chosen = options_from(OnnxRuntimeOptions, options.options, backend=NAME)
         device = options.device.upper() or "CPU"
         payload = payload_of_onnx(model, device=device, options=chosen.portable())
-        _create(onnx_source(payload), device, chosen)
+        if options.trial:
+            _create(onnx_source(payload), device, chosen)
         return attrs.evolve(payload, notes=notes_on(chosen.not_portable()))
 
     def load(self, payload: Payload, options: LoadOptions, /) -> OnnxRuntimeRunner:

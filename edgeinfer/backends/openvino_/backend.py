@@ -85,6 +85,8 @@ class OpenVINOBackend:
         device = check_device(options.device or "CPU", _capabilities())
         kept, notes = chosen.portable(), notes_on(chosen.not_portable())
         payload = attrs.evolve(payload_of_onnx(model, device=device, options=kept), notes=notes)
+        if not options.trial and not chosen.export:
+            return payload
         with verified_cache(chosen.cache):
             compiled = _compile(payload, device, chosen)
         input_names(compiled.model.inputs, [spec.name for spec in model.signature.inputs])

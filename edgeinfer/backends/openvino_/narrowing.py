@@ -28,6 +28,7 @@ _ARITHMETIC = frozenset(
 _CUT_OFF = frozenset({"Slice", "StridedSlice", "Minimum", "Maximum", "Clamp"})
 # Their outputs are positions and sizes, which fit.
 _POSITIONS = frozenset({"ShapeOf", "NonZero", "TopK", "NonMaxSuppression", "Range"})
+_LOOPS = frozenset({"Loop", "TensorIterator"})
 _SOURCES = frozenset({"Parameter", "Constant"})
 
 
@@ -83,10 +84,11 @@ def graphs_of(model: Any) -> Iterator[Any]:
     """Yield the graph and the bodies of its If, Loop and TensorIterator operators."""
     yield model
     for op in model.get_ops():
-        if hasattr(op, "get_then_body"):
+        kind = op.get_type_name()  # asking an operator for what it does not have copies all its attributes
+        if kind == "If":
             yield from graphs_of(op.get_function(0))
             yield from graphs_of(op.get_function(1))
-        elif hasattr(op, "get_function"):
+        elif kind in _LOOPS:
             yield from graphs_of(op.get_function())
 
 

@@ -127,4 +127,5 @@ def target_session(model: Model, target: Target, *, threads: int = 1) -> Session
         CompileError: It refuses the model.
     """
     options = get_backend(target.backend).capabilities().threads(threads)
-    return load(compile_model(model, target.backend, device=target.device or None, options=options))
+    device = target.device or None
+    return load(compile_model(model, target.backend, device=device, options=options, trial=False))
