@@ -142,10 +142,11 @@ class OnnxRuntimeRunner:
     def _output_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the outputs for inputs of these shapes, by a run over made-up values.
 
-        Ones come first: before 1.30 a division of integers by zero ends the process. A model that takes an
-        index may refuse ones, so zeros come after them.
+        A model may refuse zeros that it divides by, or ones that are its indices. Before 1.30 a division of
+        integers by zero ends the process, so ones come first there.
         """
-        for fill in (1, 0):
+        release = tuple(int(part) for part in self._ort.__version__.split(".")[:2])
+        for fill in (0, 1) if release >= (1, 30) else (1, 0):
             try:
                 return self._output_shapes_for(shapes, fill)
             except Exception as error:
