@@ -301,7 +301,6 @@ class Int8Search:
             report.result(f"faster than the model that was given: {speed.describe()}")
             return True
         report.applied.clear()
-        report.result(
-            f"it stays in float: int8 is not faster than the model that was given: {speed.describe()}"
-        )
+        report.skip("", f"int8 is not faster than the model that was given: {speed.describe()}")
+        report.result(f"stays in float, int8 is not faster: {speed.describe()}")
         return False
