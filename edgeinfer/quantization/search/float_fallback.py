@@ -36,8 +36,6 @@ from edgeinfer.quantization.search.workbench import Attempt, Recipe, Workbench
 
 __all__ = ["FloatFallback"]
 
-_BARGAIN_TRIES = 5  # one by one, where all of them together cost time
-
 
 @final
 class FloatFallback:
@@ -236,22 +234,19 @@ class FloatFallback:
         return by_noise_per_time(known)
 
     def _as_fast(self, whole: Attempt, cheap: list[str]) -> tuple[list[str], float]:
-        """Return those of the layers that hardly cost time in float, and how fast the model is with them."""
-        ratio = self._float_ratio(whole, cheap) if cheap else 0.0
-        if ratio >= AS_FAST:
-            return cheap, ratio
-        found: list[str] = []
-        for name in cheap[:_BARGAIN_TRIES]:
-            each = self._float_ratio(whole, [*found, name])
-            if each >= max(ratio - SAME, AS_FAST):
-                found.append(name)
-                ratio = each
-        return found, ratio
+        """Return the first of the layers, all or a half or a quarter, that hardly cost time in float.
 
-    def _float_ratio(self, whole: Attempt, nodes: Collection[str]) -> float:
+        Returns:
+            The layers, and how fast the model is with them.
+        """
         bare, _ = self.bench.quantized(whole.recipe, whole.keep_float)
-        candidate, _ = self.bench.quantized(whole.recipe, {*whole.keep_float, *nodes})
-        return self._ratio(bare, candidate, f"{len(nodes)} cheap layers in float")
+        while cheap:
+            candidate, _ = self.bench.quantized(whole.recipe, {*whole.keep_float, *cheap})
+            ratio = self._ratio(bare, candidate, f"{len(cheap)} cheap layers in float")
+            if ratio >= AS_FAST:
+                return cheap, ratio
+            cheap = cheap[: len(cheap) // 2]
+        return [], 0.0
 
     def _ratio(self, reference: Model, candidate: Model, what: str) -> float:
         """Return how many times as fast a candidate is; 1 where that is not to be measured."""
