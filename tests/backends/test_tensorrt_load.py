@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +11,10 @@ import attrs
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import edgeinfer as ei
 from edgeinfer.backends.tensorrt_.record import BuildRecord
-from edgeinfer.backends.tensorrt_.refit import external_files
 from edgeinfer.errors import (
     ArtifactError,
     ArtifactFormatError,
@@ -168,39 +164,13 @@ def test_weights_may_lie_beside_the_onnx_file(fake: SimpleNamespace, tmp_path: P
         ei.load(compiled(refit=True), options={"refit_from": tmp_path / "m.onnx"})
 
 
-def test_external_files_are_found_wherever_tensors_are() -> None:
-    def tensor(location: str) -> TensorProto:
-        made = TensorProto(name="location", dims=[3], data_type=TensorProto.FLOAT)
-        made.data_location = TensorProto.EXTERNAL
-        for key, value in (("offset", "0"), ("location", location)):
-            entry = made.external_data.add()
-            entry.key, entry.value = key, value
-        return made
-
-    inner = helper.make_graph(
-        [helper.make_node("Constant", [], ["c"], value=tensor("inner"))], "location", [], []
-    )
-    node = helper.make_node("If", ["b"], ["y"], then_branch=inner, else_branch=inner)
-    many = helper.make_node("Custom", [], ["z"], domain="acme", tensors=[tensor("many")])
-    graph = helper.make_graph([node, many], "g", [], [], [tensor("initializer")])
-    sparse = onnx.SparseTensorProto(values=tensor("values"), indices=tensor("indices"))
-    graph.sparse_initializer.append(sparse)
-    function = helper.make_function(
-        "acme", "F", [], ["f"], [helper.make_node("Constant", [], ["f"], value=tensor("function"))], []
-    )
-    model = helper.make_model(graph, functions=[function])
-    model.training_info.add().algorithm.initializer.append(tensor("training"))
-    assert sorted(external_files(model.SerializeToString())) == [
-        *("function", "indices", "initializer", "inner", "inner", "many", "training", "values"),
-    ]
-    assert external_files(scale_model().SerializeToString()) == []
-
-
-@given(st.binary(max_size=60))
-def test_no_bytes_break_the_search_for_external_files(content: bytes) -> None:
-    for data in (b"location" + content, content + b"location"):
-        with contextlib.suppress(ExternalDataError):  # and nothing else
-            external_files(data)
+@pytest.mark.parametrize("content", [b"", b"location", b"\x0a\xff", b"\x3a\x02\x0a"])
+def test_a_file_that_is_no_onnx_model_refits_nothing(
+    fake: SimpleNamespace, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(ExternalDataError, match="not an ONNX model"):
+        ei.load(compiled(refit=True), options={"refit_from": tmp_path / "m.onnx"})
 
 
 # Engines without their lean runtime.

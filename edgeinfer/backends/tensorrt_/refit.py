@@ -8,20 +8,20 @@ as it did for the build, so that what it folded then (BatchNorm, constants) is f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from edgeinfer.artifact.payload import Payload
 from edgeinfer.atomic import scratch_folder
 from edgeinfer.backends.onnx_payload import OnnxSource, onnx_source
+from edgeinfer.backends.onnx_wire import MalformedModelError, look_through
 from edgeinfer.backends.tensorrt_.flavours import Flavour
 from edgeinfer.backends.tensorrt_.log import LogCapture, logger_of
 from edgeinfer.backends.tensorrt_.options import TensorRTOptions
 from edgeinfer.backends.tensorrt_.record import BuildRecord
 from edgeinfer.errors import ArtifactError, ArtifactMismatchError, ExternalDataError, OptionsError
 
-__all__ = ["WEIGHTS", "check_refit", "external_files", "refit"]
+__all__ = ["WEIGHTS", "check_refit", "refit"]
 
 WEIGHTS = "model.onnx"
 
@@ -74,7 +74,7 @@ def refit(
 
     Raises:
         ArtifactError: The weights do not fit the engine.
-        ExternalDataError: The ONNX file names data outside of its folder.
+        ExternalDataError: The ONNX file names data outside of its folder, or is none.
     """
     if options.refit_from is not None:
         source: bytes | str = os.path.realpath(options.refit_from)
@@ -126,7 +126,16 @@ def _weights_of(payload: Payload) -> Payload:
 def _check_external(content: bytes, source: bytes | str, beside: set[str] | None) -> None:
     """Let the vendor's parser read no file but those beside the model: it follows any path in a model."""
     folder = None if isinstance(source, bytes) else Path(source).parent
-    for location in external_files(content):
+    try:
+        tensors, _ = look_through(content)
+    except MalformedModelError as error:
+        raise ExternalDataError(
+            "The file with the weights is not an ONNX model.",
+            where=WEIGHTS if isinstance(source, bytes) else source,
+            found=str(error),
+            hint="Give the model that was compiled.",
+        ) from error
+    for location in dict.fromkeys(tensor.location for tensor in tensors):
         plain = location and location == os.path.basename(location) and location not in (".", "..")  # noqa: PTH119
         known = plain and folder is not None and (beside is None or location in beside)
         if not known or (folder is not None and (folder / location).is_symlink()):
@@ -136,81 +145,3 @@ def _check_external(content: bytes, source: bytes | str, beside: set[str] | None
                 found=location,
                 hint="Save the model with its data in one folder.",
             )
-
-
-# The fields of onnx.proto that lead to tensors, by message: field number to the message in it. A device has
-# no onnx package, and the question is one alone: which external files does a model name?
-_MESSAGES: dict[str, dict[int, str]] = {
-    "model": {7: "graph", 20: "training", 25: "function"},
-    "training": {1: "graph", 2: "graph"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "function": {7: "node", 11: "attribute"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
-    "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {13: "entry"},
-}
-
-
-def external_files(content: bytes) -> list[str]:
-    """Return the external files that an ONNX model names, read without the onnx package.
-
-    Raises:
-        ExternalDataError: It is no ONNX model.
-    """
-    if b"location" not in content:  # the key of each such entry
-        return []
-    found: list[str] = []
-    waiting = [("model", memoryview(content))]
-    while waiting:
-        message, data = waiting.pop()
-        if message == "entry":  # a key and a value
-            entry = {number: bytes(value) for number, value in _fields(data)}
-            if entry.get(1) == b"location":
-                found.append(entry.get(2, b"").decode(errors="replace"))
-            continue
-        inner = _MESSAGES[message]
-        waiting += [(inner[number], value) for number, value in _fields(data) if number in inner]
-    return found
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield the number and content of each length-delimited field of a protobuf message."""
-    try:
-        yield from _read_fields(data)
-    except IndexError as error:
-        raise ExternalDataError(
-            "The file with the weights is not an ONNX model.", hint="Give the model that was compiled."
-        ) from error
-
-
-def _read_fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 2:
-            size, at = _varint(data, at)
-            if size > len(data) - at:
-                raise IndexError
-            yield tag >> 3, data[at : at + size]
-            at += size
-        elif kind == 0:
-            _, at = _varint(data, at)
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise IndexError
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise IndexError
