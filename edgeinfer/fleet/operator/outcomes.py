@@ -108,6 +108,11 @@ class Counts:
         return sum(count for (outcome, _), count in self.by_state.items() if outcome.decided)
 
     @property
+    def settled(self) -> bool:
+        """Whether every device is decided and none is on its way: nothing changes any more by itself."""
+        return self.decided == self.members and not self.in_flight and not self.eligible
+
+    @property
     def reached(self) -> int:
         """Devices that are decided because they were heard of, or accepted and then were not."""
         return self.decided - self.of(Outcome.WITHDRAWN)

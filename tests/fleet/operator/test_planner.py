@@ -6,7 +6,7 @@ import attrs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeinfer.fleet import FailureRate, MaintenanceWindow, Site, Stage
+from edgeinfer.fleet import FailureRate, MaintenanceWindow, Rejected, Site, Stage
 from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.operator.absorb import Heard, absorb
 from edgeinfer.fleet.operator.evidence import Cell, Tallies
@@ -192,3 +192,33 @@ def test_a_withdrawn_device_stays_withdrawn(reports):
     gone = member(outcome=Outcome.WITHDRAWN, motion=Motion.STILL)
     told = [heard(phase, (1, number), digest=digest) for phase, number, digest in reports]
     assert after(gone, *told) == (Outcome.WITHDRAWN, Motion.STILL)
+
+
+REFUSED = (Outcome.REJECTED, Motion.STILL)
+
+
+def test_a_stage_that_is_decided_and_cannot_pass_waits_for_people_and_not_for_ever():
+    # So many rejections are below their limit, and leave too few devices to judge failures by.
+    some = tallies((0, "x", *DONE, 52), (0, "x", *REFUSED, 8), (1, "x", *WAITING, 40))
+    rollout = attrs.evolve(record(), soak_started_at=NOW)
+    specification = attrs.evolve(rollout.specification, gates=[FailureRate(max=0.05), Rejected(max=0.3)])
+    rollout = attrs.evolve(rollout, specification=specification)
+    assert plan(some, rollout, NOW + 60) == ()  # it soaks
+    (move,) = plan(some, rollout, NOW + 3600)
+    assert move.state is State.PAUSED
+    assert "52 devices judged; 54 must be" in move.reason
+    again = (Outcome.REJECTED, Motion.AGAIN)  # the facts of one have changed: it is tried again, so it waits
+    (exposure,) = plan(
+        tallies((0, "x", *DONE, 52), (0, "x", *REFUSED, 7), (0, "x", *again, 1)), rollout, NOW + 3600
+    )
+    assert isinstance(exposure, Expose)
+
+
+def test_a_stage_in_which_nothing_committed_and_nothing_will_waits_for_people():
+    specification = Specification(stages=[Stage(count=1), Stage(percent=100)], gates=[FailureRate(max=0.99)])
+    rollout = attrs.evolve(record(), specification=specification)
+    withdrawn = (Outcome.WITHDRAWN, Motion.STILL)
+    gone = tallies((0, "x", *withdrawn, 1), (1, "x", *WAITING, 5))
+    (move,) = plan(gone, rollout, NOW)
+    assert move.state is State.PAUSED
+    assert "0 devices have committed; 1 must" in move.reason
