@@ -4,35 +4,36 @@
     python benchmarks/fleet/ramp.py 10000 --postgres             # a PostgreSQL server of this run's own
     python benchmarks/fleet/ramp.py 500 --kills 20               # kill -9 of the controller
     python benchmarks/fleet/ramp.py 500 --kills 20 --postgres    # and of the database
+    python benchmarks/fleet/ramp.py 500 --doorbell --drop 0.12   # a broker that loses 12 % of the rings
+    python benchmarks/fleet/ramp.py 500 --bad-network            # delays, cuts and partitions
 
 The server is a process of its own (`edgeinfer fleet serve`), the devices are simulated ones in this process:
 20 % are offline for good, and 5 % fail. First a release that is good enough goes to all; then one that fails
-on 40 %, until the gate stops it. Devices poll without pause, so delays are those of a fleet at its limit.
-After a kill the same cohorts must go on, and nothing may happen twice.
+on 40 %, until the gate stops it. Devices poll without pause, so delays are those of a fleet at its limit;
+with the doorbell once in 30 s, and when it rings (one client of the broker hears for all of them). After a
+kill the same cohorts must go on, and nothing may happen twice.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import os
 import random
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
+from servers import Process, mosquitto, postgres, serve
 
 from edgeinfer.fleet import FailureRate, Rejected, Stage
+from edgeinfer.fleet.device.mqtt import QOS, make_client, start
 from edgeinfer.fleet.operator.ceremonies import create_repository
 from edgeinfer.fleet.operator.opening import open_fleet, open_repository
 from edgeinfer.fleet.operator.simulator.faults import Quality
+from edgeinfer.fleet.operator.simulator.network import BadNetwork
 from edgeinfer.fleet.operator.simulator.served import ServedDevices
 from edgeinfer.fleet.operator.store.inventory import DeviceRow, add_devices, save_release
 from edgeinfer.fleet.operator.store.schema import audit, members, rollouts, slots
@@ -44,76 +45,25 @@ GATES = [FailureRate(max=0.15, min_reached=0.6), Rejected(max=0.15, min_reached=
 LONGEST_S = 3_000.0
 
 
-class Process:
-    """A server that can be killed and started again."""
+def listen(url: str, devices: ServedDevices, drop: float) -> object:
+    """Hear the rings for all devices, but for those that are lost."""
+    client = make_client(url, "all-devices")
+    client.on_connect = lambda client, *_: client.subscribe("edgeinfer/desired/+", qos=QOS)
 
-    def __init__(self, command: list[str], port: int, user: str | None = None) -> None:
-        self._command, self._port, self._user = command, port, user
-        self.cpu_s, self.rss = 0.0, 0
-        self.start()
+    def on_message(_client: object, _data: object, message: Any) -> None:
+        if random.random() >= drop:
+            devices.ring(message.topic.rpartition("/")[2])
 
-    def start(self) -> None:
-        end = time.monotonic() + 120
-        self._child = None
-        while time.monotonic() < end:
-            if self._child is None or self._child.poll() is not None:
-                quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-                self._child = subprocess.Popen(
-                    self._command, user=self._user, cwd="/", start_new_session=True, **quiet
-                )
-            try:
-                socket.create_connection(("127.0.0.1", self._port), timeout=1.0).close()
-                return
-            except OSError:
-                time.sleep(0.05)
-        raise SystemExit(f"{self._command[0]} did not start")
-
-    def look(self) -> None:
-        """Note what it has used."""
-        fields = Path(f"/proc/{self._child.pid}/stat").read_text().rpartition(")")[2].split()
-        self.now_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        pages = int(Path(f"/proc/{self._child.pid}/statm").read_text().split()[1])
-        self.rss = max(self.rss, pages * os.sysconf("SC_PAGE_SIZE"))
-
-    def kill(self) -> None:
-        self.look()
-        self.cpu_s += self.now_s
-        os.killpg(self._child.pid, signal.SIGKILL)  # with all that it started
-        self._child.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def serve(folder: Path, url: str | None) -> tuple[Process, int]:
-    port = free_port()
-    command = [sys.executable, "-m", "edgeinfer", "fleet", "serve", str(folder), "--port", str(port)]
-    command += ["--interval", "0.5"] + (["--database", url] if url else [])
-    return Process(command, port), port
-
-
-def postgres(folder: Path) -> tuple[Process, str]:
-    """Start a PostgreSQL server of this run's own, in Debian's default configuration but for its port."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
-    folder.mkdir()
-    user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
-    if user is not None:
-        shutil.chown(folder, user)
-    port = free_port()
-    data = folder / "data"
-    initdb = [str(programs / "initdb"), "-D", str(data), "-A", "trust", "-U", "edgeinfer"]
-    subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, user=user, cwd="/")
-    command = [str(programs / "postgres"), "-D", str(data), "-p", str(port), "-k", str(folder)]
-    url = f"postgresql+psycopg://edgeinfer@127.0.0.1:{port}/postgres"
-    return Process(command, port, user), url
+    client.on_message = on_message
+    start(client, url)
+    return client
 
 
 class Run:
     """A fleet, its server, and devices that never stop."""
 
-    def __init__(self, count: int, folder: Path, url: str | None) -> None:
+    def __init__(self, folder: Path, url: str | None, doorbell: str | None, arguments: Any) -> None:
+        count = arguments.devices
         self.count = count
         create_repository(open_repository(folder, passphrase=lambda _: None), encrypt=False)
         self.fleet = open_fleet(folder, passphrase=lambda _: None, database=url)
@@ -126,12 +76,18 @@ class Run:
         add_devices(self.fleet.database, rows)
         for digest, version in ((GOOD, "1"), (BAD, "2")):
             save_release(self.fleet.database, digest=digest, model="m", version=version)
-        self.server, port = serve(folder, url)
+        self.server, port = serve(folder, url, doorbell)
         online = [(row.device, row.device_class, row.site, KEY) for row in rows if random.random() < 0.8]
+        self.network = None
+        if arguments.bad_network:
+            self.network = BadNetwork(port, delay_s=0.02, cut=0.02, partition=0.2, partition_s=2.0)
+            port = self.network.__enter__().port
         self.devices = ServedDevices(
             online, host="127.0.0.1", port=port, model="m", release="", quality=QUALITY,
+            poll_s=30.0 if doorbell else 0.0,
             documents=folder / "repository" / "desired",
         )  # fmt: skip
+        self.client = listen(doorbell, self.devices, arguments.drop) if doorbell else None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self.devices.run, args=(self._done.is_set,), daemon=True)
         self._thread.start()
@@ -197,6 +153,11 @@ class Run:
     def close(self) -> None:
         self._done.set()
         self._thread.join()
+        if self.client is not None:
+            self.client.loop_stop()
+        if self.network is not None:
+            self.network.__exit__()
+            print(f"the network: {self.network.cuts} connections cut, {self.network.partitions} partitions")
         self.server.kill()
         self.fleet.close()
 
@@ -208,17 +169,23 @@ def main() -> None:
     parser.add_argument(
         "--kills", type=int, default=0, help="how often something is killed in the first ramp"
     )
+    parser.add_argument("--doorbell", action="store_true", help="start a broker that rings at the devices")
+    parser.add_argument("--drop", type=float, default=0.0, help="the share of the rings that are lost")
+    parser.add_argument("--bad-network", action="store_true", help="devices go through a proxy that disturbs")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     random.seed(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="edgeinfer-ramp-") as scratch:
         Path(scratch).chmod(0o755)
-        kill, url, database = [], None, None
+        kill, url, doorbell = [], None, None
         if arguments.postgres:
             database, url = postgres(Path(scratch) / "postgres")
             kill.append(("database", database))
+        if arguments.doorbell:
+            broker, doorbell = mosquitto(Path(scratch))
+            kill.append(("broker", broker))
         began = time.monotonic()
-        run = Run(arguments.devices, Path(scratch) / "fleet", url)
+        run = Run(Path(scratch) / "fleet", url, doorbell, arguments)
         kill.append(("controller", run.server))
         where = run.fleet.database.url.get_backend_name()
         print(f"{arguments.devices} devices, {where}, ready in {time.monotonic() - began:.0f} s", flush=True)
@@ -253,9 +220,11 @@ def main() -> None:
                 f"the gate stopped it {seen - failed[0]:.2f} s after the first report of a failure, "
                 f"and {seen - before_end[-1]:.2f} s after the last before it; {len(before_end)} had come"
             )
+        wrong = collections.Counter(run.devices.running)
+        print(f"devices that are online run: {dict(wrong)}")
         run.close()
-        if database is not None:
-            database.kill()
+        for _, process in kill[:-1]:
+            process.kill()
 
 
 if __name__ == "__main__":

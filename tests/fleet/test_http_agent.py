@@ -25,7 +25,7 @@ def test_a_rollout_reaches_a_device_over_http(tmp_path):
             agent = ei.fleet.Agent(folder, source=server.url, options=patient, doorbell=mosquitto.url)
             thread = threading.Thread(target=agent.run, daemon=True)
             thread.start()
-            until(lambda: "edgeinfer_doorbell_devices 1" in server.ask("GET", "/metrics").data.decode(), 240.0)
+            until(lambda: b"edgeinfer_doorbell_devices 1" in server.ask("GET", "/metrics").data, 240.0)
             rollout = server.fleet.rollout(
                 release, stages=[Stage(percent=100)], gates=[FailureRate(max=0.99)]
             )  # one device detects nothing less

@@ -162,6 +162,18 @@ def test_what_reports_make_of_a_device():
     assert after(member(), heard(Phase.FAILED, generation=(0, 9))) == (Outcome.OFFLINE, Motion.FORWARD)
 
 
+def test_a_device_that_went_back_because_it_was_told_to_is_no_failure():
+    # It was in its soak when a gate failed elsewhere, when another rollout took it over, or in a quarantine.
+    called_back = member(outcome=Outcome.ACCEPTED, motion=Motion.BACK, back_epoch=1, back_number=2)
+    for code in ("superseded", "withdrawn"):
+        went = heard(Phase.ROLLED_BACK, code=code)
+        assert after(called_back, went) == (Outcome.ACCEPTED, Motion.BACK)
+        assert after(called_back, went, heard(Phase.COMMITTED, (1, 2), digest=OLD))[1] is Motion.REVERTED
+        taken_over = after(member(outcome=Outcome.ACCEPTED), went, heard(Phase.ACCEPTED, (1, 2)))
+        assert taken_over == (Outcome.ACCEPTED, Motion.STILL)
+    assert after(member(), heard(Phase.ROLLED_BACK, code="errors"))[0] is Outcome.ROLLED_BACK
+
+
 def test_retryable_failures_are_tried_again_as_often_as_allowed():
     failed = heard(Phase.FAILED, code="network")
     first = absorb(member(), failed, release=NEW, retries=1)

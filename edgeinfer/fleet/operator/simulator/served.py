@@ -33,6 +33,7 @@ class _Known:
 
     device: SimulatedDevice
     etag: str = ""
+    look_at: float = 0.0  # by the monotonic clock
 
 
 @final
@@ -47,6 +48,7 @@ class ServedDevices:
         release: What they run at first.
         quality: Release -> how it fares on them.
         threads: How many connections there are.
+        poll_s: How often each device looks for its document when nobody rings; 0: without pause.
         documents: The server's folder of documents, if it is on this machine: to measure by.
         seed: Of all chance.
 
@@ -58,8 +60,8 @@ class ServedDevices:
     """
 
     def __init__(self, devices: Sequence[tuple[str, str, str, bytes]], *, host: str, port: int, model: str,
-                 release: str, quality: dict[str, Quality], threads: int = 8, documents: Path | None = None,
-                 seed: int = 0) -> None:  # fmt: skip
+                 release: str, quality: dict[str, Quality], threads: int = 8, poll_s: float = 0.0,
+                 documents: Path | None = None, seed: int = 0) -> None:  # fmt: skip
         chance = random.Random(seed)  # noqa: S311 (a simulation)
         self._known = [
             _Known(
@@ -78,7 +80,9 @@ class ServedDevices:
         ]
         self._address = (host, port)
         self._quality = quality
+        self._by_name = {known.device.name: known for known in self._known}
         self._threads = threads
+        self._poll_s = poll_s
         self._documents = documents
         self.delays_s: list[float] = []
         self.failed_at: list[float] = []
@@ -89,6 +93,11 @@ class ServedDevices:
     def running(self) -> list[str]:
         """What each device runs."""
         return [known.device.running for known in self._known]
+
+    def ring(self, name: str) -> None:
+        """Let a device look for its document now. From any thread."""
+        if name in self._by_name:
+            self._by_name[name].look_at = 0.0
 
     def run(self, done: Callable[[], bool]) -> None:
         """Let all devices poll, work and report, in turn, until `done` says so; each thread asks it."""
@@ -104,19 +113,30 @@ class ServedDevices:
     def _work(self, own: list[_Known], done: Callable[[], bool]) -> None:
         connection = http.client.HTTPConnection(*self._address, timeout=_TIMEOUT_S)
         while not done():
+            busy = False
             for known in own:
+                if (
+                    time.monotonic() < known.look_at
+                    and known.device.next_at is None
+                    and not known.device.spool
+                ):
+                    continue
+                busy = True
                 try:
                     self._turn(connection, known)
-                except (OSError, http.client.HTTPException):
+                except (OSError, http.client.HTTPException, ValueError, LookupError):  # of cut answers, too
                     connection.close()
                     with self._lock:
                         self.disturbed += 1
                     time.sleep(0.05)
+            if not busy:
+                time.sleep(0.01)
         connection.close()
 
     def _turn(self, connection: http.client.HTTPConnection, known: _Known) -> None:
         """Let one device look for its document, take one step, and send what it has to say."""
         device, now = known.device, int(time.time())
+        known.look_at = time.monotonic() + self._poll_s
         headers = {"If-None-Match": known.etag} if known.etag else {}
         connection.request("GET", f"/desired/{device.name}.json", headers=headers)
         response = connection.getresponse()
@@ -124,9 +144,9 @@ class ServedDevices:
         with self._lock:
             self.polls += 1
         if response.status == 200:
-            known.etag = response.headers["ETag"]
             floor = device.floor
             device.fetch(document, now)
+            known.etag = response.headers.get("ETag", "")
             if device.floor > floor:
                 self._measure(device, document)
         if device.next_at is not None:
