@@ -10,8 +10,8 @@
 The server is a process of its own (`edgeinfer fleet serve`), the devices are simulated ones in this process:
 20 % are offline for good, and 5 % fail. First a release that is good enough goes to all; then one that fails
 on 40 %, until the gate stops it. Devices poll without pause, so delays are those of a fleet at its limit;
-with the doorbell once in 30 s, and when it rings (one client of the broker hears for all of them). After a
-kill the same cohorts must go on, and nothing may happen twice.
+with the doorbell once in 5 minutes, and when it rings (one client of the broker hears for all of them).
+After a kill the same cohorts must go on, and nothing may happen twice.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Run:
             port = self.network.__enter__().port
         self.devices = ServedDevices(
             online, host="127.0.0.1", port=port, model="m", release="", quality=QUALITY,
-            poll_s=30.0 if doorbell else 0.0,
+            poll_s=300.0 if doorbell else 0.0,
             documents=folder / "repository" / "desired",
         )  # fmt: skip
         self.client = listen(doorbell, self.devices, arguments.drop) if doorbell else None

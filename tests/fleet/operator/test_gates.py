@@ -278,3 +278,18 @@ def test_a_release_that_makes_devices_unlike_each_other_raises_no_false_alarm():
         found = compare_arms(changes_of(rng, 10, spread=2.0), changes_of(rng, 200), 0.01)
         alarms += found.interval.low > 0
     assert alarms <= 5  # of one look; twenty of them may raise 1 %
+
+
+def test_failures_that_come_before_the_successes_are_no_surprise():
+    # Of a thousand devices that began together 5 % fail, in the first minute; the others soak for an hour.
+    gates = (FailureRate(max=0.15), Rejected(max=0.15))
+    for gate, bad in zip(gates, ("FAILED", "REJECTED"), strict=True):
+        for count, working, verdict in (
+            (3, 997, Verdict.INCONCLUSIVE),
+            (50, 950, Verdict.INCONCLUSIVE),
+            (200, 800, Verdict.FAIL),
+        ):
+            judged = gate.judge(evidence(counts(**{bad: count}, ACCEPTED=working)))
+            assert judged.verdict is verdict, (gate, count)
+        # Devices that have not begun say nothing: so many of so few is no chance.
+        assert gate.judge(evidence(counts(**{bad: 4}, OFFLINE=500, WAITING=496))).verdict is Verdict.FAIL

@@ -83,6 +83,8 @@ class ServedDevices:
         self._by_name = {known.device.name: known for known in self._known}
         self._threads = threads
         self._poll_s = poll_s
+        for known in self._known:  # they were switched on at some time
+            known.look_at = time.monotonic() + chance.random() * poll_s
         self._documents = documents
         self.delays_s: list[float] = []
         self.failed_at: list[float] = []
