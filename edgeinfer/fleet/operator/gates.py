@@ -57,8 +57,8 @@ class _Rate:
     def exceeds(self, limit: float, needed: int) -> bool:
         """Whether the rate is above the limit: certainly, on enough devices, or beyond chance.
 
-        A device fails in a minute, and succeeds after its soak. So the first that are decided have failed, also
-        of a good release: what has started counts, in order that these are no surprise.
+        A device fails in a minute, and succeeds after its soak. So the first that are decided have failed,
+        also of a good release: what has started counts, in order that these are no surprise.
         """
         if self.bad <= limit * self.started:
             return False
