@@ -109,8 +109,14 @@ class Counts:
 
     @property
     def settled(self) -> bool:
-        """Whether every device is decided and none is on its way: nothing changes any more by itself."""
-        return self.decided == self.members and not self.in_flight and not self.eligible
+        """Whether every device is decided and none is on its way: nothing changes any more by itself.
+
+        A device that is TIMED_OUT is silent, and nobody knows for how long.
+        """
+        silent = sum(
+            n for (o, motion), n in self.by_state.items() if o is Outcome.TIMED_OUT and motion.in_flight
+        )
+        return self.decided == self.members and self.in_flight == silent and not self.eligible
 
     @property
     def reached(self) -> int:

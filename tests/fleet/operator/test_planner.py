@@ -219,6 +219,10 @@ def test_a_stage_that_is_decided_and_cannot_pass_waits_for_people_and_not_for_ev
     (move,) = plan(some, rollout, NOW + 3600)
     assert move.state is State.PAUSED
     assert "52 devices judged; 54 must be" in move.reason
+    silent = (Outcome.TIMED_OUT, Motion.FORWARD)
+    assert plan(
+        tallies((0, "x", *DONE, 51), (0, "x", *REFUSED, 8), (0, "x", *silent, 1)), rollout, NOW + 3600
+    )
     again = (Outcome.REJECTED, Motion.AGAIN)  # the facts of one have changed: it is tried again, so it waits
     (exposure,) = plan(
         tallies((0, "x", *DONE, 52), (0, "x", *REFUSED, 7), (0, "x", *again, 1)), rollout, NOW + 3600
