@@ -42,7 +42,7 @@ Content: TypeAlias = "bytes | mmap | Path"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-_TOKEN = r"[0-9a-f]{12}"  # noqa: S105 (a pattern, no password)
+_REST = re.compile(r"[0-9a-f]{12}\.draft\Z")
 _ATTEMPTS = 10
 
 
@@ -104,7 +104,9 @@ class FolderReader:
         os.close(self._descriptor)
 
 
-def write_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+def write_file(
+    path: Path, content: bytes | Callable[[BinaryIO], object], *, drafts: Path | None = None
+) -> None:
     """Make the file hold exactly `content`, or leave it as it was.
 
     A symbolic link stays one: what it points to is replaced. What is there and is no regular file (a pipe, a
@@ -113,19 +115,23 @@ def write_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> Non
     Args:
         path: The file.
         content: Its bytes, or a function that writes them to the open file that it is given.
+        drafts: The folder of the draft, on the same file system. None: the file's own, which takes long where
+            that has very many files, for drafts that killed processes left are looked for among them.
 
     Raises:
         OSError: Of the operation that failed; the draft is removed.
     """
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if path.is_symlink():
+        path, drafts = Path(os.path.realpath(path)), None
     if path.exists() and not path.is_file():
         buffer = io.BytesIO()  # a pipe has no positions, which formats such as zip ask for
         _fill(buffer, content)
         with path.open("wb") as file:
             file.write(buffer.getbuffer())
         return
-    reap(path.parent, path.name)
-    draft, descriptor = _locked_draft(path.parent, path.name, _create_file)
+    drafts = drafts or path.parent
+    reap(drafts, path.name)
+    draft, descriptor = _locked_draft(drafts, path.name, _create_file)
     try:
         with os.fdopen(descriptor, "wb") as file:
             if path.exists():
@@ -219,9 +225,13 @@ def _remove_own(folder: Path, process: int) -> None:
 
 def reap(parent: Path, name: str) -> None:
     """Remove the drafts of `name` whose writers are gone. What cannot be locked or removed is left."""
-    pattern = re.compile(rf"\.{re.escape(name)}\.{_TOKEN}\.draft\Z")
+    prefix = f".{name}."
     try:
-        found = [entry for entry in os.scandir(parent) if pattern.match(entry.name)]
+        found = [
+            entry
+            for entry in os.scandir(parent)
+            if entry.name.startswith(prefix) and _REST.match(entry.name, len(prefix))
+        ]
     except OSError:
         return  # making the draft will say why
     for entry in found:

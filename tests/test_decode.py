@@ -32,6 +32,7 @@ class Tree:
     anything: Mapping[str, object] = attrs.field(factory=dict)
     maybe: Leaf | None = None
     number: int | None = None
+    pair: tuple[int, int] = (0, 0)
     positive: int = attrs.field(default=1, validator=attrs.validators.gt(0))
 
 
@@ -53,6 +54,7 @@ TREES = st.builds(
     anything=st.dictionaries(TEXTS, JSON, max_size=3),
     maybe=st.none() | LEAVES,
     number=st.none() | st.integers(),
+    pair=st.tuples(st.integers(), st.integers()),
     positive=st.integers(1),
 )
 
@@ -86,6 +88,9 @@ def test_what_is_written_is_read(tree):
         ({"leaf": {"count": 1}, "tags": ["a", 1]}, "tags[1]", "not of type str"),
         ({"leaf": {"count": 1}, "maybe": 1}, "maybe", "not an object"),
         ({"leaf": {"count": 1}, "number": "1"}, "number", "not of type int"),
+        ({"leaf": {"count": 1}, "pair": []}, "pair", "2 items"),
+        ({"leaf": {"count": 1}, "pair": [1, 2, 3]}, "pair", "2 items"),
+        ({"leaf": {"count": 1}, "pair": [1, "2"]}, "pair[1]", "not of type int"),
         ({"leaf": {"count": 1}, "positive": 0}, "", "ValueError"),
     ],
 )
@@ -130,3 +135,12 @@ def test_fields_can_be_left_out_and_unknown_ones_passed_over():
         with pytest.raises(DecodeError, match="unknown field"):
             decode(Partly, {"name": "a", extra: 1})
         assert decode(Partly, {"name": "a", extra: 1}, skip_unknown=True) == Partly(name="a")
+
+
+@attrs.frozen(kw_only=True)
+class Nested:
+    inner: Nested | None = None
+
+
+def test_a_class_may_have_itself_in_its_fields():
+    assert decode(Nested, {"inner": {"inner": None}}) == Nested(inner=Nested())

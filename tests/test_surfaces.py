@@ -40,3 +40,12 @@ def test_turned_views_are_averaged():
         expected = np.mean([plain.infer({"image": view.copy()})["logits"] for view in turned], axis=0)
         found = averaging.infer({"image": x})["logits"]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_turned_views_can_be_turned_again():
+    model = ei.Model.load(inspection_model_path())
+    x = draw_surfaces(2, seed=2).images
+    once = with_turned_views(model)
+    with ei.load(ei.compile(once)) as four, ei.load(ei.compile(with_turned_views(once, prefix="2."))) as more:
+        expected = four.infer({"image": x})["logits"]  # the mirror images of mirror images are the same four
+        np.testing.assert_allclose(more.infer({"image": x})["logits"], expected, rtol=1e-5, atol=1e-5)

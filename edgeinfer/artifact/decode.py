@@ -12,7 +12,7 @@ import functools
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast, final
 
 import attrs
 
@@ -20,6 +20,7 @@ __all__ = ["DecodeError", "Hooks", "decode", "encode"]
 
 T = TypeVar("T")
 Hooks: TypeAlias = "Mapping[Any, Callable[[Any], Any]]"
+_Form: TypeAlias = "Callable[[Any, str], Any]"
 _SIMPLE = (bool, float, int, str)
 
 
@@ -70,7 +71,8 @@ def decode(kind: type[T], value: Any, hooks: Hooks | None = None, *, skip_unknow
     Raises:
         DecodeError: A field is missing, unknown, or has a value that is not of its type.
     """
-    return cast("T", _Decoder(hooks or {}, skip_unknown).decode(kind, value, ""))
+    decoder = _decoder(tuple((hooks or {}).items()), skip_unknown)
+    return cast("T", _at(decoder.form(kind), value, ""))
 
 
 def _fields(kind: Any) -> dict[str, Any]:
@@ -78,65 +80,96 @@ def _fields(kind: Any) -> dict[str, Any]:
     return {field.name: field for field in fields if field.metadata.get("json") is not False}
 
 
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    # Evaluating the annotations takes longer than all the rest.
-    return typing.get_type_hints(kind)
-
-
-@attrs.frozen
+@final
 class _Decoder:
-    hooks: Hooks
-    skip_unknown: bool
+    """Makes a function of each type, once: finding out what a type is takes longer than all the rest."""
 
-    def decode(self, kind: Any, value: Any, path: str) -> Any:
-        hook = self.hooks.get(kind)
-        try:
-            if hook is not None:
-                return hook(value)
-            if kind in (Any, object):
-                return value
-            if kind in _SIMPLE:
-                return _simple(kind, value)
-            if attrs.has(kind):
-                return self._of_fields(kind, value, path)
-            return self._generic(kind, value, path)
-        except DecodeError:
-            raise
-        except (TypeError, ValueError, KeyError) as error:  # of a hook, a converter or a validator
-            raise DecodeError(path, f"{type(error).__name__}: {error}") from error
+    def __init__(self, hooks: Hooks, skip_unknown: bool) -> None:
+        self._hooks = hooks
+        self._skip_unknown = skip_unknown
+        self._forms: dict[Any, _Form] = {}
 
-    def _of_fields(self, kind: Any, value: Any, path: str) -> Any:
-        if not isinstance(value, dict):
-            raise TypeError(f"{value!r} is not an object")
+    def form(self, kind: Any) -> _Form:
+        """Return what decodes values of a type, given one and its path."""
+        found = self._forms.get(kind)
+        if found is None:
+            found = self._forms[kind] = self._made(kind)
+        return found
+
+    def _made(self, kind: Any) -> _Form:
+        hook = self._hooks.get(kind)
+        if hook is not None:
+            return lambda value, _path: hook(value)
+        if kind in _SIMPLE:
+            return lambda value, _path: _simple(kind, value)
+        if kind in (Any, object):
+            return lambda value, _path: value
+        return self._of_fields(kind) if attrs.has(kind) else self._generic(kind)
+
+    def _of_fields(self, kind: Any) -> _Form:
+        forms: dict[str, _Form] = {}
         fields = _fields(kind)
-        unknown = [] if self.skip_unknown else sorted(set(value) - set(fields))
-        missing = [
-            name for name, field in fields.items() if field.default is attrs.NOTHING and name not in value
-        ]
-        if unknown or missing:
-            what = "unknown" if unknown else "missing"
-            raise DecodeError(path, f"{what} field {', '.join(unknown or missing)}")
-        hints = _hints(kind)
-        prefix = f"{path}." if path else ""
-        known = {name: item for name, item in value.items() if name in fields}
-        return kind(
-            **{name: self.decode(hints[name], item, f"{prefix}{name}") for name, item in known.items()}
-        )
+        required = [name for name, field in fields.items() if field.default is attrs.NOTHING]
 
-    def _generic(self, kind: Any, value: Any, path: str) -> Any:
-        """Decode `X | None`, `tuple[X, ...]`, `frozenset[X]` and `Mapping[str, X]`."""
+        def decode_fields(value: Any, path: str) -> Any:
+            if not isinstance(value, dict):
+                raise TypeError(f"{value!r} is not an object")
+            if not forms:  # not before now: a class may have itself in its fields
+                hints = typing.get_type_hints(kind)
+                forms.update({name: self.form(hints[name]) for name in fields})
+            unknown = [] if self._skip_unknown else sorted(set(value) - set(fields))
+            missing = [name for name in required if name not in value]
+            if unknown or missing:
+                what = "unknown" if unknown else "missing"
+                raise DecodeError(path, f"{what} field {', '.join(unknown or missing)}")
+            prefix = f"{path}." if path else ""
+            known = {name: item for name, item in value.items() if name in forms}
+            return kind(**{name: _at(forms[name], item, prefix + name) for name, item in known.items()})
+
+        return decode_fields
+
+    def _generic(self, kind: Any) -> _Form:
+        """Decode `X | None`, `tuple[X, ...]`, `tuple[X, X]`, `frozenset[X]` and `Mapping[str, X]`."""
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin in (typing.Union, types.UnionType):
-            (inner,) = (argument for argument in arguments if argument is not type(None))
-            return None if value is None else self.decode(inner, value, path)
+            (inner,) = (self.form(argument) for argument in arguments if argument is not type(None))
+            return lambda value, path: None if value is None else inner(value, path)
         if origin in (tuple, frozenset):
-            items = enumerate(_exactly(list, value))
-            return origin(self.decode(arguments[0], item, f"{path}[{index}]") for index, item in items)
+            item_form = self.form(arguments[0])
+            exact = len(arguments) if origin is tuple and arguments[-1] is not Ellipsis else None
+
+            def decode_items(value: Any, path: str) -> Any:
+                items = _exactly(list, value)
+                if exact is not None and len(items) != exact:
+                    raise TypeError(f"{value!r} does not have {exact} items")
+                return origin(_at(item_form, item, f"{path}[{i}]") for i, item in enumerate(items))
+
+            return decode_items
         if isinstance(origin, type) and issubclass(origin, Mapping):
-            named = _exactly(dict, value).items()
-            return {name: self.decode(arguments[1], item, f"{path}[{name!r}]") for name, item in named}
-        raise TypeError(f"values of type {kind} are not decoded")
+            named_form = self.form(arguments[1])
+            return lambda value, path: {
+                name: _at(named_form, item, f"{path}[{name!r}]")
+                for name, item in _exactly(dict, value).items()
+            }
+
+        def refuse(_value: Any, _path: str) -> Any:
+            raise TypeError(f"values of type {kind} are not decoded")
+
+        return refuse
+
+
+@functools.lru_cache
+def _decoder(hooks: tuple[tuple[Any, Callable[[Any], Any]], ...], skip_unknown: bool) -> _Decoder:
+    return _Decoder(dict(hooks), skip_unknown)
+
+
+def _at(form: _Form, value: Any, path: str) -> Any:
+    try:
+        return form(value, path)
+    except DecodeError:
+        raise
+    except (TypeError, ValueError, KeyError) as error:  # of a hook, a converter or a validator
+        raise DecodeError(path, f"{type(error).__name__}: {error}") from error
 
 
 def _simple(kind: type, value: Any) -> Any:

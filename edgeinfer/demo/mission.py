@@ -23,6 +23,7 @@ import attrs
 from edgeinfer.backends.registry import backends
 from edgeinfer.budget import Budget
 from edgeinfer.cpu_quota import usable_cpus
+from edgeinfer.demo.releases import median_ms, publish_for_classes
 from edgeinfer.demo.surfaces import CLASSES, draw_surfaces, inspection_model_path
 from edgeinfer.demo.turned_views import with_turned_views
 from edgeinfer.display import Table
@@ -36,17 +37,14 @@ from edgeinfer.fleet.operator.rollout import Rollout
 from edgeinfer.fleet.operator.stages import Stage
 from edgeinfer.fleet.operator.status import RolloutStatus
 from edgeinfer.fleet.operator.tuned import TunedRelease
-from edgeinfer.fleet.operator.variants import needs_of
 from edgeinfer.graph.build import compile_model
 from edgeinfer.model.model import Model
-from edgeinfer.runtime.benchmark import benchmark
 from edgeinfer.runtime.open import load
 from edgeinfer.values import as_tuple
 
 __all__ = ["MissionReport", "run_mission"]
 
 _LOG = logging.getLogger(__name__)
-_OPTIONS = {"threads": 1}
 # An agent that is told to hurry: one in the field polls by the minute and watches for hours.
 _HURRIED = AgentOptions(poll_s=0.1, tick_s=0.05, soak_s=0.2, staging_runs=20, soak_requests=1)
 # In medians of the float model here: the cameras must be fast, the line's computers may take their time.
@@ -172,16 +170,14 @@ def run_mission(
         ]
         with _timed(seconds, f"roll release 1 out to {devices} devices", say):
             good = _roll_out(fleet, agents, tuned.release)
-        slow = with_turned_views(model)
-        artifacts = {name: compile_model(slow, target, options=_OPTIONS) for name, target in targets.items()}
-        needs = {
-            name: attrs.evolve(needs_of(artifact), device_class=(name,))
-            for name, artifact in artifacts.items()
-        }
-        # Nobody measured it: a figure that breaks the budget would be refused here.
-        limits = {name: Budget(latency_p50_ms=budget.latency_p50_ms) for name, budget in budgets.items()}
-        bad_release = fleet.publish(
-            "defects", artifacts, golden=calibration, budget=limits, needs=needs, labels=CLASSES
+        bad_release = publish_for_classes(
+            fleet,
+            "defects",
+            with_turned_views(model),
+            targets=targets,
+            limits_ms={name: budget.latency_p50_ms or 0.0 for name, budget in budgets.items()},
+            golden=calibration,
+            labels=CLASSES,
         )
         with _timed(seconds, "roll release 2 out and back", say):
             bad = _roll_out(fleet, agents, bad_release)
@@ -207,8 +203,7 @@ def _targets() -> dict[str, str]:
 def _budgets(model: Model, targets: Mapping[str, str], feed: Mapping[str, Any]) -> dict[str, Budget]:
     budgets = {}
     for name, target in targets.items():
-        with load(compile_model(model, target, options=_OPTIONS)) as session:
-            median = benchmark(session, feed, warmup=10, runs=50, progress=False).p50_ms
+        median = median_ms(model, target, feed)
         budgets[name] = Budget(
             latency_p50_ms=_SLOWEST[name] * median, disk_bytes=_LARGEST[name], max_drop=0.02
         )

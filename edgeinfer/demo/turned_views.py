@@ -15,12 +15,13 @@ _FLIPS = {"rows": [2], "columns": [3], "both": [2, 3]}
 _FIRST = np.iinfo(np.int64).min  # to the first element and it included
 
 
-def with_turned_views(model: Model) -> Model:
+def with_turned_views(model: Model, *, prefix: str = "") -> Model:
     """Return a model that runs another one on an image and on three mirror images of it, and averages.
 
     Args:
         model: From one image input `(N, C, H, W)` to one output `(N, classes)`. The result is four times as
             slow.
+        prefix: Of the names of what is added: another one to do it again, which is sixteen times as slow.
     """
     graph_model = model.copy_ir()
     graph = graph_model.graph
@@ -29,12 +30,13 @@ def with_turned_views(model: Model) -> Model:
     made: list[ir.Node] = []
 
     def op(kind: str, *inputs: ir.Value, name: str, **attributes: Any) -> ir.Value:
-        node = ir.node(kind, list(inputs), attributes=attributes, name=name)
-        node.outputs[0].name = name
+        node = ir.node(kind, list(inputs), attributes=attributes, name=prefix + name)
+        node.outputs[0].name = node.name
         made.append(node)
         return node.outputs[0]
 
     def constant(name: str, values: list[int]) -> ir.Value:
+        name = prefix + name
         tensor = ir.tensor(np.array(values, np.int64), name=name)
         value = ir.Value(name=name, shape=ir.Shape([len(values)]), type=ir.TensorType(ir.DataType.INT64))
         value.const_value = tensor
@@ -54,18 +56,17 @@ def with_turned_views(model: Model) -> Model:
         node.replace_input_with(index, stacked)
 
     made.clear()
-    inner = ir.Value(name=f"{logits.name}.views", type=logits.type)
     producer = logits.producer()
     assert producer is not None, "a model computes its output"
     output = producer.outputs[0]
-    output.name = inner.name
+    kept, output.name = logits.name, f"{prefix}{logits.name}.views"
     classes = logits.shape[1] if logits.shape is not None else None
     shape = constant(
         "views.shape", [len(views), -1, int(classes)] if isinstance(classes, int) else [4, -1, 1]
     )
     split = op("Reshape", output, shape, name="views.split")
-    mean = op("ReduceMean", split, name="logits", axes=[0], keepdims=0)
-    mean.shape, mean.type = logits.shape, logits.type
+    mean = op("ReduceMean", split, name="mean", axes=[0], keepdims=0)
+    mean.name, mean.shape, mean.type = kept, logits.shape, logits.type
     output.shape = None
     graph.extend(made)
     graph.outputs[0] = mean

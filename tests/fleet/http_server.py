@@ -25,6 +25,7 @@ class FolderServer:
         etags: Whether there are ETags.
         requests: The paths that were asked for, with the Range header.
         sent: How many bytes of files were sent.
+        connections: How many connections were made.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,6 +38,7 @@ class FolderServer:
         self.etags = True
         self.requests: list[tuple[str, str | None]] = []
         self.sent = 0
+        self.connections = 0
         self.url = ""
 
     def content(self, path: str) -> bytes | None:
@@ -52,6 +54,10 @@ def _handler(server: FolderServer) -> type[BaseHTTPRequestHandler]:
 
         def log_message(self, *_: object) -> None:
             pass
+
+        def setup(self) -> None:
+            server.connections += 1
+            super().setup()
 
         def do_GET(self) -> None:
             path = self.path.lstrip("/")

@@ -17,7 +17,7 @@ from edgeinfer.fleet.device.blobs import BlobStore, blob_path
 from edgeinfer.fleet.device.delta import FORMAT, apply_delta, make_delta
 from edgeinfer.fleet.device.documents import sha256
 from edgeinfer.fleet.device.download import Downloader
-from edgeinfer.fleet.device.locations import CHUNK_BYTES, open_location, open_locations
+from edgeinfer.fleet.device.locations import CHUNK_BYTES, open_location, open_locations, read_bytes
 from edgeinfer.fleet.device.release import Blob, Delta
 from edgeinfer.fleet.errors import (
     DeltaError,
@@ -173,6 +173,17 @@ def test_what_no_location_has_is_said(server, store, tmp_path):
         downloader(store, "http://127.0.0.1:9").fetch([BLOB])
     with pytest.raises(DownloadError):
         downloader(store).fetch([BLOB])
+
+
+def test_asking_for_what_is_not_there_yet_costs_no_new_connection(server):
+    """Each poll asks for a root.json that comes once a year: with TLS a connection costs a handshake."""
+    (server.folder / "file").write_bytes(b"1234")
+    location = open_location(server.url)
+    for _ in range(5):
+        with pytest.raises(MissingFileError):
+            location.open("not-there")
+        assert read_bytes(location, "file", max_bytes=10) == b"1234"
+    assert server.connections == 1
 
 
 def test_a_slow_server_is_given_up(store, tmp_path):

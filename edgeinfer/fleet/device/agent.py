@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import final
 
 import attrs
@@ -272,6 +272,8 @@ class Agent:
         return 0.0
 
     def _alive(self) -> None:
+        if self.device.transport.wait(0.0):  # an abort reaches a device that is installing, too
+            self._desire.ring()
         if self._stop.is_set() or self._desire.changed():
             raise Interrupted
 
@@ -294,7 +296,5 @@ class Agent:
     def __enter__(self) -> Agent:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

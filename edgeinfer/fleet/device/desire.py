@@ -68,7 +68,6 @@ class Desire:
         return self._asked is None or time.monotonic() - self._asked >= self._device.options.poll_s
 
     def _ask(self) -> None:
-        self._asked = time.monotonic()
         device = self._device
         try:
             desired = device.transport.desired(self._etag)
@@ -85,6 +84,9 @@ class Desire:
             self._note_once("metadata_expired", error)
         except FleetError as error:
             self._note_once(type(error).__name__, error)
+        finally:
+            # From its end: over a slow network asking takes longer than the pause, and would never stop.
+            self._asked = time.monotonic()
 
     def _verified(self, data: bytes) -> SignedAssignments:
         device = self._device

@@ -19,6 +19,7 @@ from edgeinfer.fleet.errors import DocumentError
 __all__ = ["canonical_json", "decode_document", "parse_document", "sha256"]
 
 T = TypeVar("T")
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 @attrs.frozen(kw_only=True)
@@ -33,8 +34,7 @@ def canonical_json(value: Any) -> bytes:
         ValueError: It has NaN or infinity, or text that is no Unicode.
         TypeError: It has what JSON has not.
     """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode()
+    return _ENCODER.encode(value).encode()
 
 
 def sha256(data: bytes) -> str:
@@ -58,7 +58,7 @@ def parse_document(data: bytes, *, what: str, max_bytes: int) -> dict[str, Any]:
             f"The {what} is too large.", expected=f"at most {max_bytes} bytes", found=f"{len(data)} bytes"
         )
     try:
-        fields = decode(dict, json.loads(data), {dict: _object})
+        fields = _object(json.loads(data))
         canonical = canonical_json(fields)
     except (ValueError, TypeError, RecursionError) as error:
         raise DocumentError(
@@ -84,7 +84,8 @@ def decode_document(
         DocumentError: A field is missing or is not of its type, or a critical one is not `known`.
     """
     try:
-        unknown = sorted(set(decode(_Critical, fields, skip_unknown=True).critical) - known)
+        critical = decode(_Critical, fields, skip_unknown=True).critical if "critical" in fields else ()
+        unknown = sorted(set(critical) - known)
         value = None if unknown else decode(kind, fields, hooks, skip_unknown=True)
     except (ValueError, TypeError, EdgeInferError) as error:
         raise DocumentError(

@@ -37,7 +37,7 @@ class Doorbell:
 
     def __init__(self, url: str, device: str, *, prefix: str = "edgeinfer") -> None:
         self._rang = threading.Event()
-        self._heard = 0.0
+        self._heard = -_LEAST_S
         self._topic = f"{prefix}/{DESIRED}/{device}"
         self._online = f"{prefix}/{ONLINE}/{device}"
         # One name, one connection: a clone and its original disconnect each other, which the log shows.
@@ -54,13 +54,20 @@ class Doorbell:
         return bool(self._client.is_connected())
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a ring, at most so many seconds; return whether it rang."""
-        rang = self._rang.wait(seconds)
-        if rang:
-            self._rang.clear()
-            time.sleep(max(0.0, min(self._heard + _LEAST_S - time.monotonic(), seconds)))
-            self._heard = time.monotonic()
-        return rang
+        """Wait for a ring, at most so many seconds; return whether it rang.
+
+        A ring that comes sooner than a second after the one before is told by a later call, if not by this.
+        """
+        end = time.monotonic() + seconds
+        if not self._rang.wait(seconds):
+            return False
+        early, left = (max(0.0, at - time.monotonic()) for at in (self._heard + _LEAST_S, end))
+        time.sleep(min(early, left))
+        if early > left:
+            return False
+        self._rang.clear()
+        self._heard = time.monotonic()
+        return True
 
     def close(self) -> None:
         """Say goodbye, and disconnect."""

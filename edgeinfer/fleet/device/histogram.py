@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 from edgeinfer.errors import FleetError
@@ -105,24 +105,32 @@ class Histogram:
 
         It is within the relative error of the exact value at rank ⌊q·(count - 1)⌋.
         """
-        if not 0 <= q <= 1:
-            raise FleetError("That is no quantile.", expected="0 to 1", found=q)
-        if not self.count:
-            return None
-        rank = q * (self.count - 1)
-        seen = 0
-        for value, count in self._ascending():
-            seen += count
-            if seen > rank:
-                return min(max(value, self._min), self._max)
-        return self._max
+        return self.quantiles((q,))[0]
+
+    def quantiles(self, shares: Sequence[float]) -> list[float | None]:
+        """Return several quantiles in one pass; the shares ascend. See `quantile`."""
+        for share in shares:
+            if not 0 <= share <= 1:
+                raise FleetError("That is no quantile.", expected="0 to 1", found=share)
+        count = self.count
+        if not count:
+            return [None] * len(shares)
+        found: list[float | None] = []
+        buckets = self._ascending()
+        seen, sign, index = 0, 0, 0
+        for share in shares:
+            while seen <= share * (count - 1):
+                sign, index, of_bucket = next(buckets)
+                seen += of_bucket
+            found.append(min(max(sign * self._middle(index), self._min), self._max))
+        return found
 
     def count_above(self, limit: float) -> int:
         """Return how many values are above a limit; those within the relative error of it are not counted."""
         if self._max <= limit:
             return 0
         floor = limit + self._error * abs(limit)
-        return sum(count for value, count in self._ascending() if value > floor)
+        return sum(count for sign, index, count in self._ascending() if sign * self._middle(index) > floor)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-compatible values; of the same values always the same."""
@@ -163,9 +171,10 @@ class Histogram:
         last = found._bucket(_MOST)
         for name, buckets in (("positive", found._positive), ("negative", found._negative)):
             for index, count in values.get(name, {}).items():
-                if not (type(count) is int and count > 0 and abs(int(index)) <= last + 1):
+                bucket = int(index)
+                if type(count) is not int or count <= 0 or abs(bucket) > last + 1:
                     raise ValueError(f"{count!r} in bucket {index}")
-                buckets[int(index)] = count
+                buckets[bucket] = count
         found._zero = values.get("zero", 0)
         if type(found._zero) is not int or found._zero < 0:
             raise ValueError(f"{found._zero!r} zeros")
@@ -182,13 +191,14 @@ class Histogram:
         # 2 g^i / (g + 1): as far, relatively, from both ends of the bucket.
         return 2 * math.exp(bucket * self._log_growth) / (math.exp(self._log_growth) + 1)
 
-    def _ascending(self) -> Iterable[tuple[float, int]]:
+    def _ascending(self) -> Iterator[tuple[int, int, int]]:
+        """Yield sign, bucket and count, the least values first; what counts as zero has the sign 0."""
         for index in sorted(self._negative, reverse=True):
-            yield -self._middle(index), self._negative[index]
+            yield -1, index, self._negative[index]
         if self._zero:
-            yield 0.0, self._zero
+            yield 0, 0, self._zero
         for index in sorted(self._positive):
-            yield self._middle(index), self._positive[index]
+            yield 1, index, self._positive[index]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Histogram) and self.to_dict() == other.to_dict()

@@ -224,7 +224,7 @@ class HttpLocation:
                     etag=response.headers.get("ETag", ""),
                     close=response.close,
                 )
-        response.close()
+        _give_back(response)
         if response.status in _MISSING:
             raise _missing(self.url, path, f"HTTP {response.status}")
         raise LocationError(
@@ -261,6 +261,16 @@ class FsspecLocation:
                 f"A file cannot be read: {type(error).__name__}: {error}", where=f"{self.url}/{path}"
             ) from error
         return Opened(read=file.read, offset=start, size=size, etag="", close=file.close)
+
+
+def _give_back(response: Any) -> None:
+    """Let the connection serve again: a device asks each time for metadata that is not there yet."""
+    length = response.headers.get("Content-Length", "")
+    if length.isdigit() and int(length) <= CHUNK_BYTES:
+        with contextlib.suppress(Exception):  # of urllib3 and http.client: then it is closed after all
+            response.drain_conn()
+            response.release_conn()
+    response.close()
 
 
 def _extent(response: Any) -> tuple[int, int | None]:

@@ -47,7 +47,7 @@ class Outbox:
                     break
         except (TransportError, sqlite3.Error, OSError) as error:
             _LOG.info("reports wait: %s", error)
-            self._not_before = now + self._device.options.poll_s
+            self._not_before = time.monotonic() + self._device.options.poll_s
 
     def _report_serving(self) -> None:
         """Report each model that runs: under the update that brought it, with the figures of now."""

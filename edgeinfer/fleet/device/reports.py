@@ -16,11 +16,13 @@ from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.errors import BadSignatureError, DocumentError
 from edgeinfer.values import as_tuple
 
-__all__ = ["MAX_REPORT_BYTES", "Metric", "Report"]
+__all__ = ["MAX_REPORT_BYTES", "Metric", "Report", "SignedReport"]
 
 Metric: TypeAlias = Histogram | float
 MAX_REPORT_BYTES = 256 << 10
 _MAX_LOG = 20
+_CODE_DIGITS = 64
+_BEFORE_BODY = len('{"hmac":"","report":') + _CODE_DIGITS
 
 
 def _last(lines: Iterable[str]) -> tuple[str, ...]:
@@ -67,7 +69,7 @@ class Report:
             key: The device's key, which the operator has, too.
         """
         fields = encode(self, _ENCODE)
-        return canonical_json({"hmac": _code(fields, key), "report": fields})
+        return canonical_json({"hmac": _code(canonical_json(fields), key), "report": fields})
 
     @classmethod
     def from_bytes(cls, data: bytes, key: bytes) -> Report:
@@ -77,34 +79,56 @@ class Report:
             DocumentError: It is no report.
             BadSignatureError: It was not made with this key.
         """
-        fields = parse_document(data, what="report", max_bytes=MAX_REPORT_BYTES)
-        report, code = fields.get("report"), fields.get("hmac")
-        if not isinstance(report, dict) or not isinstance(code, str):
-            raise DocumentError("The report has no body or no code.", expected="report and hmac")
-        if not hmac.compare_digest(_code(report, key).encode(), code.encode()):
-            raise BadSignatureError(
-                "The report was not made with the key of that device.", where=str(report.get("device"))
-            )
-        known = frozenset(field.name for field in attrs.fields(cls))
-        return decode_document(cls, report, what="report", known=known, hooks=_DECODE)
+        return SignedReport.parse(data).verified(key)
 
-    @staticmethod
-    def claimed_device(data: bytes) -> str:
-        """Return the device that a report says to be of, before its code is checked (to find the key).
+
+@final
+@attrs.frozen(kw_only=True)
+class SignedReport:
+    """A report whose code was not checked yet: all that is known is whose it says to be.
+
+    Attributes:
+        device: The device's name, to find its key.
+    """
+
+    device: str
+    _fields: Mapping[str, Any]
+    _body: bytes  # what the code is of
+    _code: str
+
+    @classmethod
+    def parse(cls, data: bytes) -> SignedReport:
+        """Read what `Report.to_bytes` wrote, or somebody else.
 
         Raises:
             DocumentError: It is no report.
         """
         fields = parse_document(data, what="report", max_bytes=MAX_REPORT_BYTES)
-        report = fields.get("report")
-        device = report.get("device") if isinstance(report, dict) else None
+        report, code = fields.get("report"), fields.get("hmac")
+        if not isinstance(report, dict) or not isinstance(code, str):
+            raise DocumentError("The report has no body or no code.", expected="report and hmac")
+        device = report.get("device")
         if not isinstance(device, str):
             raise DocumentError("The report names no device.")
-        return device
+        # The document is canonical, so its body stands in it as it would be written again.
+        alone = len(fields) == 2 and len(code) == _CODE_DIGITS
+        body = data[_BEFORE_BODY:-1] if alone else canonical_json(report)
+        return cls(device=device, fields=report, body=body, code=code)
+
+    def verified(self, key: bytes) -> Report:
+        """Return the report, if it was made with a key.
+
+        Raises:
+            DocumentError: It does not have the fields of a report.
+            BadSignatureError: It was not made with this key.
+        """
+        if not hmac.compare_digest(_code(self._body, key).encode(), self._code.encode()):
+            raise BadSignatureError("The report was not made with the key of that device.", where=self.device)
+        return decode_document(Report, dict(self._fields), what="report", known=_KNOWN, hooks=_DECODE)
 
 
-def _code(fields: Mapping[str, Any], key: bytes) -> str:
-    return hmac.new(key, canonical_json(fields), hashlib.sha256).hexdigest()
+def _code(body: bytes, key: bytes) -> str:
+    return hmac.new(key, body, hashlib.sha256).hexdigest()
 
 
 def _metric(value: Any) -> Metric:
@@ -117,3 +141,4 @@ def _metric(value: Any) -> Metric:
 
 _ENCODE: Hooks = {Phase: lambda phase: phase.value, Histogram: Histogram.to_dict}
 _DECODE: Hooks = {Phase: Phase, Metric: _metric}
+_KNOWN = frozenset(field.name for field in attrs.fields(Report))

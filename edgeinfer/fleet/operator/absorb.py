@@ -19,6 +19,8 @@ __all__ = ["RETRYABLE", "Heard", "absorb"]
 RETRYABLE = frozenset(
     {"clock", "disk", "download", "lease", "lease_expired", "network", "temperature", "timeout"}
 )
+# Codes of devices that went back because they were told to: that says nothing of the release either.
+_ASKED = frozenset({"superseded", "withdrawn"})
 _FINAL = {
     Phase.ROLLED_BACK: Outcome.ROLLED_BACK,
     Phase.FAILED: Outcome.FAILED,
@@ -84,6 +86,8 @@ def _answered(member: Member, heard: Heard, release: str, retries: int) -> Membe
         return _decided(member, Outcome.SUCCESS, heard.code)
     if heard.phase is Phase.COMMITTED:
         return _decided(member, Outcome.FAILED, heard.code or "another digest is loaded")
+    if heard.phase is Phase.ROLLED_BACK and heard.code in _ASKED:
+        return member
     if heard.phase in _FINAL:
         transient = heard.code in RETRYABLE and heard.phase in (Phase.FAILED, Phase.REJECTED)
         if transient and forward and member.attempts < retries:

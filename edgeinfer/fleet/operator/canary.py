@@ -13,6 +13,11 @@ always valid: Robbins' normal mixture. For an estimate with variance V of a mean
 covers the truth at *all* looks with probability at least 1 - alpha (Robbins 1970; Johari, Pekelis, Walsh
 2015). V is estimated from few devices, so the radius is widened as Student's t widens the normal quantile
 (Abramowitz and Stegun 26.7.5), with Welch's degrees of freedom.
+
+Ten canaries alone know their variance badly, and the widening then costs the power to see 20 %. Controls are
+devices of the same fleet, so the canaries' variance is pulled towards theirs, as if up to 20 more canaries
+had it (Smyth 2004 does so for genes). It is never taken for less than the canaries' own: a release that makes
+devices more unlike each other must not look certain (benchmarks/fleet/canary.py has both figures).
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ import attrs
 __all__ = ["MIN_DEVICES", "Comparison", "Interval", "Sums", "compare_arms"]
 
 MIN_DEVICES = 10  # below it, the estimate of the variance is too rough: false alarms exceed alpha
+_BORROWED = 20  # degrees of freedom that the canaries' variance takes from the controls, at most
 _TAU = 0.1  # the effects that the interval is narrowest for: about 10 %
 
 
@@ -109,10 +115,13 @@ def compare_arms(canary: Sums, control: Sums, alpha: float) -> Comparison:
 
 
 def _interval(canary: Sums, control: Sums, alpha: float) -> Interval:
-    parts = [arm.variance / arm.count for arm in (canary, control)]
+    borrowed = min(control.count - 1, _BORROWED)
+    freedoms = (canary.count - 1 + borrowed, control.count - 1)
+    pulled = ((canary.count - 1) * canary.variance + borrowed * control.variance) / freedoms[0]
+    parts = (max(canary.variance, pulled) / canary.count, control.variance / control.count)
     # Devices that all report the very same change (a counter at zero) leave nothing to estimate.
     variance = max(sum(parts), 1e-12)
-    squares = sum(part**2 / (arm.count - 1) for part, arm in zip(parts, (canary, control), strict=True))
+    squares = sum(part**2 / freedom for part, freedom in zip(parts, freedoms, strict=True))
     freedom = variance**2 / squares if squares > 0 else math.inf
     mixing = _TAU**2
     deviations = math.sqrt(

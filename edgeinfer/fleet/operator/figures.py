@@ -45,7 +45,8 @@ def _figures(group: Mapping[str, Histogram | float]) -> dict[str, float]:
     for name, value in group.items():
         if isinstance(value, Histogram):
             if name == "latency_ms":
-                found |= {metric: _finite(value.quantile(share)) for metric, share in _QUANTILES.items()}
+                quantiles = value.quantiles(tuple(_QUANTILES.values()))
+                found |= zip(_QUANTILES, map(_finite, quantiles), strict=True)
             elif name in METRICS:
                 found[name] = _finite(value.mean)
         elif name in _COUNTED:

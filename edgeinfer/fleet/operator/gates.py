@@ -41,11 +41,13 @@ class _Rate:
     Attributes:
         bad: Devices that went wrong.
         judged: Devices that are known.
+        started: Those, and devices that work on it: they have not failed yet.
         possible: Devices that may be known at the end.
     """
 
     bad: int
     judged: int
+    started: int
     possible: int
 
     @property
@@ -53,23 +55,33 @@ class _Rate:
         return self.bad / self.judged if self.judged else None
 
     def exceeds(self, limit: float, needed: int) -> bool:
-        """Whether the rate is above the limit: certainly, on enough devices, or beyond chance."""
-        if not self.bad or self.value is None or self.value <= limit:
+        """Whether the rate is above the limit: certainly, on enough devices, or beyond chance.
+
+        A device fails in a minute, and succeeds after its soak. So the first that are decided have failed,
+        also of a good release: what has started counts, in order that these are no surprise.
+        """
+        if self.bad <= limit * self.started:
             return False
         certain = self.bad > limit * self.possible
-        return certain or self.judged >= needed or binomial_tail(self.bad, self.judged, limit) < _SURPRISE
+        return certain or self.started >= needed or self.surprises(limit)
+
+    def surprises(self, limit: float) -> bool:
+        """Whether so many bad ones are no chance at a rate that is within the limit."""
+        return binomial_tail(self.bad, self.started, limit) < _SURPRISE
 
     def __str__(self) -> str:
         return f"{self.bad} of {self.judged}" + (f" = {self.value:.1%}" if self.value is not None else "")
 
 
 def _failures(counts: Counts, forgiven: int = 0) -> _Rate:
-    rejected = counts.of(Outcome.REJECTED)
-    return _Rate(max(0, counts.failures - forgiven), counts.decided - rejected, counts.members - rejected)
+    rejected, working = counts.of(Outcome.REJECTED), counts.of(Outcome.ACCEPTED)
+    judged = counts.decided - rejected
+    return _Rate(max(0, counts.failures - forgiven), judged, judged + working, counts.members - rejected)
 
 
 def _rejections(counts: Counts, forgiven: int = 0) -> _Rate:
-    return _Rate(max(0, counts.of(Outcome.REJECTED) - forgiven), counts.reached, counts.members)
+    bad, working = max(0, counts.of(Outcome.REJECTED) - forgiven), counts.of(Outcome.ACCEPTED)
+    return _Rate(bad, counts.reached, counts.reached + working, counts.members)
 
 
 def _judge_rate(gate: _RateGate, evidence: Evidence, forgiven: int) -> Judgement:
@@ -85,8 +97,9 @@ def _judge_rate(gate: _RateGate, evidence: Evidence, forgiven: int) -> Judgement
         return answer(Verdict.FAIL, f"{gate.what}: {rate}; {limit}", rate)
     for name, counts in evidence.by_class.items():
         of_class = rate_of(counts)
-        unlikely = binomial_tail(of_class.bad, of_class.judged, gate.max) < _SURPRISE
-        if (unlikely or (gate.by_class and of_class.exceeds(gate.max, gate.needs))) and not forgiven:
+        if (
+            of_class.surprises(gate.max) or (gate.by_class and of_class.exceeds(gate.max, gate.needs))
+        ) and not forgiven:
             return answer(Verdict.FAIL, f"{gate.what} of class {name or '(none)'}: {of_class}; {limit}", rate)
     missing = _missing(gate, evidence, pooled.judged)
     if missing:
@@ -215,7 +228,7 @@ class Constraint:
     def judge(self, evidence: Evidence, *, forgiven: int = 0, alpha: float = 0.01) -> Judgement:  # noqa: ARG002
         """Judge a stage; see `Gate`."""
         sums = evidence.sums(CANARY, self.metric)
-        rate = _Rate(max(0, sums.over - forgiven), sums.limited, evidence.counts.members)
+        rate = _Rate(max(0, sums.over - forgiven), sums.limited, sums.limited, evidence.counts.members)
         # As many devices as the stage has, where a later stage is small.
         needed = max(1, min(self.needs, math.ceil(0.9 * evidence.counts.of(Outcome.SUCCESS))))
         if rate.exceeds(self.max, needed):

@@ -84,26 +84,33 @@ class KeyRing:
         self.folder = Path(folder)
         self._passphrase = passphrase
         self._signers: dict[str, Signer] = {}
+        self._entries: dict[str, KeyEntry] = {}
+        self._entries_state: tuple[int, int, int] | None = None
         self._secrets: list[str] = []
         self._new_secret: str | None = None
 
     @property
     def entries(self) -> dict[str, KeyEntry]:
         """All keys by id."""
+        path = self.folder / "keyring.json"
         try:
-            found = json.loads((self.folder / "keyring.json").read_bytes())
-            return {
+            status = path.stat()
+            state = (status.st_mtime_ns, status.st_ino, status.st_size)
+            if state == self._entries_state:  # a controller signs for each device
+                return self._entries
+            found = json.loads(path.read_bytes())
+            self._entries = {
                 keyid: KeyEntry(
                     role=fields["role"], uri=fields["uri"], public=Key.from_dict(keyid, fields["public"])
                 )
                 for keyid, fields in found["keys"].items()
             }
+            self._entries_state = state
+            return self._entries
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise KeyFileError(
-                f"The key ring cannot be read: {error}.", where=str(self.folder / "keyring.json")
-            ) from error
+            raise KeyFileError(f"The key ring cannot be read: {error}.", where=str(path)) from error
 
     def public(self, role: str) -> dict[str, Key]:
         """Return the public keys of a role by id."""

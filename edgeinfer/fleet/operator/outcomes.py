@@ -108,6 +108,17 @@ class Counts:
         return sum(count for (outcome, _), count in self.by_state.items() if outcome.decided)
 
     @property
+    def settled(self) -> bool:
+        """Whether every device is decided and none is on its way: nothing changes any more by itself.
+
+        A device that is TIMED_OUT is silent, and nobody knows for how long.
+        """
+        silent = sum(
+            n for (o, motion), n in self.by_state.items() if o is Outcome.TIMED_OUT and motion.in_flight
+        )
+        return self.decided == self.members and self.in_flight == silent and not self.eligible
+
+    @property
     def reached(self) -> int:
         """Devices that are decided because they were heard of, or accepted and then were not."""
         return self.decided - self.of(Outcome.WITHDRAWN)

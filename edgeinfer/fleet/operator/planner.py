@@ -19,6 +19,7 @@ import attrs
 
 from edgeinfer.fleet.operator.durations import format_duration
 from edgeinfer.fleet.operator.evidence import Cell, Tallies
+from edgeinfer.fleet.operator.gates import FailureRate, Rejected
 from edgeinfer.fleet.operator.outcomes import Counts, Motion, Outcome
 from edgeinfer.fleet.operator.record import Record, State
 from edgeinfer.fleet.operator.regression import Regression
@@ -129,30 +130,26 @@ def _stop(tallies: Tallies, rollout: Record) -> Move | None:
 
 
 def _progress(tallies: Tallies, rollout: Record, now: int) -> Move | None:
-    """Return the move to the soak or to the next stage, or the pause at the deadline."""
+    """Return the move to the soak or to the next stage, or the pause where it cannot go on by itself."""
     if rollout.stage < 0:
         return _move(rollout, State.AWAITING_APPROVAL, "stage 1 needs approval")
     stage = rollout.specification.stages[rollout.stage]
-    late = stage.deadline is not None and now >= rollout.stage_started_at + stage.deadline
+    counts = tallies.evidence(rollout.stage).counts
     if rollout.soak_started_at is None:
-        counts = tallies.evidence(rollout.stage).counts
         wanted, committed = _quantile(counts, stage.quantile), counts.of(Outcome.SUCCESS)
         if committed >= wanted:
             reason = f"{committed} devices of stage {rollout.stage + 1} committed: the soak begins"
             return attrs.evolve(_move(rollout, rollout.state, reason), soak_started_at=now)
-        waits = f"{committed} devices have committed; {wanted} must"
-        return (
-            _move(rollout, State.PAUSED, f"deadline of stage {rollout.stage + 1}: {waits}") if late else None
-        )
+        return _waits(rollout, now, counts.settled, f"{committed} devices have committed; {wanted} must")
     if now < rollout.soak_started_at + stage.soak:
         return None
     judgements = judge_stage(tallies, rollout, rollout.stage)
     open_ones = [j for j in judgements if j.applies and j.verdict is not Verdict.PASS]
     if open_ones or not any(j.verdict is Verdict.PASS for j in judgements):
         waits = "; ".join(f"{j.gate}: {j.reason}" for j in open_ones) or "no gate could be judged"
-        return (
-            _move(rollout, State.PAUSED, f"deadline of stage {rollout.stage + 1}: {waits}") if late else None
-        )
+        # Comparisons and constraints learn more with every report; rates do not, once all is decided.
+        by_rate = any(j.gate in (FailureRate.__name__, Rejected.__name__) for j in open_ones)
+        return _waits(rollout, now, counts.settled and by_rate, waits)
     soaked = f" after a soak of {format_duration(stage.soak)}" if stage.soak else ""
     reason = f"stage {rollout.stage + 1} passed{soaked}: " + "; ".join(
         f"{j.gate}: {j.reason}" for j in judgements
@@ -163,6 +160,17 @@ def _progress(tallies: Tallies, rollout: Record, now: int) -> Move | None:
     if following.needs_approval:
         return _move(rollout, State.AWAITING_APPROVAL, f"{reason}; stage {rollout.stage + 2} needs approval")
     return Move(state=State.RUNNING, stage=rollout.stage + 1, soak_started_at=None, reason=reason)
+
+
+def _waits(rollout: Record, now: int, settled: bool, why: str) -> Move | None:
+    """Wait for data, but neither beyond the deadline nor for what will not come: then people decide."""
+    stage = rollout.specification.stages[rollout.stage]
+    if stage.deadline is not None and now >= rollout.stage_started_at + stage.deadline:
+        return _move(rollout, State.PAUSED, f"deadline of stage {rollout.stage + 1}: {why}")
+    if settled:
+        text = f"all devices of stage {rollout.stage + 1} are decided, and that is not enough: {why}"
+        return _move(rollout, State.PAUSED, text)
+    return None
 
 
 def _quantile(counts: Counts, quantile: float) -> int:

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -273,6 +274,47 @@ def test_no_network_for_long_trips_nothing(folder, shelf):
     agent.close()
     agent = make_agent(folder, shelf)
     assert drive(agent) is Phase.COMMITTED
+
+
+def test_a_network_that_answers_slowly_is_not_asked_without_end(folder, shelf, monkeypatch):
+    """Each question takes longer than the pause between two: the update must get its turn, too."""
+    now = [1_000.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("edgeinfer.fleet.device.desire.time", clock)
+    monkeypatch.setattr("edgeinfer.fleet.device.outbox.time", clock)
+    transport = MemoryTransport()
+    asked, sent = [], []
+
+    def slow(calls):
+        def ask(*_):
+            calls.append(now[0])
+            now[0] += 30.0
+            raise TransportError("The server cannot be reached.")
+
+        return ask
+
+    monkeypatch.setattr(transport, "desired", slow(asked))
+    monkeypatch.setattr(transport, "send", slow(sent))
+    with make_agent(folder, shelf, transport, options={"poll_s": 5.0}) as agent:
+        agent.device.note("trial")
+        agent.step()
+        for look in (agent.device.alive, agent._outbox.work):
+            for _ in range(100):  # as the watch over a child or a download does, ten times a second
+                look()
+                now[0] += 0.1
+    assert len(asked) <= 4
+    assert len(sent) <= 4
+
+
+def test_a_ring_reaches_an_agent_that_waits_for_a_child(folder, shelf):
+    transport = MemoryTransport()
+    with make_agent(folder, shelf, transport, options={"poll_s": 1e6}) as agent:
+        agent.step()
+        release = shelf.publish()
+        agent.device.alive()
+        transport.put(shelf.document(assign(release, 1)))
+        agent.device.alive()
+        assert agent._desire._document is not None
 
 
 def test_reports_wait_for_a_network_and_never_undo_an_update(folder, shelf):

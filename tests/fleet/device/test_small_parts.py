@@ -14,7 +14,7 @@ from edgeinfer.fleet.device.histogram import Histogram
 from edgeinfer.fleet.device.identity import Identity
 from edgeinfer.fleet.device.journal import Change, Floors, Journal, State, Update
 from edgeinfer.fleet.device.phases import Phase
-from edgeinfer.fleet.device.reports import Report
+from edgeinfer.fleet.device.reports import Report, SignedReport
 from edgeinfer.fleet.device.spool import Spool
 from edgeinfer.fleet.errors import AgentError, BadSignatureError, FleetError, JournalError
 
@@ -159,7 +159,7 @@ def test_a_report_is_read_with_the_key_alone():
     data = report.to_bytes(key)
     assert Report.from_bytes(data, key) == report
     assert len(report.log) == 20
-    assert Report.claimed_device(data) == "d"
+    assert SignedReport.parse(data).device == "d"
     with pytest.raises(BadSignatureError):
         Report.from_bytes(data, bytes(31) + b"x")
     with pytest.raises(BadSignatureError):

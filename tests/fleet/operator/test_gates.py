@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -255,3 +256,40 @@ def test_a_specification_survives_json():
         lease="2h",
     )
     assert Specification.from_dict(specification.to_dict()) == specification
+
+
+def changes_of(rng, devices, effect=0.0, spread=1.0):
+    return Sums.of(rng.normal(effect, 0.0525 * spread, devices))  # a drift of 5 %, and what 20 looks leave
+
+
+def test_ten_canaries_see_a_release_that_is_a_fifth_slower():
+    rng = np.random.default_rng(4)
+    seen = 0
+    for _ in range(400):
+        found = compare_arms(changes_of(rng, 10, math.log(1.2)), changes_of(rng, 200), 0.01)
+        seen += found.interval.low > math.log(1.05)
+    assert seen >= 396
+
+
+def test_a_release_that_makes_devices_unlike_each_other_raises_no_false_alarm():
+    rng = np.random.default_rng(5)
+    alarms = 0
+    for _ in range(1000):
+        found = compare_arms(changes_of(rng, 10, spread=2.0), changes_of(rng, 200), 0.01)
+        alarms += found.interval.low > 0
+    assert alarms <= 5  # of one look; twenty of them may raise 1 %
+
+
+def test_failures_that_come_before_the_successes_are_no_surprise():
+    # Of a thousand devices that began together 5 % fail, in the first minute; the others soak for an hour.
+    gates = (FailureRate(max=0.15), Rejected(max=0.15))
+    for gate, bad in zip(gates, ("FAILED", "REJECTED"), strict=True):
+        for count, working, verdict in (
+            (3, 997, Verdict.INCONCLUSIVE),
+            (50, 950, Verdict.INCONCLUSIVE),
+            (200, 800, Verdict.FAIL),
+        ):
+            judged = gate.judge(evidence(counts(**{bad: count}, ACCEPTED=working)))
+            assert judged.verdict is verdict, (gate, count)
+        # Devices that have not begun say nothing: so many of so few is no chance.
+        assert gate.judge(evidence(counts(**{bad: 4}, OFFLINE=500, WAITING=496))).verdict is Verdict.FAIL

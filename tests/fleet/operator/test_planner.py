@@ -6,7 +6,7 @@ import attrs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeinfer.fleet import FailureRate, MaintenanceWindow, Site, Stage
+from edgeinfer.fleet import FailureRate, MaintenanceWindow, Rejected, Site, Stage
 from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.operator.absorb import Heard, absorb
 from edgeinfer.fleet.operator.evidence import Cell, Tallies
@@ -162,6 +162,18 @@ def test_what_reports_make_of_a_device():
     assert after(member(), heard(Phase.FAILED, generation=(0, 9))) == (Outcome.OFFLINE, Motion.FORWARD)
 
 
+def test_a_device_that_went_back_because_it_was_told_to_is_no_failure():
+    # It was in its soak when a gate failed elsewhere, when another rollout took it over, or in a quarantine.
+    called_back = member(outcome=Outcome.ACCEPTED, motion=Motion.BACK, back_epoch=1, back_number=2)
+    for code in ("superseded", "withdrawn"):
+        went = heard(Phase.ROLLED_BACK, code=code)
+        assert after(called_back, went) == (Outcome.ACCEPTED, Motion.BACK)
+        assert after(called_back, went, heard(Phase.COMMITTED, (1, 2), digest=OLD))[1] is Motion.REVERTED
+        taken_over = after(member(outcome=Outcome.ACCEPTED), went, heard(Phase.ACCEPTED, (1, 2)))
+        assert taken_over == (Outcome.ACCEPTED, Motion.STILL)
+    assert after(member(), heard(Phase.ROLLED_BACK, code="errors"))[0] is Outcome.ROLLED_BACK
+
+
 def test_retryable_failures_are_tried_again_as_often_as_allowed():
     failed = heard(Phase.FAILED, code="network")
     first = absorb(member(), failed, release=NEW, retries=1)
@@ -192,3 +204,37 @@ def test_a_withdrawn_device_stays_withdrawn(reports):
     gone = member(outcome=Outcome.WITHDRAWN, motion=Motion.STILL)
     told = [heard(phase, (1, number), digest=digest) for phase, number, digest in reports]
     assert after(gone, *told) == (Outcome.WITHDRAWN, Motion.STILL)
+
+
+REFUSED = (Outcome.REJECTED, Motion.STILL)
+
+
+def test_a_stage_that_is_decided_and_cannot_pass_waits_for_people_and_not_for_ever():
+    # So many rejections are below their limit, and leave too few devices to judge failures by.
+    some = tallies((0, "x", *DONE, 52), (0, "x", *REFUSED, 8), (1, "x", *WAITING, 40))
+    rollout = attrs.evolve(record(), soak_started_at=NOW)
+    specification = attrs.evolve(rollout.specification, gates=[FailureRate(max=0.05), Rejected(max=0.3)])
+    rollout = attrs.evolve(rollout, specification=specification)
+    assert plan(some, rollout, NOW + 60) == ()  # it soaks
+    (move,) = plan(some, rollout, NOW + 3600)
+    assert move.state is State.PAUSED
+    assert "52 devices judged; 54 must be" in move.reason
+    silent = (Outcome.TIMED_OUT, Motion.FORWARD)
+    assert plan(
+        tallies((0, "x", *DONE, 51), (0, "x", *REFUSED, 8), (0, "x", *silent, 1)), rollout, NOW + 3600
+    )
+    again = (Outcome.REJECTED, Motion.AGAIN)  # the facts of one have changed: it is tried again, so it waits
+    (exposure,) = plan(
+        tallies((0, "x", *DONE, 52), (0, "x", *REFUSED, 7), (0, "x", *again, 1)), rollout, NOW + 3600
+    )
+    assert isinstance(exposure, Expose)
+
+
+def test_a_stage_in_which_nothing_committed_and_nothing_will_waits_for_people():
+    specification = Specification(stages=[Stage(count=1), Stage(percent=100)], gates=[FailureRate(max=0.99)])
+    rollout = attrs.evolve(record(), specification=specification)
+    withdrawn = (Outcome.WITHDRAWN, Motion.STILL)
+    gone = tallies((0, "x", *withdrawn, 1), (1, "x", *WAITING, 5))
+    (move,) = plan(gone, rollout, NOW)
+    assert move.state is State.PAUSED
+    assert "0 devices have committed; 1 must" in move.reason

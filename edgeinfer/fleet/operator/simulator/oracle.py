@@ -113,11 +113,13 @@ class Oracle:
         passed = record.stage > stage or (record.state is State.COMPLETED and state is not State.COMPLETED)
         if not passed or state is State.DRAFT or stage < 0:
             return
-        rows = connection.execute(
-            sa.select(members.c.outcome, sa.func.count())
-            .where(members.c.rollout == record.id, members.c.stage == stage)
-            .group_by(members.c.outcome)
+        counted = sa.select(members.c.outcome, sa.func.count()).where(
+            members.c.rollout == record.id, members.c.stage == stage
         )
+        if record.withdrawn:  # devices of these classes that wait are never exposed, so nobody waits for them
+            of_class = sa.true() if "*" in record.withdrawn else members.c.device_class.in_(record.withdrawn)
+            counted = counted.where(sa.not_(of_class & (members.c.outcome == Outcome.WAITING.value)))
+        rows = connection.execute(counted.group_by(members.c.outcome))
         outcomes = {Outcome(name): int(count) for name, count in rows}
         total = sum(outcomes.values())
         decided = sum(count for outcome, count in outcomes.items() if outcome.decided)

@@ -185,9 +185,11 @@ class Scenario:
             state = self.state
             if state is State.DRAFT or (state in _ENDED and self._at_rest()):
                 break
-            if state in (State.PAUSED, State.HELD):
+            if state in (State.PAUSED, State.HELD) and not self._settled():
                 self.command("resume")
-            elif state is State.FAILED or (state is State.RUNNING and self._cannot_pass()):
+            elif state in (State.PAUSED, State.HELD, State.FAILED) or (
+                state is State.RUNNING and self._cannot_pass()
+            ):
                 self.command("abort")
         self._check_end()
 
@@ -220,6 +222,15 @@ class Scenario:
         judgements = judge_stage(tallies, record, record.stage)
         unseen = record.soak_started_at is None or any(j.verdict is not Verdict.PASS for j in judgements)
         return not counts.in_flight and unseen
+
+    def _settled(self) -> bool:
+        """Whether the open stage is decided, and so would stop again."""
+        record = commands.get(self.world.database, self.number)
+        with self.world.database.reading() as connection:
+            return (
+                record.stage >= 0
+                and load_tallies(connection, self.number).evidence(record.stage).counts.settled
+            )
 
     def _check_end(self) -> None:
         state = self.state

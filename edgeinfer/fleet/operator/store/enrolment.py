@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from edgeinfer.errors import FleetError
 from edgeinfer.fleet.device.identity import DEVICE_NAME
-from edgeinfer.fleet.device.reports import Report
+from edgeinfer.fleet.device.reports import Report, SignedReport
 from edgeinfer.fleet.errors import BadSignatureError, DocumentError
 from edgeinfer.fleet.operator.store.database import Database, dumps, next_value, upsert
 from edgeinfer.fleet.operator.store.rollouts import note
@@ -30,10 +30,10 @@ __all__ = [
     "create_token",
     "earlier_keys",
     "forget_keys",
-    "read_report",
     "redeem",
     "replace_key",
     "tokens",
+    "verify_report",
 ]
 
 KEY_BYTES = 32
@@ -254,7 +254,7 @@ def forget_keys(database: Database, device: str) -> None:
     database.retrying(work)
 
 
-def read_report(connection: sa.Connection, row: sa.RowMapping, data: bytes, now: int) -> Report:
+def verify_report(connection: sa.Connection, row: sa.RowMapping, signed: SignedReport, now: int) -> Report:
     """Return a report that was signed with a key of its device: the present one, or the one before.
 
     Raises:
@@ -262,17 +262,15 @@ def read_report(connection: sa.Connection, row: sa.RowMapping, data: bytes, now:
         DocumentError: It is no report, or has what no database keeps.
     """
     try:
-        report = Report.from_bytes(data, row["key"])
+        report = signed.verified(row["key"])
     except BadSignatureError:
         before = _earlier(connection, row["device"], now)
         if before is None:
             raise
-        report = Report.from_bytes(data, before)
+        report = signed.verified(before)
     numbers = (report.incarnation, report.sequence, report.at, *report.generation)
     if not all(0 <= number < _MOST for number in numbers):
         raise DocumentError("The report has a counter that is none.", where=report.device)
-    if b"\\u0000" in data:
-        raise DocumentError("The report has text with a zero character.", where=report.device)
     return report
 
 

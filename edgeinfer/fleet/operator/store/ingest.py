@@ -16,7 +16,8 @@ import sqlalchemy as sa
 
 from edgeinfer.errors import FleetError
 from edgeinfer.fleet.device.phases import Phase
-from edgeinfer.fleet.device.reports import Report
+from edgeinfer.fleet.device.reports import Report, SignedReport
+from edgeinfer.fleet.errors import DocumentError
 from edgeinfer.fleet.operator.absorb import Heard, absorb
 from edgeinfer.fleet.operator.figures import SERVING, figures_by_model
 from edgeinfer.fleet.operator.member import Member
@@ -24,7 +25,7 @@ from edgeinfer.fleet.operator.outcomes import Motion
 from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.store.comparisons import save_figures, update_changes
 from edgeinfer.fleet.operator.store.database import Database, chunks, dumps, value_of
-from edgeinfer.fleet.operator.store.enrolment import read_report
+from edgeinfer.fleet.operator.store.enrolment import verify_report
 from edgeinfer.fleet.operator.store.ingested import Ingested, Refusal
 from edgeinfer.fleet.operator.store.members import change_members
 from edgeinfer.fleet.operator.store.reissue import answer_again
@@ -104,17 +105,17 @@ def _ingest(
     claimed, refused = [], []
     for index, data in documents:
         try:
-            claimed.append((index, data, Report.claimed_device(data)))
+            claimed.append((index, data, _parsed(data)))
         except FleetError as error:
             refused.append(Refusal(index=index, device="", reason=error.what))
-    rows = lock_devices(connection, (device for _, _, device in claimed))
+    rows = lock_devices(connection, (signed.device for _, _, signed in claimed))
     reports = []
     now = database.now(connection)
-    for index, data, device in claimed:
+    for index, data, signed in claimed:
         try:
-            reports.append((_verified(connection, rows.get(device), data, now), data))
+            reports.append((_verified(connection, rows.get(signed.device), signed, now), data))
         except FleetError as error:
-            refused.append(Refusal(index=index, device=device, reason=error.what))
+            refused.append(Refusal(index=index, device=signed.device, reason=error.what))
     # In the order in which the devices made them, so that a batch that was shuffled tells all that it can.
     reports.sort(key=lambda item: (item[0].device, item[0].incarnation, item[0].sequence))
     names = {report.device for report, _ in reports}
@@ -125,10 +126,16 @@ def _ingest(
     return Ingested(applied=applied, ignored=len(reports) - applied, refused=tuple(refused))
 
 
-def _verified(connection: sa.Connection, row: sa.RowMapping | None, data: bytes, now: int) -> Report:
+def _parsed(data: bytes) -> SignedReport:
+    if b"\\u0000" in data:  # no database keeps it
+        raise DocumentError("The report has text with a zero character.")
+    return SignedReport.parse(data)
+
+
+def _verified(connection: sa.Connection, row: sa.RowMapping | None, signed: SignedReport, now: int) -> Report:
     if row is None or row["deleted_at"] is not None:
         raise FleetError("The device is not enrolled." if row is None else "The device was removed.")
-    return read_report(connection, row, data, now)
+    return verify_report(connection, row, signed, now)
 
 
 def _apply(batch: _Batch, report: Report, data: bytes, epoch: int) -> bool:
@@ -152,11 +159,9 @@ def _apply(batch: _Batch, report: Report, data: bytes, epoch: int) -> bool:
     if report.generation[0] > epoch + _FURTHEST_EPOCH:
         update["flag"] = "impossible generation"
         return False
-    facts = dumps(dict(report.facts)) if report.facts else None
-    before = json.loads(update.get("facts", row["facts"]))
-    facts_changed = facts is not None and _lasting(json.loads(facts)) != _lasting(before)
+    facts_changed = bool(report.facts) and _facts_changed(report, update.get("facts", row["facts"]))
     if facts_changed:
-        update["facts"] = facts
+        update["facts"] = dumps(dict(report.facts))
         probed = report.facts.get("device_class")
         if isinstance(probed, str) and probed and not row["device_class"]:
             update["device_class"] = probed  # the operator said nothing, so what the device found holds
@@ -184,6 +189,10 @@ def _apply(batch: _Batch, report: Report, data: bytes, epoch: int) -> bool:
         batch.log.append({"at": now, "device": device, "model": report.model, "phase": report.phase.value,
                           "code": report.code, "log": dumps(list(report.log))})  # fmt: skip
     return True
+
+
+def _facts_changed(report: Report, before: str) -> bool:
+    return _lasting(report.facts) != _lasting(json.loads(before))
 
 
 def _lasting(facts: Mapping[str, Any]) -> dict[str, Any]:

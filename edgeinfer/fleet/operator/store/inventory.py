@@ -28,7 +28,6 @@ __all__ = [
     "remove_device",
     "save_release",
     "save_site",
-    "touch",
     "withdraw_release",
 ]
 
@@ -105,18 +104,6 @@ def remove_device(database: Database, device: str) -> bool:
         return True
 
     return database.retrying(work)
-
-
-def touch(database: Database, names: Iterable[str]) -> None:
-    """Note that devices were heard of, such as by a poll; batch them."""
-
-    def work(connection: sa.Connection, part: Sequence[str]) -> None:
-        now = database.now(connection)
-        lock_devices(connection, part)
-        connection.execute(sa.update(devices).where(devices.c.device.in_(part)).values(seen_at=now))
-
-    for part in chunks(sorted(set(names))):
-        database.retrying(functools.partial(work, part=part))
 
 
 def candidates(connection: sa.Connection) -> list[Candidate]:
