@@ -3,12 +3,14 @@
     python benchmarks/fleet/crash_states.py N [SEED]
 
 The calls of a real run (by strace) are replayed on a model of a disk that promises less than file systems do;
-see `tests/fleet/device/crash_states.py`.
+see `tests/fleet/device/crash_states.py`. States that are equal, byte by byte, are tried once: N counts those that
+are unlike. Some calls leave few; then it ends with fewer than N.
 """
 
 from __future__ import annotations
 
 import collections
+import hashlib
 import random
 import shutil
 import sys
@@ -18,9 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.fleet.device.crash_states import TRACED, replay
+from tests.fleet.device.crash_states import TRACED, State, replay, write
 from tests.fleet.device.killing import check_after_crash, run_injected
 from tests.fleet.device.scenarios import SCENARIOS, prepare
+
+_DRAWS = 100  # at most so many a call, of which most may be equal
 
 
 def main() -> int:
@@ -40,24 +44,43 @@ def main() -> int:
         assert run_injected(at, None, log=str(log), extra=extra) == 0
         calls = sum(1 for _ in replay(before, at, log))
         share = wanted / len(SCENARIOS) / calls
+        seen: set[bytes] = set()
+        drawn = 0
+        owed = 0.0
         for disk in replay(before, at, log):
-            for _ in range(int(share) + (rng.random() < share % 1)):
-                state = scratch / "state"
-                disk.after_power_loss(rng, state)
-                counts[name] += 1
+            owed += share
+            for _ in range(_DRAWS):
+                if owed < 1:
+                    break
+                state = disk.after_power_loss(rng)
+                drawn += 1
+                digest = _digest(state)
+                if digest in seen:
+                    continue
+                seen.add(digest)
+                owed -= 1
+                write(state, scratch / "state")
                 try:
-                    check_after_crash(state, scenario)
+                    check_after_crash(scratch / "state", scenario)
                 except Exception as error:
                     violations += 1
                     print(f"VIOLATION in {name}: {type(error).__name__}: {error}")
-                shutil.rmtree(state)
+                shutil.rmtree(scratch / "state")
+        counts[name] = len(seen)
         print(
-            f"{name}: {counts[name]} states after {calls} calls, {time.monotonic() - started:.0f} s",
+            f"{name}: {counts[name]} states (of {drawn} drawn) after {calls} calls, {time.monotonic() - started:.0f} s",
             flush=True,
         )
     shutil.rmtree(scratch)
     print(f"{counts.total()} states, {violations} violations")
     return 1 if violations else 0
+
+
+def _digest(state: State) -> bytes:
+    found = hashlib.sha256()
+    for name, (kind, data) in sorted(state.items()):
+        found.update(f"{name}\0{kind}\0{len(data)}\0".encode() + data)
+    return found.digest()
 
 
 if __name__ == "__main__":
