@@ -2,9 +2,9 @@
 
     python benchmarks/fleet/crash_states.py N [SEED]
 
-The calls of a real run (by strace) are replayed on a model of a disk that promises less than file systems do;
-see `tests/fleet/device/crash_states.py`. States that are equal, byte by byte, are tried once: N counts those that
-are unlike. Some calls leave few; then it ends with fewer than N.
+The calls of a real run (by strace) are replayed on a model of a disk that promises less than file systems do
+(`tests/fleet/device/crash_states.py`). States that are equal, byte by byte, are tried once: N counts those
+that are unlike. Some calls leave few; then it ends with fewer than N.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def main() -> int:
                     print(f"VIOLATION in {name}: {type(error).__name__}: {error}")
                 shutil.rmtree(scratch / "state")
         counts[name] = len(seen)
+        took = time.monotonic() - started
         print(
-            f"{name}: {counts[name]} states (of {drawn} drawn) after {calls} calls, {time.monotonic() - started:.0f} s",
-            flush=True,
+            f"{name}: {counts[name]} states (of {drawn} drawn) after {calls} calls, {took:.0f} s", flush=True
         )
     shutil.rmtree(scratch)
     print(f"{counts.total()} states, {violations} violations")
