@@ -73,7 +73,6 @@ def decode(kind: type[T], value: Any, hooks: Hooks | None = None, *, skip_unknow
     return cast("T", _Decoder(hooks or {}, skip_unknown).decode(kind, value, ""))
 
 
-@functools.cache
 def _fields(kind: Any) -> dict[str, Any]:
     fields = attrs.fields(kind)
     return {field.name: field for field in fields if field.metadata.get("json") is not False}
