@@ -1,6 +1,8 @@
 """kill -9 at every system call by which the agent changes the disk, and every call failing once.
 
-    python benchmarks/fleet/kill_points.py [SCENARIO…] [--errors] [--part I/N]
+    python benchmarks/fleet/kill_points.py [SCENARIO…] [--kind KIND…] [--part I/N]
+
+KIND is kill (the default), ENOSPC or EIO.
 
 After each, an application must find exactly the old or the new set of models, every file verified, and the
 next agent must come to the end. Needs strace.
@@ -21,17 +23,17 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.fleet.device.killing import check_after_crash, kill_points, run_injected
 from tests.fleet.device.scenarios import SCENARIOS, prepare
 
-KINDS = {"kill -9": "signal=SIGKILL", "ENOSPC": "error=ENOSPC", "EIO": "error=EIO"}
+KINDS = {"kill": "signal=SIGKILL", "ENOSPC": "error=ENOSPC", "EIO": "error=EIO"}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenarios", nargs="*", default=list(SCENARIOS))
-    parser.add_argument("--errors", action="store_true", help="let every call fail with ENOSPC and EIO, too")
+    parser.add_argument("--kind", action="append", choices=KINDS, help="what happens to each call")
     parser.add_argument("--part", default="0/1", metavar="I/N", help="only each N-th point, from the I-th on")
     arguments = parser.parse_args()
     first, every = map(int, arguments.part.split("/"))
-    kinds = list(KINDS) if arguments.errors else ["kill -9"]
+    kinds = arguments.kind or ["kill"]
     violations = 0
     for name in arguments.scenarios:
         scenario = SCENARIOS[name]
@@ -47,7 +49,7 @@ def main() -> int:
                 folder = scratch / "run"
                 shutil.copytree(scratch / "template", folder, symlinks=True)
                 status = run_injected(folder, f"{call}:{KINDS[kind]}:when={n}")
-                hit += status == 9 or kind != "kill -9"
+                hit += status == 9 or kind != "kill"
                 try:
                     check_after_crash(folder, scenario)
                 except Exception as error:

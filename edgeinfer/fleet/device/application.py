@@ -24,26 +24,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import final
 
-from edgeinfer.errors import EdgeInferError
+from edgeinfer.fleet.device.active_set import ActiveSet
 from edgeinfer.fleet.device.capture import Capture, SampleWriter
 from edgeinfer.fleet.device.exchange import AppFiles, AppStatus, ModelStatus, read_order
-from edgeinfer.fleet.device.generations import Generations
 from edgeinfer.fleet.device.model_handle import ModelHandle
 from edgeinfer.fleet.device.model_set import ModelSet
+from edgeinfer.fleet.device.patience import Patience
 from edgeinfer.fleet.device.probe import SystemProbe
-from edgeinfer.fleet.errors import ApplicationError, NoModelError
+from edgeinfer.fleet.errors import ApplicationError
 
 __all__ = ["Application", "connect"]
 
 # So much later than the switch of the pointer, at most, new models begin to load.
 _FOLLOW_S = 0.2
 _TELL_S = 1.0
+_PATIENCE_S = 10.0
 # From then on memory that grows is a leak: allocators and caches fill in the first requests.
 _SETTLED_REQUESTS = 50
 
 
 def connect(
-    folder: str | os.PathLike[str], *, capture: Capture | None = None, follow_s: float = _FOLLOW_S
+    folder: str | os.PathLike[str],
+    *,
+    capture: Capture | None = None,
+    follow_s: float = _FOLLOW_S,
+    patience_s: float = _PATIENCE_S,
 ) -> Application:
     """Connect to the models of this device.
 
@@ -51,6 +56,8 @@ def connect(
         folder: The folder of the device's agent.
         capture: Keep some requests on disk; None for none.
         follow_s: How often to look for a new generation, in seconds.
+        patience_s: How long an inference of a release in its soak may take before the previous release
+            answers instead, in seconds.
 
     Raises:
         ApplicationError: It is no folder of an agent.
@@ -62,7 +69,7 @@ def connect(
             where=str(root),
             hint="Start the agent first: edgeinfer agent run.",
         )
-    return Application(root, capture=capture, follow_s=follow_s)
+    return Application(root, capture=capture, follow_s=follow_s, patience_s=patience_s)
 
 
 @final
@@ -72,16 +79,11 @@ class Application:
     Several threads may use it. A process that forks connects after the fork.
     """
 
-    def __init__(self, root: Path, *, capture: Capture | None, follow_s: float) -> None:
+    def __init__(self, root: Path, *, capture: Capture | None, follow_s: float, patience_s: float) -> None:
         self._root = root
         self._run = root / "run"
-        self._generations = Generations(root)
-        self._accepts: dict[str, str] = {}
-        self._lock = threading.Lock()  # of the active set
-        self._loading = threading.Lock()  # of loading and switching
+        self._active = ActiveSet(root, self._tell)
         self._telling = threading.Lock()  # of the file of this application
-        self._active: ModelSet | None = None
-        self._failed: tuple[int, str] = (0, "")
         self._health: tuple[bool, str] = (True, "")
         self._defer_until = 0.0
         self._stop = threading.Event()
@@ -89,6 +91,7 @@ class Application:
         self._page = os.sysconf("SC_PAGE_SIZE")
         self._told = 0.0
         self.samples = SampleWriter(root, capture)
+        self.patience = Patience(patience_s)
         try:
             self._files = AppFiles(self._run)
         except OSError as error:
@@ -106,8 +109,8 @@ class Application:
     @property
     def generation(self) -> int:
         """The number of the generation that is served; 0 before the first model was asked for."""
-        active = self._active
-        return active.number if active is not None else 0
+        models = self._active.models
+        return models.number if models is not None else 0
 
     def model(self, name: str, accepts: str = "", *, deadline_ms: float | None = None) -> ModelHandle:
         """Return a model, loaded and ready.
@@ -123,12 +126,7 @@ class Application:
             InterfaceError: The installed release has another interface.
             EdgeInferError: It cannot be loaded.
         """
-        with self._loading:
-            if self._active is None:
-                self._active = self._first({**self._accepts, name: accepts})
-            else:
-                self._active.add(name, accepts)
-            self._accepts[name] = accepts
+        self._active.add(name, accepts)
         self._tell()
         return ModelHandle(self, name, deadline_ms)
 
@@ -154,105 +152,35 @@ class Application:
         self._thread.join()
         self.samples.close()
         self._tell(closed=True)
-        with self._lock:
-            active, self._active = self._active, None
-        if active is not None:
-            active.unpin()
+        self._active.close()
+        self.patience.close()
         self._files.close()
 
     def pin(self) -> ModelSet:
         """Return the active set, pinned. For `ModelHandle.request`."""
-        with self._lock:
-            active = self._active
-            if active is not None and active.pin():
-                return active
-        raise ApplicationError("The connection is closed.", hint="Connect again.")
-
-    def _first(self, accepts: dict[str, str]) -> ModelSet:
-        """Return the first set: of the current generation, or where that does not load, of the one before."""
-        number = self._generations.current()
-        if number == 0:
-            raise NoModelError(
-                "No models are installed on this device yet.",
-                where=str(self._root),
-                hint="The agent installs them when they are assigned: edgeinfer agent status.",
-            )
-        generation = self._generations.read(number)
-        try:
-            return ModelSet(self._root, generation, accepts)
-        except EdgeInferError as error:
-            self._failed = (number, _one_line(error))
-            if generation.previous == 0:
-                self._tell()
-                raise
-            try:
-                return ModelSet(self._root, self._generations.read(generation.previous), accepts)
-            except EdgeInferError:
-                self._tell()
-                raise error from None
+        return self._active.pin()
 
     def _follow(self, seconds: float) -> None:
         while not self._stop.wait(seconds):
             try:
-                self._switch()
-                active = self._active
-                self.samples.order(read_order(self._run) if active is not None else None, self.generation)
+                self._active.follow()
+                order = read_order(self._run) if self._active.models is not None else None
+                self.samples.order(order, self.generation)
                 if time.monotonic() - self._told > _TELL_S:
                     self._tell()
             except OSError as error:  # a full disk, say: serving goes on, and the agent misses us
-                self._failed = (self._failed[0], f"{type(error).__name__}: {error}")
-
-    def _switch(self) -> None:
-        """Load the current generation if it is another one than is served, and let it answer from now on."""
-        number = self._generations.current()
-        active = self._active
-        if active is None or number == 0:
-            return
-        if number == active.number:
-            if active.standby is not None and self._generations.committed(number):
-                active.drop_standby()
-            return
-        if number == self._failed[0]:
-            return
-        with self._loading:
-            standby = active.pin_standby()
-            if standby is not None and standby.number == number:
-                # Back, and it is still loaded: the pin that was just taken is the application's.
-                self._serve(standby)
-                active.unpin()
-                return
-            if standby is not None:
-                standby.unpin()
-            try:
-                loaded = ModelSet(self._root, self._generations.read(number), dict(self._accepts))
-            except EdgeInferError as error:
-                self._failed = (number, _one_line(error))
-                self._tell()
-            else:
-                # In a soak the old models stay loaded: they answer where a new one fails.
-                active.drop_standby()
-                soaks = not self._generations.committed(number)
-                if soaks:
-                    loaded.stand_by(active)
-                self._serve(loaded)
-                if not soaks:
-                    active.unpin()
-
-    def _serve(self, models: ModelSet) -> None:
-        with self._lock:
-            self._active = models
-        self._tell()
+                self._active.failed = (self._active.failed[0], f"{type(error).__name__}: {error}")
 
     def _tell(self, *, closed: bool = False) -> None:
         with self._telling:
             self._tell_once(closed=closed)
 
     def _tell_once(self, *, closed: bool) -> None:
-        active = self._active
+        active, accepts = self._active.models, self._active.accepts
         models = {}
         if active is not None:
             models = {
-                name: loaded.statistics.status(self._accepts.get(name, ""), loaded.pin.release)
+                name: loaded.statistics.status(accepts.get(name, ""), loaded.pin.release)
                 for name, loaded in list(active.models.items())
             }
         rss = self._rss()
@@ -261,11 +189,14 @@ class Application:
         self._told = time.monotonic()
         status = AppStatus(
             boot_id=self._boot_id,
+            told_at=self._told,
             closed=closed,
             generation=active.number if active is not None else 0,
             seconds=self._told - active.since if active is not None else 0.0,
-            failed_generation=self._failed[0],
-            failure=self._failed[1],
+            loads_generation=self._active.loads[0],
+            loads_since=self._active.loads[1],
+            failed_generation=self._active.failed[0],
+            failure=self._active.failed[1],
             rss_bytes=rss,
             grown_bytes=rss - active.settled_rss if active is not None and active.settled_rss else 0,
             healthy=self._health[0],
@@ -291,7 +222,3 @@ class Application:
 
 def _enough(models: Mapping[str, ModelStatus]) -> bool:
     return any(status.requests >= _SETTLED_REQUESTS for status in models.values())
-
-
-def _one_line(error: EdgeInferError) -> str:
-    return " ".join(str(error).split())[:500]

@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, final
 
-import attrs
-
 from edgeinfer.errors import MissingPackageError
 from edgeinfer.fleet.device.blobs import BlobStore
 from edgeinfer.fleet.device.delta import FORMATS, apply_delta
 from edgeinfer.fleet.device.locations import Location
 from edgeinfer.fleet.device.receive import Meter, Receiver
 from edgeinfer.fleet.device.release import Blob, Delta
+from edgeinfer.fleet.device.sources import Fetched
 from edgeinfer.fleet.errors import (
     DownloadError,
     LocationError,
@@ -34,26 +33,6 @@ from edgeinfer.fleet.errors import (
 __all__ = ["Downloader", "Fetched", "Progress"]
 
 Progress: TypeAlias = "Callable[[int, int], object]"
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Fetched:
-    """What a fetch did.
-
-    Attributes:
-        moved_bytes: What came out of locations, repeated bytes included.
-        reused: The digests that were there already.
-        whole: Those that were downloaded as they are.
-        by_delta: Those that were made with a delta.
-        notes: What was tried and failed before it succeeded another way.
-    """
-
-    moved_bytes: int
-    reused: tuple[str, ...]
-    whole: tuple[str, ...]
-    by_delta: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 @final

@@ -42,6 +42,9 @@ class ModelStatus:
         requests: How many inferences were answered.
         errors: In how many the runtime failed.
         answered_by_previous: How many of those the previous generation answered.
+        hangs: How many of those had not ended when the previous generation answered.
+        waits_since: Since when the inference runs that has run longest, on the system's monotonic clock in
+            seconds; 0 where none runs.
         deadline_misses: How many took longer than the application's deadline.
         latency_ms: Of the inferences.
         confidence: What `observe` was given.
@@ -53,6 +56,8 @@ class ModelStatus:
     requests: int = 0
     errors: int = 0
     answered_by_previous: int = 0
+    hangs: int = 0
+    waits_since: float = 0.0
     deadline_misses: int = 0
     latency_ms: Histogram = attrs.field(factory=Histogram)
     confidence: Histogram = attrs.field(factory=Histogram)
@@ -66,9 +71,12 @@ class AppStatus:
 
     Attributes:
         boot_id: Of the boot in which it tells this.
+        told_at: When, on the system's monotonic clock in seconds; 0 of an older application.
         closed: It ended in order.
         generation: The generation that it serves; 0 for none.
         seconds: How long it has served it.
+        loads_generation: The generation that it is loading beside it; 0 for none.
+        loads_since: Since when, as `told_at`.
         failed_generation: The last generation that it could not load; 0 for none.
         failure: Why.
         rss_bytes: Its resident memory.
@@ -80,9 +88,12 @@ class AppStatus:
     """
 
     boot_id: str = ""
+    told_at: float = 0.0
     closed: bool = False
     generation: int = 0
     seconds: float = 0.0
+    loads_generation: int = 0
+    loads_since: float = 0.0
     failed_generation: int = 0
     failure: str = ""
     rss_bytes: int = 0

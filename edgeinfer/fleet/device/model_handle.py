@@ -15,6 +15,7 @@ from edgeinfer.artifact.signature import Signature
 from edgeinfer.errors import InferenceError
 from edgeinfer.fleet.device.capture import SampleWriter
 from edgeinfer.fleet.device.model_set import LoadedModel, ModelSet
+from edgeinfer.fleet.device.patience import Patience
 from edgeinfer.runtime.session import Session
 
 __all__ = ["ModelHandle", "PinnedModel", "Request"]
@@ -24,6 +25,7 @@ class Connection(Protocol):
     """What a handle needs of its application."""
 
     samples: SampleWriter
+    patience: Patience
 
     def pin(self) -> ModelSet:
         """Return the active set, pinned."""
@@ -90,7 +92,7 @@ class Request:
         except BaseException:
             self._leave()
             raise
-        return PinnedModel(self._set, loaded, handle, self._connection.samples)
+        return PinnedModel(self._set, loaded, handle, self._connection)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -111,12 +113,13 @@ class PinnedModel:
     """One release of a model for one request. It answers as a session does."""
 
     def __init__(
-        self, models: ModelSet, loaded: LoadedModel, handle: ModelHandle, samples: SampleWriter
+        self, models: ModelSet, loaded: LoadedModel, handle: ModelHandle, connection: Connection
     ) -> None:
         self._models = models
         self._loaded = loaded
         self._handle = handle
-        self._samples = samples
+        self._samples = connection.samples
+        self._patience = connection.patience
 
     @property
     def generation(self) -> int:
@@ -151,20 +154,22 @@ class PinnedModel:
     def infer(self, inputs: Mapping[str, np.ndarray] | np.ndarray, /) -> dict[str, np.ndarray]:
         """Run once; see `Session.infer`.
 
-        While a new release is in its soak, an inference in which its runtime fails is answered by the
-        previous release, which is still loaded. The failure is counted, and the agent takes the new release
-        back.
+        While a new release is in its soak, an inference in which its runtime fails, or does not end, is
+        answered by the previous release, which is still loaded. The failure is counted, and the agent takes
+        the new release back.
 
         Raises:
             InputError: The inputs do not fit the signature.
             InferenceError: The runtime failed.
         """
-        started = time.perf_counter_ns()
         try:
-            outputs = self._loaded.session.infer(inputs)
+            outputs, took_ms = self._watched(inputs)
         except InferenceError as error:
-            return self._by_previous(inputs, error)
-        took_ms = (time.perf_counter_ns() - started) / 1e6
+            return self._by_previous(inputs, error, hung=False)
+        except TimeoutError:
+            self._loaded.hung = True
+            what = f"The inference had not ended after {self._patience.seconds:g} s."
+            return self._by_previous(inputs, InferenceError(what, where=self._handle.name), hung=True)
         deadline = self._handle.deadline_ms
         self._loaded.statistics.served(took_ms, late=deadline is not None and took_ms > deadline)
         if self._samples.wants(self._handle.name, self._models.number):
@@ -172,17 +177,46 @@ class PinnedModel:
             self._samples.offer(self._handle.name, named, outputs)
         return outputs
 
+    def _watched(self, inputs: Mapping[str, np.ndarray] | np.ndarray) -> tuple[dict[str, np.ndarray], float]:
+        """Run; where another release could answer instead, do not wait for ever."""
+        standby = self._models.standby
+        if standby is None or self._handle.name not in standby.models:
+            return self._timed(inputs)
+        if self._loaded.hung:
+            raise InferenceError("An earlier inference has not ended.", where=self._handle.name)
+        # As long as it runs, its session must not be closed, whoever has stopped waiting.
+        self._models.pin()
+
+        def run() -> tuple[dict[str, np.ndarray], float]:
+            try:
+                return self._timed(inputs)
+            finally:
+                self._models.unpin()
+
+        return self._patience.call(run)
+
+    def _timed(self, inputs: Mapping[str, np.ndarray] | np.ndarray) -> tuple[dict[str, np.ndarray], float]:
+        """Run once; return the outputs, and how long it took in ms."""
+        statistics = self._loaded.statistics
+        statistics.began()
+        started = time.perf_counter_ns()
+        try:
+            outputs = self._loaded.session.infer(inputs)
+            return outputs, (time.perf_counter_ns() - started) / 1e6
+        finally:
+            statistics.ended()
+
     def observe(self, *, confidence: float | None = None, label: str | None = None) -> None:
         """Count what became of the answer, for the release that gave it."""
         self._loaded.statistics.observed(confidence, label)
 
     def _by_previous(
-        self, inputs: Mapping[str, np.ndarray] | np.ndarray, error: InferenceError
+        self, inputs: Mapping[str, np.ndarray] | np.ndarray, error: InferenceError, *, hung: bool
     ) -> dict[str, np.ndarray]:
         """Answer with the previous release, or raise again what the new one raised."""
         standby = self._models.pin_standby()
         previous = standby.models.get(self._handle.name) if standby is not None else None
-        self._loaded.statistics.failed(answered_by_previous=previous is not None)
+        self._loaded.statistics.failed(answered_by_previous=previous is not None, hung=hung)
         try:
             if previous is None:
                 raise error

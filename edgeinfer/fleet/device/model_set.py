@@ -30,6 +30,7 @@ class LoadedModel:
         self.folder = folder
         self.session: Session = load(folder / "artifact")
         self.statistics = ServingStatistics()
+        self.hung = False  # an inference had not ended in time: it is not asked again
 
 
 @final

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -13,6 +13,7 @@ from edgeinfer.fleet.device.install import install, installed_blobs
 from edgeinfer.fleet.device.journal import Change, Update
 from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.device.release import Release, Variant
+from edgeinfer.fleet.device.reports import Metric
 from edgeinfer.fleet.device.selection import lease_over
 from edgeinfer.fleet.device.verdicts import Verdict
 from edgeinfer.fleet.errors import (
@@ -123,13 +124,18 @@ def downloading(device: Device, update: Update) -> Update:
     over = lease_ended(device, update)
     if over is not None:
         return over
+    metrics: dict[str, Mapping[str, Metric]] = {}
     try:
         parts = list(_releases(device, update))
         for change, release, variant in parts:
             bases = _bases(device, change, release)
-            device.fetcher.fetch(
+            fetched = device.fetcher.fetch(
                 release.blobs_for(variant), release.deltas, lambda *_: device.alive(), bases=bases
             )
+            metrics[change.model] = {
+                "download_bytes": float(fetched.moved_bytes),
+                "files_by_delta": float(len(fetched.by_delta)),
+            }
     except StorageError as error:
         return device.wait(update, "disk", str(error))
     except DownloadError as error:  # the network or a mirror; it never counts against the release
@@ -147,7 +153,7 @@ def downloading(device: Device, update: Update) -> Update:
                 return device.wait(update, "disk", str(error))
             what = f"{change.model}: {error}"
             return device.enter(update, Phase.REJECTED, "artifact", what, blame=(change.release,))
-    return device.enter(update, Phase.VERIFIED)
+    return device.enter(update, Phase.VERIFIED, metrics=metrics)
 
 
 def _bases(device: Device, change: Change, release: Release) -> dict[str, Path]:

@@ -6,6 +6,7 @@ the signed metadata: what it names is trusted because it is.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
@@ -225,6 +226,7 @@ class Release:
         return (*variant.blobs, *self.bundle_for(variant))
 
 
+@functools.lru_cache(maxsize=4)  # a device reads the same few again and again; values are frozen
 def _decoded(data: bytes) -> Release:
     what = "release"
     fields = parse_document(data, what=what, max_bytes=MAX_RELEASE_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import attrs
@@ -24,6 +25,7 @@ from edgeinfer.fleet.errors import GenerationError, InstallError
 __all__ = ["activating", "clean_up", "rolling_back", "settled", "soaking", "with_history"]
 
 _MAX_HISTORY = 40  # digests and versions
+_TOLD_BYTES = 8 << 20  # more than what applications tell
 
 
 def activating(device: Device, update: Update) -> Update:
@@ -58,6 +60,8 @@ def soaking(device: Device, update: Update) -> Update:
         grown_bytes=max((a.grown_bytes for a in apps if a.generation == update.number), default=0),
         temperature=device.probe.temperature_c(),
         power=device.probe.power_w(),
+        now=time.monotonic(),
+        disk_full=bool(apps) and device.probe.free_disk_bytes(device.run_folder) < _TOLD_BYTES,
     )
     verdict = judge(evidence, device.options)
     if verdict.ok and verdict.code == "unobserved":

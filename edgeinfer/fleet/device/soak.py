@@ -24,6 +24,8 @@ _CRASH_LIMIT = 1e-4
 _LEAST_EVENTS = 2  # one may always be a coincidence
 # Five of five: a model's first inferences are slow, but not so many.
 _SLOW_LIMIT = 1e-9
+# An application tells once a second; on a busy device it may miss a few.
+_QUIET_S = 30.0
 # How many times its length a soak may take where few requests come, and most of them too slow.
 _LONGEST = 10
 
@@ -54,6 +56,8 @@ class Evidence:
         grown_bytes: By how much the applications' memory has grown since they serve it.
         temperature: The highest of now.
         power: Of now.
+        now: The system's monotonic clock, in seconds.
+        disk_full: Applications may not be able to tell anything.
     """
 
     number: int
@@ -64,6 +68,8 @@ class Evidence:
     grown_bytes: int = 0
     temperature: Sensor | None = None
     power: Sensor | None = None
+    now: float = 0.0
+    disk_full: bool = False
 
 
 def served(apps: tuple[AppStatus, ...], number: int, model: str) -> Served:
@@ -89,7 +95,12 @@ def judge(evidence: Evidence, options: AgentOptions) -> Verdict:
         A no with its code; a yes; a yes with the code `unobserved` when the time is over and too few
         requests were served to judge the model by them; else that it is not known yet.
     """
-    no = _applications(evidence) or _crashes(evidence) or _sensors(evidence)
+    no = (
+        _applications(evidence)
+        or _hangs(evidence, options.silence_s)
+        or _crashes(evidence)
+        or _sensors(evidence)
+    )
     if no is not None:
         return no
     fewest = options.soak_requests
@@ -101,6 +112,10 @@ def judge(evidence: Evidence, options: AgentOptions) -> Verdict:
         fewest = min(fewest, found.requests)
     if evidence.record.seconds < options.soak_s:
         return Verdict.wait("soaking")
+    if evidence.record.seconds < options.soak_s + options.silence_s and any(
+        _not_yet(app, evidence.number) for app in evidence.apps
+    ):
+        return Verdict.wait("loading", "an application does not serve it yet")
     if evidence.budgets and fewest < options.soak_requests:
         unclear = _unclear(evidence, options)
         if unclear is not None:
@@ -129,6 +144,37 @@ def _applications(evidence: Evidence) -> Verdict | None:
             return Verdict.fail("load", f"an application could not load it: {app.failure}")
         if not app.healthy and app.generation == evidence.number:
             return Verdict.fail("health", app.health_reason or "an application says that it is not well")
+    return None
+
+
+def _not_yet(app: AppStatus, number: int) -> bool:
+    """Whether an application that serves models still has to switch to a generation."""
+    return app.loads_generation == number or app.generation not in (0, number)
+
+
+def _hangs(evidence: Evidence, silence_s: float) -> Verdict | None:
+    """Find what does not end: a load, an inference, or an entire application."""
+    number = evidence.number
+    for app in evidence.apps:
+        if app.loads_generation == number and evidence.now - app.loads_since > silence_s:
+            took = evidence.now - app.loads_since
+            return Verdict.fail("hang", f"an application has been loading it for {took:.0f} s")
+        if app.generation != number:
+            continue
+        quiet = evidence.now - app.told_at
+        if app.told_at and quiet > max(silence_s, _QUIET_S) and not evidence.disk_full:
+            return Verdict.fail("hang", f"an application has told nothing for {quiet:.0f} s")
+        for model in evidence.budgets:
+            status = app.models.get(model)
+            if status is None:
+                continue
+            if status.hangs:
+                return Verdict.fail(
+                    "hang", f"{model}: an inference did not end, and the previous release answered"
+                )
+            if status.waits_since and evidence.now - status.waits_since > silence_s:
+                took = evidence.now - status.waits_since
+                return Verdict.fail("hang", f"{model}: an inference has been running for {took:.0f} s")
     return None
 
 

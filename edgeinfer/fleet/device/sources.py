@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, final
+
+import attrs
 
 from edgeinfer.fleet.device.assignment import AssignmentKeys
 from edgeinfer.fleet.device.floors import Floors
 from edgeinfer.fleet.device.release import Blob, Delta, Release
 
-__all__ = ["Blobs", "Fetcher", "Trust"]
+__all__ = ["Blobs", "Fetched", "Fetcher", "Trust"]
 
 
 class Trust(Protocol):
@@ -68,6 +70,26 @@ class Blobs(Protocol):
         ...
 
 
+@final
+@attrs.frozen(kw_only=True)
+class Fetched:
+    """What a fetch did.
+
+    Attributes:
+        moved_bytes: What came out of locations, repeated bytes included.
+        reused: The digests that were there already.
+        whole: Those that were downloaded as they are.
+        by_delta: Those that were made with a delta.
+        notes: What was tried and failed before it succeeded another way.
+    """
+
+    moved_bytes: int = 0
+    reused: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
+    by_delta: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 class Fetcher(Protocol):
     """Brings files to the device."""
 
@@ -78,7 +100,7 @@ class Fetcher(Protocol):
         progress: Callable[[int, int], object] | None = None,
         *,
         bases: Mapping[str, Path] | None = None,
-    ) -> object:
+    ) -> Fetched:
         """Bring all that are not there; what is there in part is continued.
 
         Raises:

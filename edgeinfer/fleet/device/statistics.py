@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from typing import final
 
@@ -21,9 +22,18 @@ class ServingStatistics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._requests = self._errors = self._by_previous = self._misses = 0
+        self._requests = self._errors = self._by_previous = self._hangs = self._misses = 0
+        self._running: dict[int, float] = {}  # since when, by thread; each writes its own
         self._latency, self._confidence = Histogram(), Histogram()
         self._labels: Counter[str] = Counter()
+
+    def began(self) -> None:
+        """Note that this thread runs an inference now."""
+        self._running[threading.get_ident()] = time.monotonic()
+
+    def ended(self) -> None:
+        """Note that it has ended, however."""
+        self._running.pop(threading.get_ident(), None)
 
     def served(self, latency_ms: float, *, late: bool) -> None:
         """Count an answer."""
@@ -32,10 +42,11 @@ class ServingStatistics:
             self._misses += late
             self._latency.add(latency_ms)
 
-    def failed(self, *, answered_by_previous: bool) -> None:
+    def failed(self, *, answered_by_previous: bool, hung: bool) -> None:
         """Count a failure of the runtime."""
         with self._lock:
             self._errors += 1
+            self._hangs += hung
             self._by_previous += answered_by_previous
 
     def observed(self, confidence: float | None, label: str | None) -> None:
@@ -59,6 +70,8 @@ class ServingStatistics:
                 requests=self._requests,
                 errors=self._errors,
                 answered_by_previous=self._by_previous,
+                hangs=self._hangs,
+                waits_since=min(list(self._running.values()), default=0.0),
                 deadline_misses=self._misses,
                 latency_ms=latency,
                 confidence=confidence,

@@ -7,6 +7,7 @@ from typing import final
 
 from edgeinfer.fleet.device.assignment import Signature
 from edgeinfer.fleet.errors import KeyFileError
+from edgeinfer.fleet.operator.key_files import signed_if_there
 from edgeinfer.fleet.operator.keys import KeyRing
 from edgeinfer.fleet.operator.storage import Storage
 
@@ -24,14 +25,15 @@ def signer_of(keys: KeyRing) -> Callable[[bytes], tuple[Signature, ...]]:
 
     def sign(payload: bytes) -> tuple[Signature, ...]:
         signers = keys.signers(keys.public("assignments"))
-        if not signers:
+        made = [signed_if_there(signer, lambda signer: signer.sign(payload)) for signer in signers]
+        found = tuple(Signature(keyid=m.keyid, sig=m.signature) for m in made if m is not None)
+        if not found:
             raise KeyFileError(
                 "There is no key here that signs assignments.",
                 where=str(keys.folder),
                 hint="Run the controller where the online keys are.",
             )
-        found = (signer.sign(payload) for signer in signers)
-        return tuple(Signature(keyid=made.keyid, sig=made.signature) for made in found)
+        return found
 
     return sign
 

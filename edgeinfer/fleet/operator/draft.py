@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import functools
 from collections.abc import Mapping
 from typing import Any, TypeAlias, final
 
@@ -13,6 +14,7 @@ from tuf.api.serialization.json import JSONSerializer
 
 from edgeinfer.fleet.device.trust import RELEASE_KEYS, role_of
 from edgeinfer.fleet.errors import RepositoryError
+from edgeinfer.fleet.operator.key_files import signed_if_there
 from edgeinfer.fleet.operator.keys import KeyRing
 
 __all__ = ["DAY_S", "Draft", "Expiry", "Files", "State", "expires", "serialized"]
@@ -118,7 +120,7 @@ class Draft:
         for role, metadata in files.items():
             for signer in self._keys.signers(self._keyids(role, files)):
                 if signer.public_key.keyid not in metadata.signatures:
-                    metadata.sign(signer, append=True)
+                    signed_if_there(signer, functools.partial(metadata.sign, append=True))
 
     def missing(self, files: Files) -> dict[str, int]:
         """Return how many signatures each role lacks; roles that lack none are left out."""

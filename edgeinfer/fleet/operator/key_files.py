@@ -1,15 +1,20 @@
-"""Private keys in files: PKCS#8 in PEM, encrypted with a passphrase."""
+"""Private keys in PKCS#8 files, encrypted with a passphrase; and keys that turn out not to be there."""
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
 
 from edgeinfer.errors import MissingPackageError
 from edgeinfer.fleet.errors import KeyFileError
 
-__all__ = ["is_encrypted", "need_cryptography", "pem_of", "public_key_of", "signer_of"]
+__all__ = ["is_encrypted", "need_cryptography", "pem_of", "public_key_of", "signed_if_there", "signer_of"]
+
+T = TypeVar("T")
+_LOG = logging.getLogger("edgeinfer.fleet")
 
 
 def is_encrypted(pem: bytes) -> bool:
@@ -69,6 +74,20 @@ def public_key_of(pem: bytes) -> Key:
         return SSlibKey.from_crypto(key)
     except (ValueError, TypeError) as error:
         raise KeyFileError(f"That is no public key: {error}.", expected="a PEM file") from error
+
+
+def signed_if_there(signer: Signer, sign: Callable[[Signer], T]) -> T | None:
+    """Sign, or tell in a warning why a key cannot: it then counts as one that is not here.
+
+    Whether an HSM or a key service is there shows when it is to sign.
+    """
+    try:
+        return sign(signer)
+    except Exception as error:  # each service has its own
+        cause = error.__cause__ or error
+        keyid = signer.public_key.keyid[:12]
+        _LOG.warning("The key %s cannot sign: %s: %s.", keyid, type(cause).__name__, cause)
+        return None
 
 
 def need_cryptography() -> None:

@@ -14,6 +14,7 @@ In a folder there is a lock besides, so that nobody has to try twice.
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import time
@@ -26,6 +27,7 @@ from edgeinfer.atomic import write_file
 from edgeinfer.fleet.device.tuf_client import ISSUED_AT
 from edgeinfer.fleet.errors import KeyFileError, PublishConflictError
 from edgeinfer.fleet.operator.draft import DAY_S, Draft, Expiry, Files, State, expires, serialized
+from edgeinfer.fleet.operator.key_files import signed_if_there
 from edgeinfer.fleet.operator.keys import KeyRing
 from edgeinfer.fleet.operator.reading import MetadataReader
 from edgeinfer.fleet.operator.storage import Storage
@@ -239,7 +241,7 @@ class Repository:
 
     def _sign_with(self, metadata: Metadata[Any], role: str, root: Root) -> None:
         for signer in self.keys.signers(root.roles[role].keyids):
-            metadata.sign(signer, append=True)
+            signed_if_there(signer, functools.partial(metadata.sign, append=True))
         if len(metadata.signatures) < root.roles[role].threshold:
             raise KeyFileError(
                 f"The key of the role {role} is not here.",

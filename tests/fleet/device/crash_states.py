@@ -13,10 +13,14 @@ import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 from tests.fleet.device.killing import CALLS
 
-__all__ = ["TRACED", "Disk", "parse", "replay"]
+__all__ = ["TRACED", "Disk", "State", "parse", "replay", "write"]
+
+# What is on a disk: by path, the kind (`dir`, `link`, `file`) and the target or the contents.
+State: TypeAlias = "dict[str, tuple[str, bytes]]"
 
 TRACED = f"{CALLS},openat,close,lseek,dup,dup2,dup3,fcntl"
 _CALL = re.compile(r"^([a-z0-9_]+)\((.*)\) += (-?\d+)")
@@ -177,27 +181,40 @@ class Disk:
             node = node.names.get(part) if node is not None else None
         return node
 
-    def after_power_loss(self, rng: random.Random, folder: Path) -> None:
-        """Write one of the states that a power loss may leave, to a new folder."""
+    def after_power_loss(self, rng: random.Random) -> State:
+        """Return one of the states that a power loss may leave."""
         kept: dict[int, dict[str, Node]] = {}
         share = rng.choice((0.0, 0.1, 0.5, 0.9, 1.0))
         for change in self._changes:
             if rng.random() < share:
                 for parent, name, child in change:
                     _set(kept.setdefault(id(parent), dict(parent.certain_names)), name, child)
-        self._materialize(self.root, folder, kept, rng)
+        return dict(_left(self.root, "", kept, rng))
 
-    def _materialize(
-        self, node: Node, path: Path, kept: dict[int, dict[str, Node]], rng: random.Random
-    ) -> None:
-        if node.kind == "link":
-            path.symlink_to(node.target)
-        elif node.kind == "file":
-            path.write_bytes(_survived(node, rng))
-        else:
+
+def write(state: State, folder: Path) -> None:
+    """Write a state to a new folder."""
+    for name, (kind, data) in state.items():  # a folder comes before what is in it
+        path = folder / name
+        if kind == "dir":
             path.mkdir()
-            for name, child in kept.get(id(node), node.certain_names).items():
-                self._materialize(child, path / name, kept, rng)
+        elif kind == "link":
+            path.symlink_to(os.fsdecode(data))
+        else:
+            path.write_bytes(data)
+
+
+def _left(
+    node: Node, path: str, kept: dict[int, dict[str, Node]], rng: random.Random
+) -> Iterator[tuple[str, tuple[str, bytes]]]:
+    if node.kind == "link":
+        yield path, ("link", os.fsencode(node.target))
+    elif node.kind == "file":
+        yield path, ("file", _survived(node, rng))
+    else:
+        yield path, ("dir", b"")
+        for name, child in kept.get(id(node), node.certain_names).items():
+            yield from _left(child, f"{path}/{name}" if path else name, kept, rng)
 
 
 def _survived(node: Node, rng: random.Random) -> bytes:

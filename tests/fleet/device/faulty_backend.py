@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 
@@ -29,6 +30,7 @@ FAULTS = (
     "crash_at_load",
     "hang",
     "hang_at_load",
+    "hang_in_application",
     "leak",
     "huge",
     "error",
@@ -62,7 +64,10 @@ class FaultyBackend:
         chosen = FaultyOptions(**json.loads(payload.read()))
         if chosen.fault == "crash_at_load":
             os.kill(os.getpid(), signal.SIGSEGV)
-        if chosen.fault == "hang_at_load":
+        if chosen.fault == "hang_at_load" or (
+            chosen.fault == "hang_in_application"
+            and threading.current_thread() is not threading.main_thread()
+        ):
             time.sleep(3600)
         if chosen.fault == "fails_to_load":
             raise RuntimeError("no such kernel")

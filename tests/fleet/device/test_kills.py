@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet.device.crash_states import TRACED, replay
+from tests.fleet.device.crash_states import TRACED, replay, write
 from tests.fleet.device.killing import available, check_after_crash, kill_points, run_injected
 from tests.fleet.device.scenarios import SCENARIOS, prepare
 
@@ -50,11 +50,11 @@ def test_states_that_a_power_loss_may_leave(scenario, tmp_path):
     for number, disk in enumerate(replay(before, at, log)):
         if number in chosen:
             state = tmp_path / "state"
-            disk.after_power_loss(rng, state)
+            write(disk.after_power_loss(rng), state)
             check_after_crash(state, scenario)
             shutil.rmtree(state)
     # The model of the disk is right: with nothing lost it is what the run left.
-    disk.after_power_loss(Keeping(), tmp_path / "kept")
+    write(disk.after_power_loss(Keeping()), tmp_path / "kept")
     assert _contents(tmp_path / "kept") == _contents(at)
 
 

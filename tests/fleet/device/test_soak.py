@@ -13,13 +13,14 @@ from edgeinfer.fleet.device.options import AgentOptions
 from edgeinfer.fleet.device.probe import Sensor
 from edgeinfer.fleet.device.soak import Evidence, judge
 
-OPTIONS = AgentOptions(soak_s=100.0, soak_requests=50)
+SILENCE = 60.0
+OPTIONS = AgentOptions(soak_s=100.0, soak_requests=50, silence_s=SILENCE)
 BUDGET = Budget(latency_p99_ms=10.0, temperature_c=80.0, peak_bytes=10**8)
 
 
 def evidence(latencies=(), *, seconds=200.0, app=None, **changes) -> Evidence:
     status = ModelStatus(requests=len(latencies), latency_ms=Histogram(latencies), **changes.pop("model", {}))
-    apps = (AppStatus(generation=2, models={"m": status}, **(app or {})),)
+    apps = (AppStatus(**{"generation": 2, "models": {"m": status}, **(app or {})}),)
     return Evidence(
         number=2,
         record=changes.pop("record", SoakRecord(seconds=seconds)),
@@ -56,6 +57,16 @@ def evidence(latencies=(), *, seconds=200.0, app=None, **changes) -> Evidence:
         (evidence([5.0] * 60, record=SoakRecord(seconds=600.0, unclean=1)), True, ""),
         (evidence(record=SoakRecord(seconds=10.0, crashes=2)), False, "crash"),
         (evidence([5.0] * 60, record=SoakRecord(seconds=600.0, crashes=1)), True, ""),
+        (evidence([5.0] * 60, model={"hangs": 1}, seconds=1.0), False, "hang"),
+        (evidence([5.0] * 60, model={"waits_since": 500.0}, now=500.0 + SILENCE + 1), False, "hang"),
+        (evidence([5.0] * 60, model={"waits_since": 500.0}, now=500.0 + SILENCE - 1), True, ""),
+        (evidence(app={"loads_generation": 2, "loads_since": 5.0}, now=6.0 + SILENCE), False, "hang"),
+        (evidence(app={"loads_generation": 1, "loads_since": 5.0}, now=6.0 + SILENCE), True, "unobserved"),
+        (evidence(app={"loads_generation": 2, "loads_since": 5.0}, now=6.0, seconds=150.0), None, "loading"),
+        (evidence(app={"generation": 1}, seconds=150.0), None, "loading"),
+        (evidence(app={"generation": 0}, seconds=150.0), True, "unobserved"),
+        (evidence([5.0] * 60, app={"told_at": 5.0}, now=6.0 + SILENCE), False, "hang"),
+        (evidence([5.0] * 60, app={"told_at": 5.0}, now=6.0 + SILENCE, disk_full=True), True, ""),
     ],
 )
 def test_judge(found, ok, code):
