@@ -30,6 +30,8 @@ from edgeinfer.display import Table
 from edgeinfer.fleet.device.agent import Agent
 from edgeinfer.fleet.device.identity import Identity
 from edgeinfer.fleet.device.options import AgentOptions
+from edgeinfer.fleet.device.probe import SystemProbe
+from edgeinfer.fleet.device.staging import Checker, ProcessChecker
 from edgeinfer.fleet.operator.fleet import Fleet
 from edgeinfer.fleet.operator.gates import FailureRate, Rejected
 from edgeinfer.fleet.operator.opening import open_fleet
@@ -164,8 +166,9 @@ def run_mission(
                 interface="defects/1",
                 labels=CLASSES,
             )
+        checker = ProcessChecker(SystemProbe())  # one machine, one answer to which runtimes work
         agents = [
-            stack.enter_context(_agent(fleet, folder, number, list(targets)[number % len(targets)]))
+            stack.enter_context(_agent(fleet, folder, number, list(targets)[number % len(targets)], checker))
             for number in range(devices)
         ]
         with _timed(seconds, f"roll release 1 out to {devices} devices", say):
@@ -210,13 +213,13 @@ def _budgets(model: Model, targets: Mapping[str, str], feed: Mapping[str, Any]) 
     return budgets
 
 
-def _agent(fleet: Fleet, folder: Path, number: int, device_class: str) -> Agent:
+def _agent(fleet: Fleet, folder: Path, number: int, device_class: str, checker: Checker) -> Agent:
     name = f"{device_class}-{number:02d}"
     key = fleet.devices.add(name, device_class=device_class, site="hall 1")
     home = folder / "devices" / name
     home.mkdir(parents=True)
     Identity(device=name, device_class=device_class, key=key.hex()).save(home)
-    return Agent(home, source=fleet.source, root=fleet.root, options=_HURRIED)
+    return Agent(home, source=fleet.source, root=fleet.root, options=_HURRIED, checker=checker)
 
 
 def _roll_out(fleet: Fleet, agents: list[Agent], release: Any) -> Rollout:

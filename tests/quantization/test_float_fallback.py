@@ -155,3 +155,15 @@ def test_a_model_that_is_not_faster_than_what_was_given_stays_in_float():
     result = quantize.apply(model)
     assert result.model.digest == model.digest
     assert any("not faster than the model that was given" in reason for _, reason in result.report.skipped)
+
+
+def test_where_int8_is_far_slower_nothing_more_is_tried():
+    model = _net()
+    quantize = QuantizeInt8(
+        calibration=feeds(model, 6), target="onnxruntime", stopwatch=MadeUpTime(lambda _: 0.5), min_sqnr_db=0
+    )
+    result = quantize.apply(model)
+    assert result.model.digest == model.digest
+    assert result.report.data["speedup"] == 0.5
+    assert any("stays in float" in text for text in result.report.results)
+    assert all(trial.score is None for trial in result.report.data["ledger"].trials)

@@ -105,7 +105,7 @@ class Checker(Protocol):
 
 @final
 class ProcessChecker:
-    """Tries a model in a child process.
+    """Tries a model in a child process. Agents of one machine may share one.
 
     Args:
         probe: Reads temperature, power and the child's memory meanwhile.
@@ -117,11 +117,14 @@ class ProcessChecker:
         self._probe = probe
         self._may_lack = may_lack
         self._nice = nice
+        self._versions: Mapping[str, str] | None = None
 
     def facts(self) -> Mapping[str, str]:
-        """Ask each runtime in a process of its own: together they need the memory of all."""
-        versions = {name: self._version(name) for name in backends()}
-        return {name: version for name, version in versions.items() if version is not None}
+        """Ask each runtime, once, in a process of its own: together they need the memory of all."""
+        if self._versions is None:
+            versions = {name: self._version(name) for name in backends()}
+            self._versions = {name: version for name, version in versions.items() if version is not None}
+        return self._versions
 
     def _version(self, backend: str) -> str | None:
         asked = {"mode": "facts", "backend": backend}

@@ -31,7 +31,7 @@ from edgeinfer.quantization.search.candidates import Candidate, by_noise_per_tim
 from edgeinfer.quantization.search.layer_gains import LayerGain, LayerGains, integer_nodes, layer_gains
 from edgeinfer.quantization.search.ledger import Trial
 from edgeinfer.quantization.search.model_runs import Feed
-from edgeinfer.quantization.search.price import AS_FAST, SAME, Price
+from edgeinfer.quantization.search.price import AS_FAST, HOPELESS, SAME, Price
 from edgeinfer.quantization.search.workbench import Attempt, Recipe, Workbench
 
 __all__ = ["FloatFallback"]
@@ -111,6 +111,21 @@ class FloatFallback:
             return
         self.gains = gains
         self._slower(whole, plain, gains)
+
+    def hopeless(self, given: Model) -> Speedup | None:
+        """Return how fast int8 is where it is far from paying; None where it may pay, or is not measured.
+
+        What comes after the placement makes int8 closer to float, not faster.
+        """
+        plain, _ = self.bench.quantized(Recipe(method="minmax"))
+        if not integer_nodes(plain.ir):
+            return None
+        speed = None
+        for _ in range(2):
+            speed = self._compare(given, plain, "int8, against the given model")
+            if speed is None or speed.ratio >= HOPELESS:
+                return None
+        return speed
 
     def _costly(self) -> dict[str, str]:
         """Return what the dialect's kernel costs leave in float, with the reasons."""

@@ -13,7 +13,7 @@ from edgeinfer.calibration.statistics import Statistics
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import Steps
 from edgeinfer.graph.layer_like import layer_like
-from edgeinfer.measure.speedup import NotMeasured, Stopwatch, TargetStopwatch, feeds_to_time
+from edgeinfer.measure.speedup import NotMeasured, Speedup, Stopwatch, TargetStopwatch, feeds_to_time
 from edgeinfer.model.model import Model
 from edgeinfer.model.report_table import group_entries
 from edgeinfer.quantization.placement.dialects import dialect_of
@@ -109,6 +109,10 @@ class Int8Search:
         fallback.place(fit=effort.places)
         if fallback.gains is not None:
             self.report.data["gains"] = fallback.gains
+        slow = fallback.hopeless(self.given) if effort.places else None
+        if slow is not None:
+            self._told_slower(slow)
+            return None
         best = best_recipe(bench, effort, method=options.method, step=self.step)
         if not best.is_int8:
             self._stays_float(best, fallback, "nothing in the model gains from int8; it stays in float")
@@ -301,6 +305,10 @@ class Int8Search:
             report.result(f"faster than the model that was given: {speed.describe()}")
             return True
         report.applied.clear()
-        report.skip("", f"int8 is not faster than the model that was given: {speed.describe()}")
-        report.result(f"stays in float, int8 is not faster: {speed.describe()}")
+        self._told_slower(speed)
         return False
+
+    def _told_slower(self, speed: Speedup) -> None:
+        self.report.data["speedup"] = speed.ratio
+        self.report.skip("", f"int8 is not faster than the model that was given: {speed.describe()}")
+        self.report.result(f"stays in float, int8 is not faster: {speed.describe()}")

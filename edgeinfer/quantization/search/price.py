@@ -6,10 +6,11 @@ from typing import final
 
 import attrs
 
-__all__ = ["AS_FAST", "SAME", "Price"]
+__all__ = ["AS_FAST", "HOPELESS", "SAME", "Price"]
 
 SAME = 0.02  # of a ratio of times: of two equal models one is measured this much faster now and then
 AS_FAST = 0.97
+HOPELESS = 0.9  # what is so slow in int8 at first does not become faster than float
 _CHANCE_DB = 0.25  # less is chance; unless it saves time, too, a bargain must buy more
 _BARGAIN_DB = 1.0
 
