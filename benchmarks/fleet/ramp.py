@@ -84,6 +84,7 @@ class Run:
             port = self.network.__enter__().port
         self.devices = ServedDevices(
             online, host="127.0.0.1", port=port, model="m", release="", quality=QUALITY,
+            threads=32,
             poll_s=300.0 if doorbell else 0.0,
             documents=folder / "repository" / "desired",
         )  # fmt: skip
