@@ -105,8 +105,7 @@ class SignedReport:
         """
         fields = parse_document(data, what="report", max_bytes=MAX_REPORT_BYTES)
         report, code = fields.get("report"), fields.get("hmac")
-        device = report.get("device") if isinstance(report, dict) else None
-        if not isinstance(device, str):
+        if not isinstance(report, dict) or not isinstance(device := report.get("device"), str):
             raise DocumentError("The report names no device.")
         if not isinstance(code, str):
             raise DocumentError("The report has no code.", where=device, expected="hmac")
