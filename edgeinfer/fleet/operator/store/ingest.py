@@ -158,7 +158,8 @@ def _apply(batch: _Batch, report: Report, data: bytes, epoch: int) -> bool:
     if report.generation[0] > epoch + _FURTHEST_EPOCH:
         update["flag"] = "impossible generation"
         return False
-    facts_changed = bool(report.facts) and _facts_changed(report, update.get("facts", row["facts"]))
+    known = update.get("facts", row["facts"])
+    facts_changed = bool(report.facts) and _lasting(report.facts) != _lasting(json.loads(known))
     if facts_changed:
         update["facts"] = dumps(dict(report.facts))
         probed = report.facts.get("device_class")
@@ -188,10 +189,6 @@ def _apply(batch: _Batch, report: Report, data: bytes, epoch: int) -> bool:
         batch.log.append({"at": now, "device": device, "model": report.model, "phase": report.phase.value,
                           "code": report.code, "log": dumps(list(report.log))})  # fmt: skip
     return True
-
-
-def _facts_changed(report: Report, before: str) -> bool:
-    return _lasting(report.facts) != _lasting(json.loads(before))
 
 
 def _lasting(facts: Mapping[str, Any]) -> dict[str, Any]:
