@@ -84,6 +84,7 @@ class Run:
             port = self.network.__enter__().port
         self.devices = ServedDevices(
             online, host="127.0.0.1", port=port, model="m", release="", quality=QUALITY,
+            threads=32,
             poll_s=300.0 if doorbell else 0.0,
             documents=folder / "repository" / "desired",
         )  # fmt: skip
@@ -128,6 +129,16 @@ class Run:
             same = self.cohorts(rollout.id) == cohorts
             print(f"  killed: {dict(killed)}; the same cohorts: {same}; {self.twice(rollout.id)}", flush=True)
         return state, seen
+
+    def settle(self) -> None:
+        """Wait until every device that is online has done what it was told, and said so."""
+        end = time.monotonic() + LONGEST_S
+        while time.monotonic() < end and (left := self.devices.busy):
+            time.sleep(0.2)
+        online = len(self.devices.running)
+        have = sum(bool(running) for running in self.devices.running)
+        print(f"  {online - left} of {online} devices that are online did what they were told", flush=True)
+        print(f"  {have} of them run the release, the others failed", flush=True)
 
     def cohorts(self, rollout: int) -> dict[str, int]:
         with self.fleet.database.reading() as connection:
@@ -202,6 +213,8 @@ def main() -> None:
             state, seen = run.roll_out(release, kill, kills)
             took = time.monotonic() - began
             run.server.look()
+            if state == "COMPLETED":
+                run.settle()
             cpu = run.server.cpu_s + run.server.now_s - before
             reports, polls = run.devices.answered - reports, run.devices.polls - polls
             delays = sorted(run.devices.delays_s) or [float("nan")]
@@ -220,8 +233,6 @@ def main() -> None:
                 f"the gate stopped it {seen - failed[0]:.2f} s after the first report of a failure, "
                 f"and {seen - before_end[-1]:.2f} s after the last before it; {len(before_end)} had come"
             )
-        wrong = collections.Counter(run.devices.running)
-        print(f"devices that are online run: {dict(wrong)}")
         run.close()
         for _, process in kill[:-1]:
             process.kill()

@@ -80,11 +80,11 @@ def served(folder: Path, options: ServerOptions = OPTIONS) -> Iterator[Served]:
         found.http.clear()
 
 
-def until(condition, seconds=20.0):
+def until(condition, seconds=20.0, *, every=0.01):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
+        time.sleep(every)
     return found
 
 

@@ -105,11 +105,10 @@ class SignedReport:
         """
         fields = parse_document(data, what="report", max_bytes=MAX_REPORT_BYTES)
         report, code = fields.get("report"), fields.get("hmac")
-        if not isinstance(report, dict) or not isinstance(code, str):
-            raise DocumentError("The report has no body or no code.", expected="report and hmac")
-        device = report.get("device")
-        if not isinstance(device, str):
+        if not isinstance(report, dict) or not isinstance(device := report.get("device"), str):
             raise DocumentError("The report names no device.")
+        if not isinstance(code, str):
+            raise DocumentError("The report has no code.", where=device, expected="hmac")
         # The document is canonical, so its body stands in it as it would be written again.
         alone = len(fields) == 2 and len(code) == _CODE_DIGITS
         body = data[_BEFORE_BODY:-1] if alone else canonical_json(report)

@@ -168,8 +168,7 @@ def _waits(rollout: Record, now: int, settled: bool, why: str) -> Move | None:
     if stage.deadline is not None and now >= rollout.stage_started_at + stage.deadline:
         return _move(rollout, State.PAUSED, f"deadline of stage {rollout.stage + 1}: {why}")
     if settled:
-        text = f"all devices of stage {rollout.stage + 1} are decided, and that is not enough: {why}"
-        return _move(rollout, State.PAUSED, text)
+        return _move(rollout, State.PAUSED, f"nothing more will come in stage {rollout.stage + 1}: {why}")
     return None
 
 

@@ -8,10 +8,12 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any, final
 
+import attrs
+
 from edgeinfer.errors import FleetError
 from edgeinfer.fleet.operator import commands
 from edgeinfer.fleet.operator.gates import FailureRate
-from edgeinfer.fleet.operator.planner import judge_stage
+from edgeinfer.fleet.operator.planner import Move, judge_stage, plan
 from edgeinfer.fleet.operator.publisher import Publisher
 from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.simulator.device import SimulatedDevice
@@ -185,7 +187,7 @@ class Scenario:
             state = self.state
             if state is State.DRAFT or (state in _ENDED and self._at_rest()):
                 break
-            if state in (State.PAUSED, State.HELD) and not self._settled():
+            if state in (State.PAUSED, State.HELD) and not self._stops_again():
                 self.command("resume")
             elif state in (State.PAUSED, State.HELD, State.FAILED) or (
                 state is State.RUNNING and self._cannot_pass()
@@ -223,14 +225,13 @@ class Scenario:
         unseen = record.soak_started_at is None or any(j.verdict is not Verdict.PASS for j in judgements)
         return not counts.in_flight and unseen
 
-    def _settled(self) -> bool:
-        """Whether the open stage is decided, and so would stop again."""
-        record = commands.get(self.world.database, self.number)
+    def _stops_again(self) -> bool:
+        """Whether the rollout would pause again at once: what its stage waits for will not come."""
+        record = attrs.evolve(commands.get(self.world.database, self.number), state=State.RUNNING)
         with self.world.database.reading() as connection:
-            return (
-                record.stage >= 0
-                and load_tallies(connection, self.number).evidence(record.stage).counts.settled
-            )
+            tallies = load_tallies(connection, self.number)
+        actions = plan(tallies, record, self.world.now)
+        return any(isinstance(action, Move) and action.state is State.PAUSED for action in actions)
 
     def _check_end(self) -> None:
         state = self.state

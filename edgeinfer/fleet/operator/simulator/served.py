@@ -96,6 +96,12 @@ class ServedDevices:
         """What each device runs."""
         return [known.device.running for known in self._known]
 
+    @property
+    def busy(self) -> int:
+        """How many devices have not heard of a document yet, work on one, or have something to say."""
+        found = (known.device for known in self._known)
+        return sum(d.floor == (0, 0) or d.next_at is not None or bool(d.spool) for d in found)
+
     def ring(self, name: str) -> None:
         """Let a device look for its document now. From any thread."""
         if name in self._by_name:

@@ -20,14 +20,13 @@ from edgeinfer.fleet.device.reports import Report, SignedReport
 from edgeinfer.fleet.errors import DocumentError
 from edgeinfer.fleet.operator.absorb import Heard, absorb
 from edgeinfer.fleet.operator.figures import SERVING, figures_by_model
-from edgeinfer.fleet.operator.member import Member
 from edgeinfer.fleet.operator.outcomes import Motion
 from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.store.comparisons import save_figures, update_changes
 from edgeinfer.fleet.operator.store.database import Database, chunks, dumps, value_of
 from edgeinfer.fleet.operator.store.enrolment import verify_report
 from edgeinfer.fleet.operator.store.ingested import Ingested, Refusal
-from edgeinfer.fleet.operator.store.members import change_members
+from edgeinfer.fleet.operator.store.members import change_members, members_of
 from edgeinfer.fleet.operator.store.reissue import answer_again
 from edgeinfer.fleet.operator.store.schema import devices, members, releases, report_log, rollouts
 from edgeinfer.fleet.operator.store.slots import Slot, load_slots, lock_devices, save_slots
@@ -159,7 +158,8 @@ def _apply(batch: _Batch, report: Report, data: bytes, epoch: int) -> bool:
     if report.generation[0] > epoch + _FURTHEST_EPOCH:
         update["flag"] = "impossible generation"
         return False
-    facts_changed = bool(report.facts) and _facts_changed(report, update.get("facts", row["facts"]))
+    known = update.get("facts", row["facts"])
+    facts_changed = bool(report.facts) and _lasting(report.facts) != _lasting(json.loads(known))
     if facts_changed:
         update["facts"] = dumps(dict(report.facts))
         probed = report.facts.get("device_class")
@@ -189,10 +189,6 @@ def _apply(batch: _Batch, report: Report, data: bytes, epoch: int) -> bool:
         batch.log.append({"at": now, "device": device, "model": report.model, "phase": report.phase.value,
                           "code": report.code, "log": dumps(list(report.log))})  # fmt: skip
     return True
-
-
-def _facts_changed(report: Report, before: str) -> bool:
-    return _lasting(report.facts) != _lasting(json.loads(before))
 
 
 def _lasting(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,8 +284,8 @@ def _change_members(connection: sa.Connection, batch: _Batch, facts: Mapping[int
     of_interest = [number for number, row in facts.items() if State(row["state"]) is not State.SUPERSEDED]
     changes = []
     for part in chunks(sorted({device for device, _ in batch.heard})):
-        rows = connection.execute(_MEMBERS, {"names": part, "numbers": of_interest}).mappings()
-        for before in [Member(**row) for row in rows]:
+        rows = connection.execute(_MEMBERS, {"names": part, "numbers": of_interest})
+        for before in members_of(rows):
             row = facts.get(before.rollout)
             if row is not None and (before.device, row["model"]) in batch.ahead:
                 continue  # an answer to what this database never said tells nothing about the rollout

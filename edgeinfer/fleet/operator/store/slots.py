@@ -74,6 +74,7 @@ _DEVICES_LOCKED = _DEVICES.with_for_update()
 _SLOTS = sa.select(slots).where(slots.c.device.in_(_NAMES))
 _SLOTS_OF_MODEL = _SLOTS.where(slots.c.model == sa.bindparam("its_model"))
 _SLOT_COLUMNS = tuple(column.name for column in slots.c if not column.primary_key)
+_FIELDS = tuple(field.name for field in attrs.fields(Slot))
 _WANT = sa.update(devices).where(devices.c.device.in_(_NAMES)).values(wanted=devices.c.wanted + 1)
 
 
@@ -94,17 +95,19 @@ def load_slots(
     found = {}
     for part in chunks(names):
         if model is None:
-            rows = connection.execute(_SLOTS, {"names": part}).mappings()
+            rows = connection.execute(_SLOTS, {"names": part})
         else:
-            rows = connection.execute(_SLOTS_OF_MODEL, {"names": part, "its_model": model}).mappings()
+            rows = connection.execute(_SLOTS_OF_MODEL, {"names": part, "its_model": model})
+        names_of = tuple(rows.keys())  # rows as mappings cost several times as much
         for row in rows:
-            found[row["device"], row["model"]] = Slot(**row)
+            slot = Slot(**dict(zip(names_of, row, strict=True)))
+            found[slot.device, slot.model] = slot
     return found
 
 
 def save_slots(connection: sa.Connection, changed: Iterable[Slot]) -> None:
     """Insert or replace slots."""
-    rows: list[Mapping[str, Any]] = [attrs.asdict(slot) for slot in changed]
+    rows: list[Mapping[str, Any]] = [{name: getattr(slot, name) for name in _FIELDS} for slot in changed]
     if not rows:
         return
     connection.execute(upsert(connection.dialect.name, slots, _SLOT_COLUMNS), rows)
