@@ -89,8 +89,8 @@ def main(count: int) -> None:
     again = totals["hostile"][2] - totals["hostile"][0] * SIZE - wrong_bytes
     print(
         f"hostile, beyond the files: {wrong_bytes} bytes of {wrong_answers} wrong answers "
-        f"({wrong_bytes / wrong_answers / SIZE:.2f} files each), and {again} right bytes once more, since wrong "
-        f"ones had come before or behind them ({again / wrong_answers / SIZE:.2f} files each)"
+        f"({wrong_bytes / wrong_answers / SIZE:.2f} files each), and {again} right bytes once more, since "
+        f"wrong ones had come before or behind them ({again / wrong_answers / SIZE:.2f} files each)"
     )
 
 
