@@ -35,7 +35,7 @@ def main(count: int) -> None:
     blob = Blob(path="model.bin", size=SIZE, digest=sha256(data))
     path = f"blobs/{blob_path(blob.digest)}"
     totals = {"plain": [0, 0, 0], "hostile": [0, 0, 0]}  # downloads, cuts, bytes
-    refused = 0
+    refused = wrong_bytes = wrong_answers = 0
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "public" / path
         file.parent.mkdir(parents=True)
@@ -62,12 +62,16 @@ def main(count: int) -> None:
                                 server.replaced[path] = data[: SIZE // 2] + rng.randbytes(SIZE - SIZE // 2)
                             elif chance > 0.8:  # nothing is cut, so that it ends at all
                                 server.cut = None
+                        before = server.sent
                         try:
                             Downloader(store, open_locations(server.url)).fetch([blob])
                         except LocationError:
                             cuts += 1
                         except DigestMismatchError:
                             refused += 1
+                        if server.replaced:
+                            wrong_answers += 1
+                            wrong_bytes += server.sent - before
                     with store.open(blob.digest) as found:
                         assert found.read() == data, "wrong bytes were accepted"
                     if mode == "plain":
@@ -82,6 +86,12 @@ def main(count: int) -> None:
             f"{extra / max(cuts, 1):.0f} bytes more a cut (a chunk is {CHUNK_BYTES}); wrong bytes accepted: 0"
         )
     print(f"wrong contents refused: {refused}")
+    again = totals["hostile"][2] - totals["hostile"][0] * SIZE - wrong_bytes
+    print(
+        f"hostile, beyond the files: {wrong_bytes} bytes of {wrong_answers} wrong answers "
+        f"({wrong_bytes / wrong_answers / SIZE:.2f} files each), and {again} right bytes once more, since "
+        f"wrong ones had come before or behind them ({again / wrong_answers / SIZE:.2f} files each)"
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/fleet/random_kills.py N [SEED]
 
 Each run is killed up to four times one after the other. After every kill an application must find exactly the
-old or the new set of models, every file verified; at last the agent must come to the end.
+old or the new set of models, every file verified; at last the agent must come to the end. SIGTERM ends it
+with what was found so far.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def main() -> int:
         shutil.rmtree(scratch / "timed")
     kills = runs = violations = recoveries = 0
     started = time.monotonic()
-    while kills < wanted:
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
+    while kills < wanted and not ended:
         name = rng.choice(list(SCENARIOS))
         scenario, folder = SCENARIOS[name], scratch / "run"
         shutil.copytree(scratch / name, folder, symlinks=True)
@@ -76,6 +79,7 @@ def _killed(folder: Path, after_s: float) -> bool:
     """Let a fork go on with the folder and kill it after a time; tell whether it was still running."""
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         code = 1
         try:
             go_on(folder)

@@ -7,6 +7,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from edgeinfer.cli.console import (
     Commands,
     add_json,
@@ -83,10 +85,13 @@ def _agent_options(arguments: argparse.Namespace) -> AgentOptions:
     from edgeinfer.fleet.device.options import AgentOptions
 
     values: dict[str, Any] = dict(option_values(arguments) or {})
-    try:
-        return AgentOptions(**values)
-    except TypeError as error:
-        raise OptionsError("The agent has no such option.", where="--option", found=str(error)) from error
+    known = [field.name for field in attrs.fields(AgentOptions)]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise OptionsError(
+            "The agent has no such option.", where="--option", expected=", ".join(known), found=unknown[0]
+        )
+    return AgentOptions(**values)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -136,9 +141,10 @@ def _status(arguments: argparse.Namespace) -> None:
 
 def _import(arguments: argparse.Namespace) -> None:
     from edgeinfer.fleet.device.agent import Agent
-    from edgeinfer.fleet.device.importing import ask_for_import
+    from edgeinfer.fleet.device.importing import ask_for_import, check_is_repository
     from edgeinfer.fleet.errors import AgentBusyError
 
+    check_is_repository(arguments.source)
     root = arguments.root.read_bytes() if arguments.root is not None else None
     try:
         agent = Agent(

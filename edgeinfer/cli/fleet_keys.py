@@ -83,7 +83,9 @@ def add_commands(commands: Commands) -> None:
 
     parser = commands.add_parser("withdraw", help="withdraw a release: devices refuse it from then on")
     add_fleet(parser)
-    parser.add_argument("digest", metavar="DIGEST", help="the digest of the release")
+    parser.add_argument(
+        "release", metavar="RELEASE", help="MODEL@VERSION, or how the release's digest begins"
+    )
     parser.add_argument("--class", dest="device_class", default="*", metavar="CLASS",
                         help="only from devices of a class")  # fmt: skip
     parser.add_argument("--undo", action="store_true", help="allow it again")
@@ -143,12 +145,16 @@ def rotate(arguments: argparse.Namespace) -> None:
 
 def withdraw(arguments: argparse.Namespace) -> None:
     """Withdraw a release."""
-    from edgeinfer.fleet.operator.ceremonies import withdraw as withdraw_release
+    from edgeinfer.fleet.operator import ceremonies
 
-    missing = withdraw_release(
-        fleet_of(arguments), arguments.digest, device_class=arguments.device_class, undo=arguments.undo
+    repository = fleet_of(arguments)
+    digest = ceremonies.digest_of(repository, arguments.release)
+    missing = ceremonies.withdraw(
+        repository, digest, device_class=arguments.device_class, undo=arguments.undo
     )
-    say_missing(missing, "signed and published")
+    where = "all devices" if arguments.device_class == "*" else f"devices of class {arguments.device_class}"
+    done = "allowed again on" if arguments.undo else "withdrawn from"
+    say_missing(missing, f"signed and published: {digest} is {done} {where}")
 
 
 def keys(arguments: argparse.Namespace) -> None:

@@ -132,6 +132,17 @@ def test_a_content_that_changed_meanwhile_is_not_mixed(server, store):
     assert fetched.moved_bytes == len(DATA)
 
 
+def test_wrong_bytes_from_the_first_to_the_last_are_not_asked_for_again_at_once(server, store):
+    server.cut = lambda _, left: left // 2
+    with pytest.raises(LocationError):
+        downloader(store, server.url).fetch([BLOB])
+    server.cut, server.sent = None, 0
+    server.replaced[PATH] = bytes(len(DATA))  # of the right size, with another ETag: it comes from the start
+    with pytest.raises(DigestMismatchError):
+        downloader(store, server.url).fetch([BLOB])
+    assert server.sent == len(DATA)
+
+
 def test_a_wrong_prefix_without_an_etag_costs_one_more_download(server, store):
     server.etags = False
     server.replaced[PATH] = b"x" * len(DATA)

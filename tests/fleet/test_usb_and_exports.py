@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import onnx.parser
@@ -244,6 +245,36 @@ def test_the_command_line_says_what_is_wrong(artifacts, tmp_path, capsys, monkey
     ):
         assert main(["fleet", *arguments]) == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", ["m@1", "digest", "start"])
+def test_a_release_is_withdrawn_as_a_person_names_it(toy, capsys, named):
+    digest = toy.publish("m", "1").digest
+    toy.publish("m", "2")
+    text = {"digest": digest, "start": digest[:12]}.get(named, named)
+    assert main(["fleet", "withdraw", str(toy.folder), text]) == 0, capsys.readouterr().err
+    assert f"{digest} is withdrawn from all devices" in capsys.readouterr().out
+    toy.now = time.time()  # by which the command signed
+    device = toy.device()
+    device.refresh()
+    assert device.withdrawn == {(digest, "*")}
+
+
+@pytest.mark.parametrize("text", ["m@3", "n@1", "abc", "", "0" * 12])
+def test_what_names_no_release_is_not_withdrawn(toy, capsys, text):
+    toy.publish("m", "1")
+    assert main(["fleet", "withdraw", str(toy.folder), text]) == 2
+    assert "published are m@1" in capsys.readouterr().err
+
+
+def test_an_import_from_a_folder_without_a_repository_is_refused(toy, tmp_path, capsys):
+    toy.device("dev")
+    (tmp_path / "root.json").write_bytes(toy.root)
+    arguments = ["agent", "import", str(tmp_path / "dev"), str(tmp_path / "nothing is mounted here")]
+    assert main([*arguments, "--root", str(tmp_path / "root.json")]) == 2
+    error = capsys.readouterr().err
+    assert "There is no repository in this folder." in error
+    assert "Is the stick mounted?" in error
 
 
 def test_missing_signatures_are_said(tmp_path, capsys, monkeypatch, artifacts):

@@ -111,7 +111,7 @@ class Agent:
                 blobs = BlobStore(path / "blobs")
             if fetcher is None:
                 assert isinstance(blobs, BlobStore)
-                fetcher = Downloader(blobs, open_locations(sources))
+                fetcher = Downloader(blobs, open_locations(sources), rate=options.download_rate or None)
             name = identity.device
             transport = transport or open_transport(sources[0], device=name, key=identity.key_bytes)
             transport = with_doorbell(transport, doorbell, name)

@@ -7,7 +7,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import final
 
@@ -18,7 +18,7 @@ from edgeinfer.budget import parse_bytes
 from edgeinfer.fleet.device.exchange import ShadowOrder
 from edgeinfer.fleet.device.live_inputs import write_sample
 
-__all__ = ["Capture", "SampleWriter"]
+__all__ = ["Capture", "Observed", "SampleWriter"]
 
 _QUEUE = 16  # requests that wait for the disk; further ones are passed over, so that none waits
 
@@ -29,16 +29,35 @@ def _bytes(value: object) -> int:
 
 @final
 @attrs.frozen(kw_only=True)
+class Observed:
+    """What `observe` was told of an answer.
+
+    Attributes:
+        model: The model's name.
+        confidence: Of the model in its answer; 1.0 where nothing was told.
+        label: What it answered, or what a person said; empty where nothing was told.
+    """
+
+    model: str
+    confidence: float = 1.0
+    label: str = ""
+
+
+@final
+@attrs.frozen(kw_only=True)
 class Capture:
     """Keep some requests, inputs and answers, in `capture/MODEL/` of the device's folder.
 
     Attributes:
         max_bytes: How much of each model is kept, as bytes or text such as `50 MB`; the oldest go first.
-        every: Keep one of so many requests.
+        every: Keep one of so many requests; of those that `when` chooses, if it is given.
+        when: Chooses by what `observe` is told of an answer, such as `lambda seen: seen.confidence < 0.6`:
+            then only requests that are observed are kept. None keeps any.
     """
 
     max_bytes: int = attrs.field(converter=_bytes)
     every: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    when: Callable[[Observed], bool] | None = None
 
 
 @final
@@ -63,10 +82,15 @@ class SampleWriter:
 
     def wants(self, model: str, generation: int) -> bool:
         """Whether the next request of a model is to be offered. Costs next to nothing."""
-        if self._capture is not None:
+        if self._capture is not None and self._capture.when is None:
             return True
         order = self._order
         return order is not None and order.model == model and order.generation == generation
+
+    @property
+    def waits_for_observations(self) -> bool:
+        """Whether what is observed of a request decides if it is kept."""
+        return self._capture is not None and self._capture.when is not None
 
     def offer(self, model: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
         """Write a request soon, or pass it over."""
@@ -74,8 +98,24 @@ class SampleWriter:
         order = self._order
         if order is not None and order.model == model and order.generation == self._generation:
             folders.append(self._root / "run" / "shadow" / model)
-        if self._capture is not None and next(self._counter) % self._capture.every == 0:
-            folders.append(self._root / "capture" / model)
+        if self._capture is not None and self._capture.when is None:
+            folders += self._captured(self._capture, model)
+        self._enqueue(folders, inputs, outputs)
+
+    def observed(
+        self, seen: Observed, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+    ) -> None:
+        """Write a request soon if what was observed of it says so."""
+        capture = self._capture
+        if capture is not None and capture.when is not None and capture.when(seen):
+            self._enqueue(self._captured(capture, seen.model), inputs, outputs)
+
+    def _captured(self, capture: Capture, model: str) -> list[Path]:
+        return [self._root / "capture" / model] if next(self._counter) % capture.every == 0 else []
+
+    def _enqueue(
+        self, folders: list[Path], inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+    ) -> None:
         # The caller may change its arrays as soon as it has its answer.
         copy = {name: np.array(array) for name, array in inputs.items()} if folders else {}
         for folder in folders:

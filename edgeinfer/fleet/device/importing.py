@@ -12,11 +12,31 @@ from edgeinfer.fleet.device.device import Device
 from edgeinfer.fleet.device.documents import canonical_json
 from edgeinfer.fleet.device.download import Downloader
 from edgeinfer.fleet.device.local_files import read_json, replace_file
-from edgeinfer.fleet.device.locations import open_locations
+from edgeinfer.fleet.device.locations import FolderLocation, open_location, open_locations
 from edgeinfer.fleet.device.transport import open_transport
 from edgeinfer.fleet.device.trust import TrustedRepository
+from edgeinfer.fleet.errors import LocationError
 
-__all__ = ["ask_for_import", "import_is_requested", "requested_import", "source_of"]
+__all__ = ["ask_for_import", "check_is_repository", "import_is_requested", "requested_import", "source_of"]
+
+
+def check_is_repository(source: str | os.PathLike[str]) -> None:
+    """Refuse what is mounted somewhere and holds no repository. URLs are not asked here.
+
+    Raises:
+        LocationError: It holds none.
+    """
+    location = open_location(source)
+    if (
+        isinstance(location, FolderLocation)
+        and not (location.folder / "metadata" / "timestamp.json").is_file()
+    ):
+        raise LocationError(
+            "There is no repository in this folder.",
+            where=str(location.folder),
+            expected="what `edgeinfer fleet export-usb` wrote",
+            hint="Is the stick mounted?",
+        )
 
 
 def ask_for_import(folder: Path, source: str | os.PathLike[str]) -> None:
@@ -49,8 +69,9 @@ def source_of(device: Device, source: str) -> Iterator[None]:
     """Let a device take everything from another source meanwhile: documents, metadata, files.
 
     Raises:
-        FleetError: It is no repository.
+        LocationError: It is no repository.
     """
+    check_is_repository(source)
     before = device.trust, device.fetcher, device.transport
     assert isinstance(device.blobs, BlobStore)
     device.trust = TrustedRepository(device.root / "metadata", (source,), root=None, clock=device.clock.now)

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeinfer.artifact.signature import Signature
 from edgeinfer.errors import InferenceError
-from edgeinfer.fleet.device.capture import SampleWriter
+from edgeinfer.fleet.device.capture import Observed, SampleWriter
 from edgeinfer.fleet.device.model_set import LoadedModel, ModelSet
 from edgeinfer.fleet.device.patience import Patience
 from edgeinfer.runtime.session import Session
@@ -120,6 +120,7 @@ class PinnedModel:
         self._handle = handle
         self._samples = connection.samples
         self._patience = connection.patience
+        self._last: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]] | None = None
 
     @property
     def generation(self) -> int:
@@ -172,9 +173,17 @@ class PinnedModel:
             return self._by_previous(inputs, InferenceError(what, where=self._handle.name), hung=True)
         deadline = self._handle.deadline_ms
         self._loaded.statistics.served(took_ms, late=deadline is not None and took_ms > deadline)
-        if self._samples.wants(self._handle.name, self._models.number):
+        wanted, kept = (
+            self._samples.wants(self._handle.name, self._models.number),
+            self._samples.waits_for_observations,
+        )
+        if wanted or kept:
             named = inputs if isinstance(inputs, Mapping) else {self.signature.inputs[0].name: inputs}
-            self._samples.offer(self._handle.name, named, outputs)
+            if wanted:
+                self._samples.offer(self._handle.name, named, outputs)
+            if kept:
+                # Until it is observed: the caller may change its arrays as soon as it has its answer.
+                self._last = ({name: np.array(array) for name, array in named.items()}, outputs)
         return outputs
 
     def _watched(self, inputs: Mapping[str, np.ndarray] | np.ndarray) -> tuple[dict[str, np.ndarray], float]:
@@ -207,8 +216,20 @@ class PinnedModel:
             statistics.ended()
 
     def observe(self, *, confidence: float | None = None, label: str | None = None) -> None:
-        """Count what became of the answer, for the release that gave it."""
+        """Count what became of the answer, for the release that gave it.
+
+        Where the application captures requests by what is observed (`Capture.when`), this decides of the last
+        `infer` of this request.
+        """
         self._loaded.statistics.observed(confidence, label)
+        if self._last is not None:
+            seen = Observed(
+                model=self._handle.name,
+                confidence=1.0 if confidence is None else confidence,
+                label=label or "",
+            )
+            self._samples.observed(seen, *self._last)
+            self._last = None
 
     def _by_previous(
         self, inputs: Mapping[str, np.ndarray] | np.ndarray, error: InferenceError, *, hung: bool

@@ -31,7 +31,16 @@ _RANGES = dict.fromkeys(("min_agreement", "max_error_rate", "max_miss_rate"), (0
     "nice": (0.0, 19.0)
 }
 _MAY_BE_ZERO = frozenset(
-    {"min_agreement", "max_error_rate", "max_miss_rate", "nice", "defer_s", "soak_s", "keep_free_bytes"}
+    {
+        "min_agreement",
+        "max_error_rate",
+        "max_miss_rate",
+        "nice",
+        "defer_s",
+        "soak_s",
+        "keep_free_bytes",
+        "download_rate",
+    }
 )
 
 
@@ -56,6 +65,7 @@ class AgentOptions:
         poll_s: How often to ask for assignments and to refresh the metadata, in seconds.
         tick_s: How often to look during a soak.
         report_s: How often to report while nothing happens.
+        download_rate: How many bytes a second a download takes at most, on average; 0 for no limit.
         keep_free_bytes: How much of the disk stays free.
         staging_runs: How many inferences are timed before a model may serve.
         staging_timeout_s: How long all of that may take.
@@ -79,6 +89,7 @@ class AgentOptions:
     poll_s: float = _number(60.0)
     tick_s: float = _number(1.0)
     report_s: float = _number(3_600.0)
+    download_rate: float = _number(0.0)
     keep_free_bytes: int = attrs.field(default=32 << 20, converter=_bytes, validator=_checked)
     staging_runs: int = _count(200)
     staging_timeout_s: float = _number(600.0)

@@ -62,6 +62,7 @@ class Receiver:
         self._store = store
         self._meter = meter
         self._report = report
+        self._kept = 0  # the bytes that had arrived before the attempt, and that it built on
 
     def receive(self, location: Location, digest: str, size: int) -> None:
         """Bring a file.
@@ -74,14 +75,13 @@ class Receiver:
         """
         partial = self._store.partial(digest)
         partial.parent.mkdir(parents=True, exist_ok=True)
-        resumed = partial.stat().st_size if partial.exists() else 0
-        if resumed > size:
+        if partial.exists() and partial.stat().st_size > size:
             self._store.forget(digest)
-            resumed = 0
+        self._kept = 0
         try:
             self._attempt(location, digest, size)
         except DigestMismatchError:
-            if not resumed:
+            if not self._kept:
                 raise
             # The prefix may be what was wrong: torn by a power cut, or from another location. Once more.
             self._attempt(location, digest, size)
@@ -90,6 +90,7 @@ class Receiver:
         origin = self._store.origin_file(digest)
         with self._store.partial(digest).open("a+b") as file:
             hasher, at = _rehash(file)
+            self._kept = at
             if at < size:
                 path, etag = f"blobs/{blob_path(digest)}", _etag(origin, location)
                 with location.open(path, offset=at, etag=etag) as opened:
@@ -98,6 +99,7 @@ class Receiver:
                     if opened.offset != at:  # it knows no ranges, or the content there has changed
                         file.truncate(0)
                         hasher, at = hashlib.sha256(), 0
+                        self._kept = 0
                     origin.write_text(json.dumps({"url": location.url, "etag": opened.etag}))
                     at = self._append(opened, file, hasher, at, size)
             if at < size:

@@ -276,8 +276,8 @@ class TrustedRepository:
                 raise TrustError(
                     "There is no root of trust.",
                     where=str(file),
-                    hint="Give the bytes of the repository's root.json, brought to the device by a way you "
-                    "trust.",
+                    hint="Bring the repository's root.json to the device by a way you trust, and give it at "
+                    "the first start: --root FILE, or root= with its bytes.",
                 ) from error
         if not file.is_file() or file.read_bytes() != given:
             write_file(file, given)

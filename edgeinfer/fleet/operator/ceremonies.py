@@ -9,14 +9,15 @@ from tuf.api.metadata import Key, Metadata, Role, Root, Targets
 
 from edgeinfer.fleet.device.assignment import AssignmentKeys
 from edgeinfer.fleet.device.release import DIGEST
-from edgeinfer.fleet.device.trust import ASSIGNMENT_KEYS, RELEASE_KEYS, WITHDRAWN
+from edgeinfer.fleet.device.trust import ASSIGNMENT_KEYS, RELEASE_KEYS, WITHDRAWN, release_path
 from edgeinfer.fleet.errors import RepositoryError
 from edgeinfer.fleet.operator.draft import DAY_S, Draft, expires
 from edgeinfer.fleet.operator.keys import OFFLINE, ONLINE
 from edgeinfer.fleet.operator.repository import Repository
 
-__all__ = ["create_repository", "keys_of", "rotate", "withdraw"]
+__all__ = ["create_repository", "digest_of", "keys_of", "rotate", "withdraw"]
 
+_LEAST = 8  # digits of a digest that is not written in full
 _TUF_ROLES = ("root", "targets", "snapshot", "timestamp")
 
 
@@ -156,6 +157,38 @@ def withdraw(
         targets.unrecognized_fields[WITHDRAWN] = [list(pair) for pair in sorted(pairs)]
 
     return repository.update(change)
+
+
+def digest_of(repository: Repository, text: str) -> str:
+    """Return the digest of the release that a person means.
+
+    Args:
+        repository: Where it was published.
+        text: `MODEL@VERSION`, the digest, or how the digest of a published release begins (8 digits or more).
+
+    Raises:
+        RepositoryError: It means none, or several.
+    """
+    if DIGEST.match(text) is not None:
+        return text  # also of a release that is not in this repository any more
+    published = {
+        path: info.hashes["sha256"]
+        for metadata in repository.state().releases.values()
+        for path, info in metadata.signed.targets.items()
+    }
+    model, at, version = text.partition("@")
+    if at:
+        found = {published[path] for path in (release_path(model, version),) if path in published}
+    else:
+        found = {digest for digest in published.values() if len(text) >= _LEAST and digest.startswith(text)}
+    if len(found) != 1:
+        known = ", ".join(sorted("@".join(path.split("/")[1:3]) for path in published))
+        raise RepositoryError(
+            "That names no release.",
+            expected=f"MODEL@VERSION or a digest; published are {known or 'none'}",
+            found=text,
+        )
+    return found.pop()
 
 
 def _field_of(role: str) -> str:

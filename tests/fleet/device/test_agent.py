@@ -622,6 +622,16 @@ def test_the_disk_is_checked_beside_the_rollback_copy(folder, shelf):
     agent.close()
 
 
+def test_downloads_are_held_to_the_rate_of_the_options(folder, shelf, monkeypatch):
+    from edgeinfer.fleet.device import agent
+
+    rates = []
+    monkeypatch.setattr(agent, "Downloader", lambda *_, rate: rates.append(rate))
+    for rate in (0.0, 5e4):
+        make_agent(folder, shelf, options={"download_rate": rate}).close()
+    assert rates == [None, 5e4]
+
+
 def test_the_folder_can_be_moved(folder, shelf):
     installed(folder, shelf).close()
     shutil.move(folder, folder.parent / "moved")

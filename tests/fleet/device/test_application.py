@@ -138,6 +138,26 @@ def test_captures_a_bounded_ring_when_asked(agent):
     assert all(int(sample.inputs["x"][0, 0]) % 2 == 1 for sample in samples)
 
 
+def test_captures_what_an_observation_chooses(agent):
+    folder = agent.device.root / "capture" / "m"
+    capture = Capture(max_bytes="1 MB", when=lambda seen: seen.confidence < 0.5 and seen.label != "good")
+    with connect(agent.device.root, capture=capture) as application:
+        model = application.model("m")
+        for confidence, label in ((0.9, "scratch"), (0.3, "scratch"), (0.2, "good"), (None, "scratch")):
+            x = X * np.float32(confidence or 0)
+            with model.request() as session:
+                session.infer(x)
+                x += 1  # the caller's array is its own again
+                session.observe(confidence=confidence, label=label)
+        with model.request() as session:
+            session.infer(X)  # of which nothing is observed
+        model.observe(confidence=0.1)  # of no request
+        signature = session.signature
+    (found,) = [read_sample(path, signature) for path in folder.glob("*.npz")]
+    assert np.array_equal(found.inputs["x"], X * np.float32(0.3))
+    assert np.array_equal(found.outputs["y"], X * np.float32(0.3))
+
+
 def test_an_application_that_is_killed_is_counted_once(agent):
     code = (
         "import sys, time, edgeinfer as ei\n"
