@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import onnx
 from results import Results, latency
 
 import edgeinfer as ei
-from edgeinfer.backends.tensorrt_.cuda import Cuda
+from edgeinfer.backends.tensorrt_.cuda import Cuda, find_gpus
 from edgeinfer.backends.tensorrt_.flavours import find_flavours
 from edgeinfer.errors import ArtifactMismatchError, InputError
 
@@ -136,8 +137,68 @@ def check_running(results: Results, options: Mapping[str, Any]) -> None:
             return {"refused": str(error), "requires": dict(artifact.manifest.requires)}
         raise AssertionError("an engine of another GPU was accepted")
 
-    for check in (dynamic, ownership_and_graphs, threads, device_arrays, bound, data_dependent, preflight):
+    checks = [dynamic, ownership_and_graphs, threads, device_arrays, bound, data_dependent, preflight]
+    if len(find_gpus()[0]) > 1:
+        checks.append(lambda: two_gpus(relu, options))
+        checks[-1].__name__ = "two_gpus"
+    for check in checks:
         results.step(check, step="check", check=check.__name__)
+
+
+def two_gpus(model: onnx.ModelProto, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Sessions on two GPUs take turns in one thread, run at once in two, and do not mix their memory up."""
+    dims = {"dims": {"N": (1, 2, 64)}}
+    with contextlib.ExitStack() as stack:
+        sessions = [
+            stack.enter_context(
+                ei.load(ei.compile(model, "tensorrt", device=device, options={**options, **dims}))
+            )
+            for device in ("GPU", "GPU.1")
+        ]
+        rng = np.random.default_rng(0)
+        for step in range(60):
+            x = rng.standard_normal((1 + step % 5, 4)).astype(np.float32)
+            for session in sessions:
+                np.testing.assert_allclose(session.infer({"x": x})["y"], x * x - x, atol=1e-5)
+
+        wrong: list[int] = []
+
+        def work(index: int) -> None:
+            for step in range(500):
+                x = np.full((2, 4), index + step, np.float32)
+                if not np.allclose(sessions[index].infer({"x": x})["y"], x * x - x, rtol=1e-5):
+                    wrong.append(step)
+
+        pool = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
+        for thread in pool:
+            thread.start()
+        for thread in pool:
+            thread.join()
+        assert not wrong, wrong
+        bound = [stack.enter_context(session.bind({"x": (2, 4)})) for session in sessions]
+        for step in range(20):
+            for binding in bound:
+                binding.inputs["x"][...] = step
+                binding.run()
+                np.testing.assert_allclose(binding.outputs["y"], float(step * step - step))
+        for binding in bound:
+            binding.close()
+    with contextlib.ExitStack() as stack:
+        made = [
+            stack.enter_context(
+                ei.load(
+                    ei.compile(model, "tensorrt", device=device, options={**options, **dims}),
+                    options={"outputs": "device"},
+                )
+            )
+            for device in ("GPU", "GPU.1")
+        ]
+        first = made[0].infer({"x": np.ones((2, 4), np.float32)})["y"]
+        try:
+            made[1].infer({"x": first})
+        except InputError as error:
+            return {"refused": str(error).splitlines()[0]}
+    raise AssertionError("an array on another GPU was accepted")
 
 
 def conformance_checks(results: Results, options: Mapping[str, Any], seconds: float = 90) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,21 +64,23 @@ def measure(
     results.step(lambda: timed(True, True), step="latency", mode="graph, bound", **names)
 
 
-def prepared(results: Results, folder: Path, names: list[str]) -> Path:
+def prepared(results: Results, folder: Path, names: list[str]) -> dict[str, dict[str, Path]]:
     """The models as the peers run them: constants folded and BatchNorm fused, as for TensorRT."""
-    out = results.scratch / "prepared"
+    made: dict[str, dict[str, Path]] = {}
     for name in names:
         for precision in ("float32", "float16"):
-            (out / precision).mkdir(parents=True, exist_ok=True)
-            in_precision(name, open_model(folder, name), precision).save(out / precision / f"{name}.onnx")
-    return out
+            path = results.scratch / "prepared" / precision / f"{name}.onnx"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            in_precision(name, open_model(folder, name), precision).save(path)
+            made.setdefault(name, {})[precision] = path
+    return made
 
 
 def peer(
     results: Results,
     step: str,
     python: str,
-    files: Mapping[str, Path],
+    files: Mapping[str, Mapping[str, Path]],
     seconds: float,
     arguments: tuple[str, ...] = (),
 ) -> None:
@@ -85,7 +88,10 @@ def peer(
     script = Path(__file__).with_name(
         {"torch": "onnx_torch.py", "onnxruntime cuda": "onnxruntime_cuda.py"}[step]
     )
-    models = {name: {"file": str(path), "shapes": SHAPES[name]} for name, path in files.items()}
+    models = {
+        name: {"files": {key: str(path) for key, path in paths.items()}, "shapes": SHAPES[name]}
+        for name, paths in files.items()
+    }
     command = [python, str(script), "--models", json.dumps(models), "--seconds", str(seconds), *arguments]
     # The other interpreter must not see this one's packages and libraries, but needs the driver's.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -93,14 +99,21 @@ def peer(
         own = str(Path(sys.prefix).parent)
         libraries = clean.get("LD_LIBRARY_PATH", "").split(":")
         clean["LD_LIBRARY_PATH"] = ":".join(path for path in libraries if not path.startswith(own))
-    started = subprocess.run(
-        command, capture_output=True, text=True, timeout=seconds + 60, env=clean, check=False
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean, bufsize=1
     )
-    rows = [json.loads(line) for line in started.stdout.splitlines() if line.startswith("{")]
-    for row in rows:
-        results.add(**row)
-    if started.returncode:
-        results.add(step=step, error=started.stderr.strip()[-800:] or f"exit status {started.returncode}")
+    timer = threading.Timer(seconds + 30, process.kill)
+    timer.start()
+    said: list[str] = []
+    reader = threading.Thread(target=lambda: said.extend(process.stderr or ()))
+    reader.start()
+    for line in process.stdout or ():  # rows as they come: what comes after them may fail
+        if line.startswith("{"):
+            results.add(**json.loads(line))
+    timer.cancel()
+    reader.join()
+    if process.wait():
+        results.add(step=step, error="".join(said).strip()[-800:] or f"exit status {process.returncode}")
 
 
 def table(rows: list[dict[str, Any]]) -> str:

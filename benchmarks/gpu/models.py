@@ -12,7 +12,16 @@ import edgeinfer as ei
 from edgeinfer.quantization.methods.quantize_static import QuantizeStatic
 from edgeinfer.transforms import FixShapes, FuseBatchNorm, PruneNM, Simplify, ToFloat16
 
-__all__ = ["PRECISIONS", "SHAPES", "available", "feeds_of", "in_precision", "open_model", "read_samples"]
+__all__ = [
+    "ONE_AT_A_TIME",
+    "PRECISIONS",
+    "SHAPES",
+    "available",
+    "feeds_of",
+    "in_precision",
+    "open_model",
+    "read_samples",
+]
 
 # The order is that of importance: what time does not suffice for comes last.
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -30,6 +39,8 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "vit_b16": {"input": (1, 3, 224, 224)},
     "silero_vad_16k": {"input": (1, 576), "state": (2, 1, 128)},
 }
+# Their files have a batch of 1 alone.
+ONE_AT_A_TIME = frozenset({"nanodet_m_320", "mnist_cntk", "silero_vad_16k"})
 # Raw pixels; the others are normalized.
 SCALES = {"nanodet_m_320": 255.0, "cifar10_resnet8_mlperf": 255.0, "mnist_cntk": 255.0}
 PRECISIONS = ("float32", "float16", "int8")

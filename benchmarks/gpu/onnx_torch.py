@@ -1,6 +1,7 @@
 """Latency of ONNX models in PyTorch, with the same graph and weights, host to host: a peer of TensorRT.
 
-    python onnx_torch.py --models '{"a": {"file": "a.onnx", "shapes": {"input": [1, 3, 224, 224]}}}'
+    python onnx_torch.py --models \\
+        '{"a": {"files": {"float32": "a.onnx"}, "shapes": {"input": [1, 3, 224, 224]}}}'
 
 Prints one JSON object a line. It runs in the interpreter that has PyTorch, which need not be edgeinfer's.
 """
@@ -59,9 +60,29 @@ def depth_to_space(x, *, a):
     return y.reshape(n, c // size**2, h * size, w * size)
 
 
+def resize(x, roi=None, scales=None, sizes=None, *, a):
+    if sizes is None:
+        sizes = torch.tensor(x.shape) * scales
+    mode = {b"nearest": "nearest", b"linear": "bilinear"}[a.get("mode", b"nearest")]
+    corners = {"align_corners": False} if mode == "bilinear" else {}
+    return F.interpolate(x, [round(size) for size in sizes.tolist()[2:]], mode=mode, **corners)
+
+
+def split(x, sizes=None, *, a):
+    axis = a.get("axis", 0)
+    return x.split(x.shape[axis] // 2 if sizes is None else sizes.tolist(), axis)
+
+
+def reduce_sum(x, axes, *, a):
+    return x.sum(tuple(axes.tolist()), keepdim=bool(a.get("keepdims", 1)))
+
+
 OPS: dict[str, Callable] = {
     "Conv": conv,
     "Relu": lambda x, *, a: F.relu(x),
+    "LeakyRelu": lambda x, *, a: F.leaky_relu(x, a.get("alpha", 0.01)),
+    "Sigmoid": lambda x, *, a: torch.sigmoid(x),
+    "Erf": lambda x, *, a: torch.erf(x),
     "Tanh": lambda x, *, a: torch.tanh(x),
     "Clip": lambda x, low=None, high=None, *, a: torch.clamp(
         x, a.get("min") if low is None else low, a.get("max") if high is None else high
@@ -70,6 +91,11 @@ OPS: dict[str, Callable] = {
     "Mul": lambda x, y, *, a: x * y,
     "MatMul": lambda x, y, *, a: x @ y,
     "Gemm": gemm,
+    "Gather": lambda x, index, *, a: x.select(a.get("axis", 0), int(index)),
+    "LayerNormalization": lambda x, w, b, *, a: F.layer_norm(x, w.shape, w, b, a.get("epsilon", 1e-5)),
+    "ReduceSum": reduce_sum,
+    "Resize": resize,
+    "Split": split,
     "GlobalAveragePool": lambda x, *, a: x.mean((2, 3), keepdim=True),
     "ReduceMean": lambda x, axes=None, *, a: x.mean(
         tuple(a["axes"] if axes is None else axes.tolist()), keepdim=bool(a.get("keepdims", 1))
@@ -105,14 +131,15 @@ class OnnxModule(torch.nn.Module):
             for name, array in weights.items()
         }
         nodes = [node for node in model.graph.node if node.op_type != "Constant"]
-        self.steps = [(OPS[n.op_type], list(n.input), n.output[0], attributes(n)) for n in nodes]
+        self.steps = [(OPS[n.op_type], list(n.input), list(n.output), attributes(n)) for n in nodes]
         self.names = [value.name for value in model.graph.input if value.name not in weights]
         self.results = [value.name for value in model.graph.output]
 
     def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         values = {**self.values, **dict(zip(self.names, inputs, strict=True)), "": None}
-        for function, names, output, a in self.steps:
-            values[output] = function(*(values[name] for name in names), a=a)
+        for function, names, outputs, a in self.steps:
+            found = function(*(values[name] for name in names), a=a)
+            values.update(zip(outputs, found if len(outputs) > 1 else [found], strict=True))
         return [values[name] for name in self.results]
 
 
@@ -179,9 +206,15 @@ def measure(path: str, shapes: dict[str, list[int]], precision: str, dtype: torc
         if mode == "CUDA graph":
             step = captured(module, inputs)
         elif mode == "torch.compile":
-            made = torch.compile(module, mode="reduce-overhead")
+            torch._dynamo.reset()  # else the second batch size makes sizes symbols, which is slower
+            made = torch.compile(module, mode="reduce-overhead", dynamic=False)
             step = lambda: made(*inputs)  # noqa: E731
         return median_ms(round_trip(step, inputs), 1.0)
+
+
+def with_batch(shapes: dict[str, list[int]], batch: int) -> dict[str, list[int]]:
+    """A first axis of another size than 1 is no batch (the state of a recurrent model)."""
+    return {name: [batch if shape[0] == 1 else shape[0], *shape[1:]] for name, shape in shapes.items()}
 
 
 def main() -> None:
@@ -199,11 +232,11 @@ def main() -> None:
         for name, model in given.models.items():
             for batch in map(int, given.batches.split(",")):
                 row = {"step": "torch", "model": name, "precision": precision, "mode": mode, "batch": batch}
-                shapes = {key: [batch, *shape[1:]] for key, shape in model["shapes"].items()}
+                shapes = with_batch(model["shapes"], batch)
                 try:
                     if time.monotonic() > end:
                         raise TimeoutError("out of time")  # noqa: TRY301
-                    p50, p99, runs = measure(model["file"], shapes, precision, dtype, mode)
+                    p50, p99, runs = measure(model["files"]["float32"], shapes, precision, dtype, mode)
                     row |= {"p50_ms": p50, "p99_ms": p99, "runs": runs, "torch": torch.__version__}
                 except Exception as error:
                     row["error"] = f"{type(error).__name__}: {error}"[:500]

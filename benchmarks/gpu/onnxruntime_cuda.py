@@ -1,14 +1,16 @@
 """Latency of ONNX models in ONNX Runtime's CUDA provider, host to host: a peer of the TensorRT backend.
 
-    python onnxruntime_cuda.py --models '{"a": {"file": "float32/a.onnx", "shapes": {"input": [1, 3, 8, 8]}}}'
+    python onnxruntime_cuda.py --batches 1,32 --models \\
+        '{"a": {"files": {"float32": "a.onnx", "float16": "a16.onnx"}, "shapes": {"input": [1, 3, 8, 8]}}}'
 
-`float32/a.onnx` and `float16/a.onnx` are run; one JSON object a line. It runs in the interpreter that has
-onnxruntime-gpu, which need not be edgeinfer's.
+Prints one JSON object a line. It runs in the interpreter that has onnxruntime-gpu, which need not be
+edgeinfer's.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -24,6 +26,10 @@ DTYPES = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
 }
+
+
+PRECISIONS = ("float32", "float16")
+MODES = ("run", "CUDA graph")
 
 
 def feeds_of(session: ort.InferenceSession, shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
@@ -71,31 +77,42 @@ def median_ms(run: Callable[[], object], seconds: float) -> dict[str, Any]:
     return {"p50_ms": float(np.median(times)), "p99_ms": float(np.percentile(times, 99)), "runs": len(times)}
 
 
+def with_batch(shapes: dict[str, list[int]], batch: int) -> dict[str, list[int]]:
+    """A first axis of another size than 1 is no batch (the state of a recurrent model)."""
+    return {name: [batch if shape[0] == 1 else shape[0], *shape[1:]] for name, shape in shapes.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--models", type=json.loads, required=True)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--batches", default="1", help="sizes of the first axis, separated by commas")
     given = parser.parse_args()
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     end = time.monotonic() + given.seconds
-    for name, model in given.models.items():
-        path = Path(model["file"])
-        for precision in ("float32", "float16"):
-            for mode in ("run", "CUDA graph"):
-                row = {"step": "onnxruntime cuda", "model": name, "precision": precision, "mode": mode}
-                try:
-                    if time.monotonic() > end:
-                        raise TimeoutError("out of time")  # noqa: TRY301
-                    graph = mode == "CUDA graph"
-                    session = opened(path.parent.parent / precision / path.name, graph)
-                    feeds = feeds_of(session, model["shapes"])
-                    run: Callable[[], object] = lambda s=session, f=feeds: s.run(None, f)  # noqa: E731
-                    row |= median_ms(captured(session, feeds) if graph else run, 0.7)
-                    row["onnxruntime"] = ort.__version__
-                except Exception as error:
-                    row["error"] = f"{type(error).__name__}: {error}"[:400]
-                print(json.dumps(row), flush=True)
+    ways = itertools.product(given.models.items(), map(int, given.batches.split(",")), PRECISIONS, MODES)
+    for (name, model), batch, precision, mode in ways:
+        row = {
+            "step": "onnxruntime cuda",
+            "model": name,
+            "precision": precision,
+            "mode": mode,
+            "batch": batch,
+        }
+        shapes = with_batch(model["shapes"], batch)
+        try:
+            if time.monotonic() > end:
+                raise TimeoutError("out of time")  # noqa: TRY301
+            graph = mode == "CUDA graph"
+            session = opened(Path(model["files"][precision]), graph)
+            feeds = feeds_of(session, shapes)
+            run: Callable[[], object] = lambda s=session, f=feeds: s.run(None, f)  # noqa: E731
+            row |= median_ms(captured(session, feeds) if graph else run, 0.7)
+            row["onnxruntime"] = ort.__version__
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {error}"[:400]
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 import numpy as np
-from models import SHAPES, feeds_of, in_precision, open_model, read_samples
+from models import ONE_AT_A_TIME, SHAPES, feeds_of, in_precision, open_model, read_samples
 from results import Results, difference, latency
 
 import edgeinfer as ei
@@ -43,8 +43,6 @@ VARIANTS = {
     "float16, 2:4": Variant("float16", True, {"sparse_weights": True}),
     "int8, float16 permitted, 2:4": Variant("int8", True, {**_BOTH, "sparse_weights": True}),
 }
-# At large batches only what can win there.
-LARGE_VARIANTS = ("float16", "int8, float16 permitted", "float16, 2:4", "int8, float16 permitted, 2:4")
 
 
 def prepare(folder: Path, name: str, out: Path, samples: Path | None) -> dict[tuple[str, bool], Path]:
@@ -164,8 +162,10 @@ def precision_part(
 ) -> None:
     """Build and measure one engine after the other; rows as they come."""
     for batch in batches:
-        for variant in VARIANTS if batch == 1 else LARGE_VARIANTS:
+        for variant in VARIANTS:
             for name, model in models.items():
+                if batch != 1 and name in ONE_AT_A_TIME:
+                    continue
                 path = model.files[VARIANTS[variant].precision, VARIANTS[variant].sparse]
 
                 def run(

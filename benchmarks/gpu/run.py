@@ -2,7 +2,8 @@
 
     python benchmarks/gpu/run.py --models DIR --out DIR [--torch-python python3] [--ort-python python3]
     python benchmarks/gpu/run.py --models DIR --out DIR --part host        # plain `infer` beside bound
-    python benchmarks/gpu/run.py --models DIR --out DIR --part precisions  # what pays where, beside PyTorch
+    python benchmarks/gpu/run.py --models DIR --out DIR --part precisions  # what pays where
+    python benchmarks/gpu/run.py --models DIR --out DIR --part peers       # PyTorch, ONNX Runtime CUDA
 
 Parts, the most important first: checks of the running path and the conformance suite; the copies on the host;
 every precision of ResNet-50 and MobileNetV2 beside PyTorch; every other model. float32 is without TF32 on all
@@ -16,21 +17,23 @@ by `scale` and moved by `shift`, and `labels` (N,).
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from checks import check_running, conformance_checks, options_for_flavour
 from host_copies import MODELS as HOST_MODELS
 from host_copies import host_part, host_table
 from model_table import measure, peer, prepared, table
-from models import PRECISIONS, available, open_model
-from precisions import precision_part, precision_table, prepare_part
+from models import ONE_AT_A_TIME, PRECISIONS, available, open_model
+from precisions import Prepared, precision_part, precision_table, prepare_part
 from results import Results
 
 from edgeinfer.backends.tensorrt_.cuda import find_gpus
 from edgeinfer.backends.tensorrt_.flavours import find_flavours
 
-PARTS = ("checks", "host", "precisions", "models")
+PARTS = ("checks", "host", "peers", "precisions", "models")
 
 
 def main() -> None:
@@ -45,6 +48,9 @@ def main() -> None:
     parser.add_argument("--ort-python", default=sys.executable, help="the one that has onnxruntime-gpu")
     parser.add_argument("--only", default="", help="names of models, separated by commas")
     parser.add_argument("--part", choices=("all", *PARTS), default="all")
+    parser.add_argument("--batches", default="1,32", help="of precisions and peers, separated by commas")
+    parser.add_argument("--peers", default="torch,onnxruntime cuda", help="which, separated by commas")
+    parser.add_argument("--peer-seconds", type=float, default=60, help="for each of them")
     given = parser.parse_args()
     parts = PARTS if given.part == "all" else (given.part,)
     results = Results(given.out, given.minutes, given.scratch)
@@ -53,8 +59,9 @@ def main() -> None:
     results.add(step="environment", flavours=list(map(str, find_flavours())), gpus=gpus, reason=reason)
     if not gpus:
         sys.exit(f"{reason}. This benchmark needs an NVIDIA GPU.")
-    options = options_for_flavour()
-    chosen = [name for name in HOST_MODELS if name in names]
+    options = {} if parts == ("peers",) else options_for_flavour()
+    chosen = [name for name in names if given.only or name in HOST_MODELS]
+    batches = tuple(map(int, given.batches.split(",")))
     folder = given.prepared or results.scratch / "prepared"
     if "checks" in parts:
         results.step(lambda: conformance_checks(results, options), step="conformance process")
@@ -62,14 +69,12 @@ def main() -> None:
     if "host" in parts:
         host_part(results, given.models, chosen, options)
         finish(results, host_table(results.rows))
-    if "precisions" in parts:
+    if {"peers", "precisions"} & {*parts}:
         models = prepare_part(results, given.models, chosen, given.samples, folder)
-        files = {name: model.files["float32", False] for name, model in models.items()}
-        more = ("--batches", "1,32", *(("--compile",) if given.part == "precisions" else ()))
-        results.step(
-            lambda: peer(results, "torch", given.torch_python, files, 60, more), step="torch process"
-        )
-        precision_part(results, models, options)
+        if "peers" in parts:
+            peer_part(results, given, models)
+        if "precisions" in parts:
+            precision_part(results, models, options, batches)
         finish(results, precision_table(results.rows))
     if "models" in parts:
         rest = [name for name in names if name not in chosen] if given.part == "all" else names
@@ -77,17 +82,35 @@ def main() -> None:
     finish(results, "\n".join((host_table(results.rows), precision_table(results.rows), table(results.rows))))
 
 
+def peer_part(results: Results, given: argparse.Namespace, models: Mapping[str, Prepared]) -> None:
+    """The same models in PyTorch and ONNX Runtime, at the same batches."""
+    pythons = {"torch": given.torch_python, "onnxruntime cuda": given.ort_python}
+    files = {
+        name: {precision: model.files[precision, False] for precision in ("float32", "float16")}
+        for name, model in models.items()
+    }
+    single = {name: paths for name, paths in files.items() if name in ONE_AT_A_TIME}
+    groups = [({name: files[name] for name in files if name not in single}, given.batches), (single, "1")]
+    for (group, batches), step in itertools.product(groups, given.peers.split(",")):
+        more = ("--batches", batches, *(("--compile",) if step == "torch" else ()))
+        if group:
+            results.step(
+                lambda step=step, more=more, group=group: peer(
+                    results, step, pythons[step], group, given.peer_seconds, more
+                ),
+                step=f"{step} process",
+            )
+
+
 def model_part(
     results: Results, given: argparse.Namespace, names: list[str], options: dict[str, object]
 ) -> None:
     """Every model in each precision at batch 1, beside the peers: their share of the time is known."""
-    folder = prepared(results, given.models, names)
+    files = prepared(results, given.models, names)
     for step, python in (("torch", given.torch_python), ("onnxruntime cuda", given.ort_python)):
-        seconds = min(75, results.left_s / 4)
+        seconds = min(given.peer_seconds, results.left_s / 4)
         results.step(
-            lambda step=step, python=python, seconds=seconds: peer(
-                results, step, python, {name: folder / "float32" / f"{name}.onnx" for name in names}, seconds
-            ),
+            lambda step=step, python=python, seconds=seconds: peer(results, step, python, files, seconds),
             step=f"{step} process",
         )
     for name in names:

@@ -35,10 +35,16 @@ __all__ = [
     "ModelToCompile",
     "Profiles",
     "Runner",
+    "is_same_device",
 ]
 
 
 API_VERSION = 1
+
+
+def is_same_device(one: str, other: str) -> bool:
+    """Whether two names mean one device of a backend: `GPU` and `GPU.0` are the first of their kind."""
+    return one.removesuffix(".0") == other.removesuffix(".0")
 
 
 @final
@@ -105,7 +111,7 @@ class Capabilities:
         """Return the device of that name, or the default one for an empty name."""
         if not name:
             return self.devices[0] if self.devices else None
-        return next((device for device in self.devices if device.name == name), None)
+        return next((device for device in self.devices if is_same_device(device.name, name)), None)
 
 
 @final

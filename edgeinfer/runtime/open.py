@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeinfer.artifact.artifact import Artifact
 from edgeinfer.artifact.manifest import Manifest
-from edgeinfer.backends.protocol import Capabilities, DeviceInfo, LoadOptions
+from edgeinfer.backends.protocol import Capabilities, DeviceInfo, LoadOptions, is_same_device
 from edgeinfer.backends.registry import get_backend, require_available
 from edgeinfer.errors import ArtifactFormatError, ArtifactMismatchError, InputError, SessionError
 from edgeinfer.runtime.affinity import Pins
@@ -125,7 +125,7 @@ def infer(session: Session, inputs: Mapping[str, np.ndarray] | np.ndarray) -> di
 
 def _wanted_device(manifest: Manifest, device: str | None) -> str:
     wanted = manifest.device if device is None else device
-    if manifest.kind == "device-bound" and wanted != manifest.device:
+    if manifest.kind == "device-bound" and not is_same_device(wanted, manifest.device):
         raise ArtifactMismatchError(
             "A device-bound artifact runs only on the device that it was compiled for.",
             expected=manifest.device,

@@ -19,6 +19,9 @@ from tests.backends import fake_tensorrt
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
 
 
+RELU = "g (float[N,4] x) => (float[N,4] y) { s = Mul(x, x)\n y = Sub(s, x) }"
+
+
 class FakeTensor:
     """Records copies; `pinned` host memory and the rest, which is called the device's."""
 
@@ -115,5 +118,14 @@ def test_every_way_to_call_infer_is_measured_at_every_batch(monkeypatch: pytest.
         assert found["fresh p99 / p50"] == 1.2
         assert found["aim reached"] is False
     assert len(calls) == 4 * len(script.BATCHES)
+    gc.collect()
+    fake.cuda.assert_nothing_left()
+
+
+def test_the_check_of_two_gpus_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = fake_tensorrt.install(monkeypatch, gpus=(("FAKE A", "8.7"), ("FAKE B", "8.7")))
+    checks = load("checks")
+    found = checks.two_gpus(checks.text_model(RELU), {})
+    assert "another" in found["refused"]
     gc.collect()
     fake.cuda.assert_nothing_left()

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 import edgeinfer as ei
-from edgeinfer.errors import CompileError, InferenceError, InputError
+from edgeinfer.errors import ArtifactMismatchError, CompileError, InferenceError, InputError
 from tests.backends import fake_tensorrt
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
@@ -65,6 +65,14 @@ def test_an_engine_is_built_and_run_on_its_own_gpu(fake: SimpleNamespace) -> Non
             assert session._runner._engine.device == index
             session.infer({"x": X})
             assert {block.device for block in fake.cuda.memory.values()} == {index}
+
+
+def test_the_first_gpu_has_two_names(fake: SimpleNamespace) -> None:
+    for compiled_for, loaded_on in (("GPU.0", None), ("GPU", "GPU.0"), ("GPU.0", "GPU")):
+        with ei.load(compiled(SCALE, compiled_for), device=loaded_on) as session:
+            np.testing.assert_array_equal(session.infer({"x": X})["y"], X * W)
+    with pytest.raises(ArtifactMismatchError, match="only on the device"):
+        ei.load(compiled(SCALE, "GPU.0"), device="GPU.1")
 
 
 def test_two_gpus_take_turns_in_one_thread_while_others_change_the_device(fake: SimpleNamespace) -> None:
