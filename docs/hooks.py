@@ -78,7 +78,8 @@ def _output(output: dict[str, Any]) -> str:
     if "text/html" in data:
         return f'<div class="edgeinfer-output">\n{"".join(data["text/html"])}\n</div>'
     if "image/png" in data:
-        source = f"data:image/png;base64,{''.join(data['image/png'])}"
+        encoded = "".join(data["image/png"]).replace("\n", "")
+        source = f"data:image/png;base64,{encoded}"
         return f'<img alt="what the cell above draws" src="{source}">'
     text = "".join(output.get("text", data.get("text/plain", "")))
     return f"```text\n{text.rstrip()}\n```"

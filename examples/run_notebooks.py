@@ -34,7 +34,7 @@ def run(path: Path, kernels: Path, *, timeout_s: int = 900) -> None:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of this run: they would differ each time
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
+            cell.outputs = [_lean(output) for output in cell.outputs if not _is_progress(output)]
     path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
 
 
@@ -42,6 +42,16 @@ def _is_progress(output: nbformat.NotebookNode) -> bool:
     """Whether it is a progress bar of rich: it stays in the file when the work is done."""
     shown = output.get("data", {}).get("text/html", "")
     return output.output_type == "display_data" and "".join(shown).lstrip().startswith("<pre")
+
+
+def _lean(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Drop what repeats a picture or a table: the JPEG beside the PNG, the long repr beside the HTML."""
+    data = output.get("data", {})
+    if "image/png" in data:
+        data.pop("image/jpeg", None)
+    if "text/html" in data:
+        data.pop("text/plain", None)
+    return output
 
 
 def main() -> None:
