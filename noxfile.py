@@ -66,6 +66,13 @@ def device_requirements(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation; a dead link is an error."""
+    """Build the site into site/; a warning is an error, and a dead link is a warning."""
     session.install(*_extra("docs"))
-    session.run("mkdocs", "build", "--strict")
+    session.run("mkdocs", "build", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
+def notebooks(session: nox.Session) -> None:
+    """Run the notebooks of examples/ and store their outputs."""
+    session.install("-e", ".", *_extra("test"))
+    session.run("python", "examples/run_notebooks.py", *session.posargs)

@@ -47,12 +47,3 @@ def test_the_commands_that_it_names_exist():
         with pytest.raises(SystemExit) as caught:
             _parser().parse_args([command, "--help"])
         assert caught.value.code == 0
-
-
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
-def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
-    local = [link for link in links if "://" not in link]
-    assert local
-    for link in local:
-        assert (ROOT / link).exists(), link

@@ -300,7 +300,7 @@ def test_an_output_whose_shape_depends_on_the_data_cannot_be_bound(backend):
     with ei.load(ei.compile(model(text), backend)) as loaded:
         np.testing.assert_array_equal(loaded.infer(np.array([0, 1, 0, 1], np.float32))["y"], [[1, 3]])
         bound = loaded.bind()
-        bound.inputs["x"][...] = 1
+        bound.inputs["x"][...] = 0, 1, 1, 1
         with pytest.raises(InferenceError):
             bound.run()
 

@@ -44,8 +44,7 @@ class QuantizeInt8(GraphTransform):
         evaluate: From a Model to a metric of which more is better.
         max_drop: How much of that metric may be lost.
         min_sqnr_db: The SQNR in dB that the model's worst output must keep, with 95 %, on feeds like the
-        judged
-            ones. Without any tolerance it is `FLOOR_DB`.
+            judged ones. Without any tolerance it is `FLOOR_DB`.
         keep_float: Names of nodes that stay in float in any case.
         method: How ranges are found; see `QuantizeStatic`. None tries the usual ones.
         spend: What a decibel is worth, as a share of the model's time. At most so much is spent on layers
@@ -63,7 +62,7 @@ class QuantizeInt8(GraphTransform):
         stopwatch: What measures time where that is not this machine, or a test's.
         max_bytes: How many bytes of feeds are kept in memory.
         progress: Show the steps; None in a terminal or notebook only. The logger `edgeinfer` has them at
-        INFO.
+            INFO.
     """
 
     min_opset: ClassVar[int] = 13
