@@ -142,7 +142,7 @@ def run_mission(
     seconds: dict[str, float] = {}
     notes = [] if len(set(targets.values())) > 1 else ["OpenVINO is not here: both classes run ONNX Runtime"]
     model = Model.load(inspection_model_path())
-    calibration, held_out = draw_surfaces(32, seed=3).feeds(), draw_surfaces(200, seed=2)
+    calibration, held_out = draw_surfaces(32, seed=3).feeds(), draw_surfaces(120, seed=2)
 
     def accuracy(candidate: Model) -> float:
         with load(compile_model(candidate)) as session:
