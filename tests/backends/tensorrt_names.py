@@ -1,5 +1,7 @@
 """Reads the names of the vendor's API from its real Python bindings, and keeps them in `tensorrt_names.json`.
 
+What their methods take is kept in `tensorrt_signatures.json`.
+
     python tests/backends/tensorrt_names.py            # writes the file again
     python tests/backends/tensorrt_names.py --check    # says whether it is what the bindings say
 
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 PATH = Path(__file__).with_suffix(".json")
+SIGNATURES = Path(__file__).with_name("tensorrt_signatures.json")
 
 # What is asked for: the first and last version of each row of the adapter's table that PyPI has, JetPack's
 # 10.3, and the flavours beside plain TensorRT. By label: the distribution, its version, its module.
@@ -107,9 +110,11 @@ def main() -> None:
     check = parser.parse_args().check
     with tempfile.TemporaryDirectory(prefix="edgeinfer-names-") as folder:
         found = collect(Path(folder))
+        signatures = encode_signatures(collect_signatures(Path(folder)))
     if not check:
         PATH.write_text(encode(found))
-    elif encode(found) != PATH.read_text():
+        SIGNATURES.write_text(signatures)
+    elif (encode(found), signatures) != (PATH.read_text(), SIGNATURES.read_text()):
         sys.exit(f"{PATH.name} is not what the bindings say: run this script without --check")
 
 
@@ -151,6 +156,52 @@ def encode(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "}", "}", ""])
 
 
+def collect_signatures(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """Return, by `Class.method` and by signatures, the versions that have it so; `collect` was called before.
+
+    A signature is the names of its parameters; those with a default value end in `=`.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for label, (_, _, module) in BINDINGS.items():
+        docs = _run(_DUMP_DOCS, folder / label, module)
+        for method, doc in docs.items():
+            key = json.dumps(_overloads(doc))
+            found.setdefault(method, {}).setdefault(key, []).append(label)
+    return found
+
+
+def encode_signatures(found: dict[str, dict[str, list[str]]]) -> str:
+    """Return JSON with one method a line."""
+    rows = [f"{json.dumps(method)}: {json.dumps(found[method])}" for method in sorted(found)]
+    return "{\n" + ",\n".join(rows) + "\n}\n"
+
+
+def _overloads(doc: str) -> list[list[str]]:
+    """Read the signatures that pybind11 writes into the docstring of a method."""
+    found = []
+    for inner in re.findall(r"^(?:\d+\. )?\w+\((.*?)\)(?: ->.*)?$", doc, re.MULTILINE):
+        while "[" in inner:  # types have commas of their own
+            inner = re.sub(r"\[[^][]*\]", "", inner)
+        inner = re.sub(r"<[^<>]*>", "", inner)
+        parts = [part.strip() for part in inner.split(",") if part.strip() and part.strip() not in "*/"]
+        names = [re.split(r"[:=]", part)[0].strip() + ("=" if "=" in part else "") for part in parts]
+        found.append(names[1:] if names[:1] == ["self"] else names)
+    return found
+
+
+def _run(code: str, folder: Path, module: str) -> dict[str, Any]:
+    # The loader reads LD_LIBRARY_PATH when a process starts.
+    started = subprocess.run(
+        [sys.executable, "-c", code, str(folder), module, *CLASSES],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"LD_LIBRARY_PATH": str(folder)},
+    )
+    found: dict[str, Any] = json.loads(started.stdout)
+    return found
+
+
 def _names(folder: Path, stub: Path, distribution: str, version: str, module: str) -> dict[str, Any]:
     folder.mkdir()
     subprocess.run(
@@ -164,15 +215,7 @@ def _names(folder: Path, stub: Path, distribution: str, version: str, module: st
     (extension,) = (folder / module).glob("*.so")
     for name in set(_LIBRARY.findall(extension.read_bytes())):
         (folder / name.decode()).symlink_to(stub)
-    # The loader reads LD_LIBRARY_PATH when a process starts.
-    started = subprocess.run(
-        [sys.executable, "-c", _DUMP, str(folder), module, *CLASSES],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"LD_LIBRARY_PATH": str(folder)},
-    )
-    names: dict[str, Any] = json.loads(started.stdout)
+    names = _run(_DUMP, folder, module)
     for owner, methods in OVERRIDES.items():
         held = [name for name in methods if b"\0%s\0" % name.encode() in extension.read_bytes()]
         names[owner] = dict.fromkeys(held, "override")
@@ -202,6 +245,27 @@ for name in sys.argv[3:]:
     for base in reversed(owner.__mro__[:-2]):
         own.update(vars(base))
     found[name] = {n: kind(v) for n, v in own.items() if not n.startswith("_")}
+print(json.dumps(found))
+"""
+
+
+_DUMP_DOCS = """
+import importlib, json, sys
+sys.path.insert(0, sys.argv[1])
+trt = importlib.import_module(sys.argv[2])
+found = {}
+for name in sys.argv[3:]:
+    owner = getattr(trt, name, None)
+    if owner is None or hasattr(owner, "__members__"):
+        continue
+    own = {}
+    for base in reversed(owner.__mro__[:-2]):
+        own.update(vars(base))
+    for method in own:
+        value = getattr(owner, method, None)
+        if (method == "__init__" or not method.startswith("_")) and callable(value) and value.__doc__:
+            if f"{method}(" in value.__doc__:
+                found[f"{name}.{method}"] = value.__doc__
 print(json.dumps(found))
 """
 

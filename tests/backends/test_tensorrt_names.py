@@ -31,6 +31,9 @@ from tests.backends import fake_tensorrt, tensorrt_names
 from tests.backends.fake_cuda import FakeCuda
 
 NAMES = json.loads(tensorrt_names.PATH.read_text())
+SIGNATURES = json.loads(tensorrt_names.SIGNATURES.read_text())
+# Calls that are made with another flavour alone: a context with a configuration is RTX's.
+ELSEWHERE = {("run", "ICudaEngine", "create_execution_context", "8.6")}
 VERSIONS: dict[str, str] = NAMES["versions"]
 FOLDER = Path(edgeinfer.backends.__file__).parent
 SOURCES = {path.stem.removeprefix("tensorrt_"): path for path in FOLDER.glob("tensorrt_/*.py")}
@@ -226,6 +229,58 @@ def reached(use: Use, version: str) -> bool:
     return True
 
 
+class Call(NamedTuple):
+    use: Use
+    positional: int
+    keywords: frozenset[str]
+
+
+@functools.cache
+def calls() -> list[Call]:
+    """Every call of a method or class of the vendor that the source makes."""
+    found = []
+    for file, tree in trees().items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            owner, name = owner_of(file, node.func.value), node.func.attr
+            if owner is None:
+                continue
+            assert not any(isinstance(argument, ast.Starred) for argument in node.args), f"{file}: {name}(*)"
+            count = len(node.args)
+            if owner == "module":
+                owner, name = name, "__init__"
+            elif name == "__init__":  # of a base: the instance is the first argument
+                count -= 1
+            use = Use(file, owner, name, False, node.lineno)
+            found.append(Call(use, count, frozenset(str(word.arg) for word in node.keywords)))
+    return found
+
+
+def test_every_call_fits_a_signature_of_every_version_that_gets_to_it() -> None:
+    assert len(calls()) > 60
+    checked, misfits = 0, []
+    for call in calls():
+        use = call.use
+        kept = SIGNATURES.get(f"{use.owner}.{use.name}", {})
+        for version in VERSIONS:
+            overloads = next((json.loads(key) for key, labels in kept.items() if version in labels), None)
+            if overloads is None or not reached(use, version) or (*use[:3], version) in ELSEWHERE:
+                continue  # that the name is there is the matter of the test above
+            checked += 1
+            if not any(fits(call, parameters) for parameters in overloads):
+                misfits.append(f"{version}: {call} does not fit {overloads}")
+    assert not misfits, "\n".join(misfits)
+    assert checked > 300
+
+
+def fits(call: Call, parameters: list[str]) -> bool:
+    names = [parameter.rstrip("=") for parameter in parameters]
+    given = {*names[: call.positional], *call.keywords}
+    needed = {parameter for parameter in parameters if not parameter.endswith("=")}
+    return call.positional <= len(names) and call.keywords <= {*names[call.positional :]} and needed <= given
+
+
 def test_what_is_set_can_be_set() -> None:
     for use in uses():
         for version in VERSIONS if use.stored else ():
@@ -388,3 +443,5 @@ def test_the_kept_names_are_those_of_the_real_bindings(tmp_path: Path) -> None:
             raise
         pytest.skip(f"no C compiler, or no wheels for {sys.version_info[:2]}: {error.stderr!r}")
     assert tensorrt_names.encode(found) == tensorrt_names.PATH.read_text()
+    signatures = tensorrt_names.collect_signatures(tmp_path)
+    assert tensorrt_names.encode_signatures(signatures) == tensorrt_names.SIGNATURES.read_text()
