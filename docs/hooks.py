@@ -68,7 +68,8 @@ def page_of_notebook(path: Path) -> str:
         elif source.strip():
             parts.append(f"```python\n{source}\n```")
             parts += [_output(output) for output in cell["outputs"]]
-    note = f"*This page is `examples/{path.name}` with the outputs of one run.*"
+    ran = any(cell.get("outputs") for cell in cells)
+    note = f"*This page is `examples/{path.name}`{' with the outputs of one run' if ran else ''}.*"
     title, _, rest = "\n\n".join(parts).partition("\n")
     return f"{title}\n\n{note}\n{rest}\n"
 

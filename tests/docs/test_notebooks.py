@@ -32,6 +32,11 @@ IN_TESTS = {
     },
     "quickstart": {},
 }
+# What they must have printed; whether a budget is met depends on the machine.
+PRINTS = {
+    "fleet_on_a_laptop": "COMPLETED ROLLED_BACK",
+    "quickstart": "98.66%",
+}
 
 
 def cells(name: str, kind: str = "code") -> list[dict[str, Any]]:
@@ -59,6 +64,7 @@ def test_the_code_runs_as_a_script(name, tmp_path, monkeypatch, capsys):
             shown = eval(compile(ast.Expression(last.value), where, "eval", dont_inherit=True), names)
             if shown is not None:
                 assert getattr(shown, "_repr_html_", shown.__repr__)()
+    assert PRINTS.get(name, "") in capsys.readouterr().out
 
 
 # Their outputs are still to be stored, from an idle machine: nox -s notebooks.
