@@ -12,6 +12,7 @@ from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.devices.profile import Target
 from edgeinfer.measure.speedup import NotMeasured, Speedup, measure_speedup
 from edgeinfer.model.model import Model
+from edgeinfer.quantization.search.price import SAME
 from edgeinfer.quantization.search.quantize_int8 import QuantizeInt8
 from edgeinfer.transforms.contract import ReportBuilder, TransformResult
 from edgeinfer.transforms.to_float16 import ToFloat16
@@ -63,7 +64,7 @@ class Int8OrFloat16:
             report = attrs.evolve(int8.report, notes=(*int8.report.notes, note))
             return TransformResult(int8.model, report)
         figures = f"of int8 against float16: {speed.describe()}"
-        if speed.ratio > 1.0:
+        if speed.ratio > 1.0 + SAME:
             data = {**int8.report.data, "speedup_over_float16": speed.ratio}
             report = attrs.evolve(int8.report, notes=(*int8.report.notes, f"speed {figures}"), data=data)
             return TransformResult(int8.model, report)
