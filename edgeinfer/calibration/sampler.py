@@ -116,6 +116,7 @@ class TensorSampler:
             The weight is for how many feeds the value stands: k for an estimated tensor at its turn, else 1.
         """
         turn, weight = self._prepare(feed, index)
+        self.runs += len(turn) * sum(1 for _ in self._parts(feed))
         yield from self._run(feed, turn, weight)
 
     def job(self, feed: Mapping[str, np.ndarray], index: int = 0) -> Job | None:
@@ -128,6 +129,7 @@ class TensorSampler:
             return None
         for group in turn:
             self._session(group)
+        self.runs += len(turn)
         return lambda: list(self._run(feed, turn, weight))
 
     def at_once(self) -> int:
@@ -144,7 +146,6 @@ class TensorSampler:
         weight = len(self._turns)
         # Shifted in each round, so that data which repeats every k feeds does not meet the same tensors.
         turn = self._turns[(index + index // weight) % weight]
-        self.runs += len(turn) * sum(1 for _ in self._parts(feed))
         return turn, weight
 
     def _run(
