@@ -8,6 +8,8 @@ artifact or the new one, never a part of one, also after power loss.
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,19 +32,22 @@ from edgeinfer.artifact.manifest import (
     encode_manifest,
     identity_digest,
 )
-from edgeinfer.artifact.payload import Payload, check_options, describe_file, read_verified
+from edgeinfer.artifact.payload import Payload, check_options, describe_file
 from edgeinfer.artifact.signature import Signature
 from edgeinfer.atomic import Content, FolderReader, write_folder
 from edgeinfer.display import Table
 from edgeinfer.errors import (
     ArtifactError,
     ArtifactFormatError,
+    ArtifactIntegrityError,
     ArtifactSaveError,
 )
 
 __all__ = ["Artifact", "Cost", "FileEntry", "Golden", "Manifest", "Payload"]
 
 MAX_MANIFEST_BYTES = 64 << 20
+# Files up to this size are read, checked and handed on as bytes; larger ones are mapped.
+IN_MEMORY_BYTES = 1 << 30
 # How often an artifact that is replaced while it is read is opened again.
 _ATTEMPTS = 50
 
@@ -163,7 +168,7 @@ class Artifact:
                 hint="Give the directory that Artifact.save wrote.",
             ) from error
         manifest = decode_manifest(text, where=str(folder / MANIFEST_NAME))
-        files = {name: read_verified(reader, folder / name, entry) for name, entry in manifest.files.items()}
+        files = {name: _verified(reader, folder / name, entry) for name, entry in manifest.files.items()}
         payload = Payload(
             entry=manifest.entry,
             files={name: content for name, content in files.items() if name != GOLDEN_NAME},
@@ -319,3 +324,39 @@ def _not_opened(folder: Path, error: OSError | ValueError) -> ArtifactFormatErro
         found=reason,
         hint="Give the directory that Artifact.save wrote.",
     )
+
+
+def _verified(reader: FolderReader, path: Path, entry: FileEntry) -> bytes | mmap.mmap:
+    """Return the contents of a file, in memory or mapped, after a check of their size and hash."""
+
+    def broken(what: str, expected: object, found: object) -> ArtifactIntegrityError:
+        return ArtifactIntegrityError(
+            what,
+            where=str(path),
+            expected=expected,
+            found=found,
+            hint="The artifact is damaged or was changed; copy it again from its source.",
+        )
+
+    try:
+        with reader.open(path.name) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry.size:
+                raise broken(
+                    "A file of the artifact has the wrong size.", f"{entry.size} bytes", f"{size} bytes"
+                )
+            content: bytes | mmap.mmap = (
+                file.read(size)
+                if size <= IN_MEMORY_BYTES
+                else mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            )
+    except OSError as error:
+        raise broken(
+            f"A file of the artifact cannot be read: {error.strerror or error}.",
+            "a regular file with one name, no link",
+            error.strerror or error,
+        ) from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != entry.sha256:
+        raise broken("A file of the artifact has the wrong contents.", f"SHA-256 {entry.sha256}", digest)
+    return content

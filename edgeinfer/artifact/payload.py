@@ -1,11 +1,10 @@
-"""The payload of an artifact: its files, described when they are written and verified when they are read."""
+"""The payload of an artifact: its files, and what a manifest says of them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import mmap
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import final
@@ -13,14 +12,11 @@ from typing import final
 import attrs
 
 from edgeinfer.artifact.manifest import FileEntry
-from edgeinfer.atomic import Content, FolderReader
-from edgeinfer.errors import ArtifactIntegrityError, OptionsError
+from edgeinfer.atomic import Content
+from edgeinfer.errors import OptionsError
 from edgeinfer.values import as_tuple
 
-__all__ = ["IN_MEMORY_BYTES", "Payload", "check_options", "describe_file", "read_verified"]
-
-# Files up to this size are read, checked and handed on as bytes; larger ones are mapped.
-IN_MEMORY_BYTES = 1 << 30
+__all__ = ["Payload", "check_options", "describe_file"]
 
 
 @final
@@ -73,42 +69,6 @@ def describe_file(content: Content) -> FileEntry:
             digest.update(chunk)
             size += len(chunk)
     return FileEntry(sha256=digest.hexdigest(), size=size)
-
-
-def read_verified(reader: FolderReader, path: Path, entry: FileEntry) -> bytes | mmap.mmap:
-    """Return the contents of a file, in memory or mapped, after a check of their size and hash."""
-
-    def broken(what: str, expected: object, found: object) -> ArtifactIntegrityError:
-        return ArtifactIntegrityError(
-            what,
-            where=str(path),
-            expected=expected,
-            found=found,
-            hint="The artifact is damaged or was changed; copy it again from its source.",
-        )
-
-    try:
-        with reader.open(path.name) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != entry.size:
-                raise broken(
-                    "A file of the artifact has the wrong size.", f"{entry.size} bytes", f"{size} bytes"
-                )
-            content: bytes | mmap.mmap = (
-                file.read(size)
-                if size <= IN_MEMORY_BYTES
-                else mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-            )
-    except OSError as error:
-        raise broken(
-            f"A file of the artifact cannot be read: {error.strerror or error}.",
-            "a regular file with one name, no link",
-            error.strerror or error,
-        ) from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != entry.sha256:
-        raise broken("A file of the artifact has the wrong contents.", f"SHA-256 {entry.sha256}", digest)
-    return content
 
 
 def check_options(options: Mapping[str, object], backend: str) -> None:

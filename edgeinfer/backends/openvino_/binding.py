@@ -102,11 +102,21 @@ class OpenVINOBinding:
         infer, compiled = self._infer, self._compiled
         assert infer is not None
         assert compiled is not None
+        guard = compiled.guard
+        if guard is not None:
+            guard.acquire()
         try:
-            return infer(NO_INPUTS, True, False)
+            found = infer(NO_INPUTS, True, False)
         except Exception:
             self._engine.give_up(compiled)
             raise
+        finally:
+            if guard is not None:
+                guard.release()
+        if self._engine.compiled is compiled or self._engine.closed:
+            return found
+        self._prepare()  # a call in another thread failed meanwhile
+        return self._infer_once()
 
     def _found(self, outputs: Mapping[Any, np.ndarray]) -> Iterable[np.ndarray]:
         """Yield the outputs that are copied, as the signature has them."""

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, final
 
@@ -39,12 +40,15 @@ class Compiled:
             those of a failed one, too.
         reports_errors: Whether `infer` raises what goes wrong. Where one thread runs a dynamic graph it does
             not, and leaves the old output (2026.4): `start_async` and `wait` do.
+        guard: Held during a run of a dynamic graph that all threads share; such runs follow one another
+            anyway. So a thread whose run failed has given the graph up before another one runs it.
         notes: For the execution report.
     """
 
     model: Any
     dynamic: bool
     reports_errors: bool
+    guard: threading.Lock | None = None
     notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
 
@@ -121,7 +125,9 @@ def _compiled(
             reports = streams == 1
             if reports:  # without a stream the calling thread runs the graph, and errors reach it
                 model = compile_model({**config, "NUM_STREAMS": 0})
-    return Compiled(model=model, dynamic=dynamic, reports_errors=reports, notes=notes)
+    one_graph = dynamic and device.startswith("CPU") and model.get_property("NUM_STREAMS") < 2
+    guard = threading.Lock() if one_graph else None
+    return Compiled(model=model, dynamic=dynamic, reports_errors=reports, guard=guard, notes=notes)
 
 
 def _is_dynamic(model: Any) -> bool:

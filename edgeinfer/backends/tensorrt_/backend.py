@@ -17,7 +17,8 @@ from typing import Any, final
 
 import attrs
 
-from edgeinfer.artifact.payload import IN_MEMORY_BYTES, Payload
+from edgeinfer.artifact.artifact import IN_MEMORY_BYTES
+from edgeinfer.artifact.payload import Payload
 from edgeinfer.backends.facts import machine_facts
 from edgeinfer.backends.options import options_from
 from edgeinfer.backends.protocol import (
