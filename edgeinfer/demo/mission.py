@@ -23,7 +23,7 @@ import attrs
 from edgeinfer.backends.registry import backends
 from edgeinfer.budget import Budget
 from edgeinfer.cpu_quota import usable_cpus
-from edgeinfer.demo.releases import median_ms, publish_for_classes
+from edgeinfer.demo.releases import OPTIONS, median_ms, publish_for_classes
 from edgeinfer.demo.surfaces import CLASSES, draw_surfaces, inspection_model_path
 from edgeinfer.demo.turned_views import with_turned_views
 from edgeinfer.display import Table
@@ -128,7 +128,7 @@ class MissionReport:
 
 
 def run_mission(
-    *, devices: int = 20, minutes: float = 0.25, say: Callable[[str], None] | None = None
+    *, devices: int = 20, minutes: float = 0.15, say: Callable[[str], None] | None = None
 ) -> MissionReport:
     """Run the mission; see the module.
 
@@ -161,6 +161,7 @@ def run_mission(
                 targets=targets,
                 calibration=calibration,
                 evaluate=accuracy,
+                options=OPTIONS,
                 minutes=minutes,
                 progress=False,
                 interface="defects/1",

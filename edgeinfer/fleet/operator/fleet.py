@@ -290,6 +290,7 @@ class Fleet:
         calibration: Any,
         evaluate: Callable[[Model], float] | None = None,
         on: Mapping[str, RemoteDevice] | None = None,
+        options: Mapping[str, Any] | None = None,
         minutes: float | None = None,
         journal: str | os.PathLike[str] | None = None,
         progress: bool | None = None,
@@ -306,6 +307,7 @@ class Fleet:
             calibration: Representative feeds; also the golden feeds, unless `golden` is given.
             evaluate: From a Model to a metric of which more is better.
             on: Devices of `devices.connect` to measure on, by class. Others are measured here.
+            options: Options of the backends that all candidates have, such as `{"threads": 1}`.
             minutes: How long tuning may take for one class.
             journal: A folder for the journals of tuning, so that it goes on where it was interrupted.
             progress: As for `edgeinfer.tune`.
@@ -327,6 +329,7 @@ class Fleet:
             calibration=calibration,
             evaluate=evaluate,
             on=on or {},
+            options=options,
             minutes=minutes,
             journal=journal,
             progress=progress,

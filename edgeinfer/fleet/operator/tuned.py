@@ -91,6 +91,7 @@ def publish_tuned(
     calibration: Any,
     evaluate: Callable[[Model], float] | None,
     on: Mapping[str, RemoteDevice],
+    options: Mapping[str, Any] | None,
     minutes: float | None,
     journal: str | os.PathLike[str] | None,
     progress: bool | None,
@@ -119,6 +120,7 @@ def publish_tuned(
             minutes=minutes,
             journal=None if folder is None else folder / f"{device_class}.jsonl",
             on=on.get(device_class),
+            options=options,
             progress=progress,
         )
         for device_class, budget in budgets.items()
