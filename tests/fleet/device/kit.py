@@ -239,11 +239,13 @@ def make_agent(folder: Path, shelf: Shelf, transport: MemoryTransport | None = N
 
 
 def drive(agent: Agent, *, until: Phase | None = None, steps: int = 50) -> Phase:
-    """Step until the update is over, or in a phase."""
+    """Step until the update is over, or in a phase; a soak may wait for an application that is loading."""
     phase = agent.step()
     for _ in range(steps):
         if phase is until or (until is None and phase.final):
             return phase
+        if phase is Phase.SOAKING:
+            time.sleep(0.1)
         phase = agent.step()
     raise AssertionError(f"{phase} {agent.device.waiting} after {steps} steps: {agent.device.state.update}")
 
