@@ -300,8 +300,8 @@ class Int8Search:
         if isinstance(speed, NotMeasured):
             report.result(f"the speed was not measured: {speed.reason}")
             return True
-        report.data["speedup"] = speed.ratio
         if speed.ratio > 1.0:
+            report.data["speedup"] = speed.ratio
             report.result(f"faster than the model that was given: {speed.describe()}")
             return True
         report.applied.clear()

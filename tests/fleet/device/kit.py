@@ -31,10 +31,11 @@ from edgeinfer.fleet.device.generations import Generations
 from edgeinfer.fleet.device.options import AgentOptions
 from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.device.release import Blob, Predicate, Release, Variant
+from edgeinfer.fleet.device.reports import Report
 from edgeinfer.fleet.device.staging import ShadowRequest, StagingRequest, StagingResult
 from edgeinfer.fleet.device.transport import FolderTransport, MemoryTransport
 from edgeinfer.fleet.device.verdicts import Verdict
-from edgeinfer.fleet.errors import UnknownReleaseError
+from edgeinfer.fleet.errors import TransportError, UnknownReleaseError
 
 DEVICE = "camera-1"
 NOW = 1_800_000_000
@@ -255,3 +256,39 @@ def running(folder: Path) -> dict[str, str]:
     generations = Generations(folder)
     number = generations.current()
     return {name: pin.version for name, pin in generations.verify(number).models.items()} if number else {}
+
+
+class FailingTransport:
+    def __init__(self) -> None:
+        self.inner = MemoryTransport()
+        self.fails = True
+
+    def desired(self, etag):
+        return self.inner.desired(etag)
+
+    def send(self, data):
+        if self.fails:
+            raise TransportError("No network.")
+        return self.inner.send(data)
+
+    def wait(self, seconds):
+        return self.inner.wait(seconds)
+
+    def close(self):
+        pass
+
+
+def installed(folder: Path, shelf: Shelf, **options) -> Agent:
+    """Return an agent on whose device version 1 runs."""
+    agent = make_agent(folder, shelf, **options)
+    shelf.desire(assign(shelf.publish(), 1))
+    assert drive(agent) is Phase.COMMITTED
+    return agent
+
+
+def second(shelf: Shelf, **options):
+    return shelf.publish(version="2", artifact=artifact_folder(2.0), **options)
+
+
+def reports(transport: MemoryTransport, agent: Agent) -> list[Report]:
+    return [Report.from_bytes(data, agent.device.identity.key_bytes) for data in transport.reports]

@@ -25,11 +25,6 @@ X = np.ones((1, 4), np.float32)
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "repo")
-
-
-@pytest.fixture
 def agent(tmp_path: Path, shelf: Shelf):
     with make_agent(tmp_path / "dev", shelf) as agent:
         shelf.desire(*(assign(shelf.publish(model), 1) for model in "mn"))

@@ -20,11 +20,6 @@ SOAK = {"soak_s": 30.0, "soak_requests": 40, "silence_s": 3.0, "tick_s": 0.01}
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "repo")
-
-
-@pytest.fixture
 def agent(tmp_path: Path, shelf: Shelf):
     """The agent of a device that runs version 1, with a soak from now on."""
     shelf.desire(assign(shelf.publish(artifact=faulty_folder()), 1))
