@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from edgeinfer.errors import CalibrationError
 from edgeinfer.graph.im2col import Layout, layout_of_node
-from edgeinfer.numerics.coarse_gram import coarse_gram
+from edgeinfer.numerics.coarse_gram import add_coarse_gram
 from edgeinfer.numerics.fixed_order import matmul
 
 __all__ = ["MomentObserver"]
@@ -144,9 +144,10 @@ class MomentObserver:
             if not np.isfinite(sums).all():
                 raise CalibrationError("A tensor has values that are not finite.", expected="finite numbers")
             self._sum += sums
-            self._h += (
-                coarse_gram(piece) if self._coarse else matmul(piece, piece.transpose(0, 2, 1), slices=1)
-            )
+            if self._coarse:
+                add_coarse_gram(self._h, piece)
+            else:
+                self._h += matmul(piece, piece.transpose(0, 2, 1), slices=1)
             self.count += piece.shape[2]
             if target is not None:
                 self._take_target(piece, target[:, :, index])

@@ -7,11 +7,13 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import helper
 
 from edgeinfer.calibration.moments import MomentObserver
 from edgeinfer.errors import CalibrationError, PreconditionError
-from edgeinfer.graph.im2col import layout_of_node
+from edgeinfer.graph.im2col import Layout, layout_of_node
 
 CASES = [
     ("Conv", {}, (2, 4, 9, 8), (6, 4, 3, 3)),
@@ -102,3 +104,35 @@ def test_what_cannot_be_done_is_refused():
         observer.update(np.full_like(x, np.nan))
     with pytest.raises(PreconditionError, match="no constant weight"):
         MomentObserver(ir.node("Relu", [ir.Value(name="x")]))
+
+
+@given(
+    batch=st.integers(1, 2),
+    sizes=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 2),
+    dilation=st.integers(1, 2),
+    groups=st.sampled_from([1, 2, 4]),
+    pads=st.tuples(*[st.integers(0, 1)] * 4),
+    picked=st.integers(1, 30),
+    max_bytes=st.sampled_from([300, 1 << 20]),
+)
+def test_columns_that_are_drawn_are_columns_of_all(
+    batch, sizes, kernel, stride, dilation, groups, pads, picked, max_bytes
+):
+    layout = Layout(
+        op_type="Conv",
+        groups=groups,
+        rows=4 // groups * kernel[0] * kernel[1],
+        outputs=4,
+        kernel=kernel,
+        strides=(stride, stride),
+        dilations=(dilation, dilation),
+        pads=pads,
+    )
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, 4, *sizes)).astype(np.float32)
+    every = [piece for piece, _ in layout.columns(x, max_bytes=max_bytes)]
+    whole = np.concatenate(every, axis=2)
+    for piece, index in layout.columns(x, max_bytes=max_bytes, max_columns=picked, rng=rng):
+        np.testing.assert_array_equal(piece, whole[:, :, index])

@@ -119,7 +119,7 @@ def _measured(twin: Twin, layer: Layer, report: ReportBuilder) -> ir.Value | Non
 def _append(graph: ir.Graph, op_type: str, inputs: list[ir.Value], name: str) -> ir.Value:
     node = ir.node(op_type, inputs, name=name)
     node.outputs[0].name = f"{name}_out"
-    node.outputs[0].type = inputs[0].type
+    node.outputs[0].type, node.outputs[0].shape = inputs[0].type, inputs[0].shape
     graph.append(node)
     return node.outputs[0]
 

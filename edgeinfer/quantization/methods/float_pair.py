@@ -126,6 +126,8 @@ def reduce_mean(graph: ir.Graph, value: ir.Value, axes: list[int], *, opset: int
         node = ir.node("ReduceMean", [value], {"axes": axes, "keepdims": 1}, name=name)
     node.outputs[0].name = f"{name}_out"
     node.outputs[0].type = value.type
+    if value.shape is not None:  # spares the session that would measure its size
+        node.outputs[0].shape = ir.Shape([1 if axis in axes else dim for axis, dim in enumerate(value.shape)])
     graph.append(node)
     return node.outputs[0]
 

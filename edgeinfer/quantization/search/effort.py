@@ -47,7 +47,7 @@ class Effort:
 
 EFFORTS = {
     "fast": Effort(
-        methods=("mse",), prepares=False, rounds=False, places=False, few=32, layers=16, seconds=0.3
+        methods=("mse",), prepares=False, rounds=False, places=False, few=16, layers=16, seconds=0.3
     ),
     "default": Effort(
         methods=("mse", "minmax"), prepares=True, rounds=True, places=True, few=32, layers=48, seconds=0.5

@@ -17,6 +17,7 @@ In the order of a search:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import final
 
@@ -36,6 +37,8 @@ from edgeinfer.quantization.search.workbench import Attempt, Recipe, Workbench
 
 __all__ = ["FloatFallback"]
 
+_MOST_GUESSES = 4  # before the search halves what is left
+
 
 @final
 class FloatFallback:
@@ -49,6 +52,7 @@ class FloatFallback:
         stopwatch: Measures time; None where speed may not be measured.
         noise_of: Returns the noise of layers at the outputs, as a share of the signal, by node.
         meets: Whether an attempt keeps the tolerance.
+        least_db: The decibels of the tolerance, where it has any: a first guess at how many layers it takes.
         seconds: How long two models are timed against each other.
         shapes: The shapes of tensors for one feed, to judge kernel costs by.
 
@@ -68,12 +72,13 @@ class FloatFallback:
         *,
         noise_of: Callable[[Attempt, Collection[str]], Mapping[str, float]],
         meets: Callable[[Attempt], bool],
+        least_db: float | None = None,
         seconds: float = 0.5,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         self.bench, self.dialect, self.feeds = bench, dialect, feeds
         self.price, self.stopwatch, self.seconds = price, stopwatch, seconds
-        self.noise_of, self.meets = noise_of, meets
+        self.noise_of, self.meets, self.least_db = noise_of, meets, least_db
         self.shapes = shapes
         self.reasons: dict[str, str] = {}
         self.gains: LayerGains | None = None
@@ -170,19 +175,42 @@ class FloatFallback:
 
     def meet(self, whole: Attempt) -> Attempt:
         """Return the attempt with the fewest layers in float, in one order, that meets the tolerance."""
-        order = [each.node for each in self._ranked(whole, None)]
+        ranked = self._ranked(whole, None)
+        order = [each.node for each in ranked]
         low, high = 0, len(order)  # with the first `high` in float it is met, with the first `low` it is not
-        found = self._attempt(whole, order, "all layers in float")
+        found, below = None, whole
+        guesses = 0
         while high - low > 1:
-            # Few layers usually do, so the first steps are small: 1, 2, 4, …
-            middle = (low + high) // 2 if high < len(order) else min(high - 1, max(1, 2 * low))
+            middle = self._guess(ranked, low, below) if guesses < _MOST_GUESSES else None
+            guesses += 1
+            if middle is None:
+                # Few layers usually do, so the first steps are small: 1, 2, 4, …
+                middle = (low + high) // 2 if high < len(order) else max(1, 2 * low)
+            middle = min(max(middle, low + 1), high - 1)
             attempt = self._attempt(whole, order[:middle], f"{middle} layers in float for the tolerance")
             if self.meets(attempt):
                 high, found = middle, attempt
             else:
-                low = middle
+                low, below = middle, attempt
         self._leave(dict.fromkeys(order[:high], "given back to float to meet the tolerance"), fixed=False)
-        return found
+        return found or self._attempt(whole, order, "all layers in float")
+
+    def _guess(self, ranked: Sequence[Candidate], low: int, below: Attempt) -> int | None:
+        """Return how many layers in float meet the tolerance if noise adds up, or None.
+
+        Args:
+            ranked: The layers in order.
+            low: With so many of them in float it is not met.
+            below: That attempt.
+        """
+        if self.least_db is None or not math.isfinite(below.score.lower_db):
+            return None
+        missing_db = self.least_db - below.score.lower_db
+        allowed = sum(each.noise for each in ranked[low:]) * 10.0 ** (-missing_db / 10)
+        for number in range(low, len(ranked)):
+            if sum(each.noise for each in ranked[number:]) <= allowed:
+                return number
+        return None
 
     def bargain(self, whole: Attempt) -> Attempt:
         """Return the attempt with cheap, noisy layers in float if that is worth its time, else `whole`."""

@@ -53,16 +53,16 @@ def best_recipe(
     best = max(bare, key=lambda attempt: attempt.rank_db)
     if not best.is_int8:
         return best
-    plain = best
     if effort.prepares:
         step("equalized weights, smooth activations")
         best = search.smoothed(best)
+    unrounded = best
     if effort.rounds:
         step("rounding weights")
         best = search.closer(best, bench.rounded(best, "weights rounded by their effect", tried=True))
     if effort.prepares:
         step("equalized activations")
-        best = search.equalized(best, plain if best.recipe.before == () else None)
+        best = search.equalized(best, unrounded)
         step("other ranges")
         best = search.other_methods(best, {attempt.recipe.method: attempt for attempt in bare})
     if effort.prepares:
@@ -119,14 +119,20 @@ class _Search:
                 best = attempt
         return best
 
-    def equalized(self, best: Attempt, bare: Attempt | None) -> Attempt:
-        """Try equalized activations, which may make weights harder to round, with rounded weights."""
+    def equalized(self, best: Attempt, unrounded: Attempt) -> Attempt:
+        """Try equalized activations, which may make weights harder to round, with rounded weights.
+
+        Args:
+            best: The best so far.
+            unrounded: What it was before its weights were rounded. Where equalized activations are behind
+                that, rounding never brought them half a decibel ahead: on seven models in two runtimes.
+        """
         transform = EqualizeActivations(calibration=self.bench.statistics)
         before = (transform, *best.recipe.before)
         if not self.changes((transform,)):
             return best
         recipe = attrs.evolve(best.recipe, before=before, rounds=False)
-        return self.rounded_if_better(best, bare, recipe, "with EqualizeActivations")
+        return self.rounded_if_better(best, unrounded, recipe, "with EqualizeActivations", behind_db=0.0)
 
     def other_methods(self, best: Attempt, bare: dict[str, Attempt]) -> Attempt:
         """Try the other ranges, which may be better only where weights are rounded well."""
@@ -139,21 +145,29 @@ class _Search:
         return best
 
     def rounded_if_better(
-        self, best: Attempt, bare: Attempt | None, recipe: Recipe, what: str, made: Attempt | None = None
+        self,
+        best: Attempt,
+        bare: Attempt | None,
+        recipe: Recipe,
+        what: str,
+        made: Attempt | None = None,
+        *,
+        behind_db: float = _HOPELESS_DB,
     ) -> Attempt:
         """Return the attempt of a recipe with rounded weights, if it is closer than the best.
 
         Args:
             best: The best so far.
-            bare: What it was before its weights were rounded, if that is known: what is far behind that
-                without rounding will be behind with it, too.
+            bare: What it was before its weights were rounded, if that is known: what is behind that without
+                rounding will be behind with it, too.
             recipe: The recipe, without rounding.
             what: What is tried, for people.
             made: The recipe's attempt, if there is one already and nothing was done before quantizing.
+            behind_db: How far behind is too far.
         """
         attempt = made if made is not None and not recipe.before else None
         attempt = attempt or self.bench.attempt(recipe, what, tried=True)
-        if bare is not None and attempt.rank_db <= bare.rank_db - _HOPELESS_DB:
+        if bare is not None and attempt.rank_db <= bare.rank_db - behind_db:
             return best
         if self.effort.rounds:
             rounded = self.bench.rounded(attempt, f"{what}, weights rounded", tried=True)

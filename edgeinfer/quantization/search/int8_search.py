@@ -172,6 +172,7 @@ class Int8Search:
             self.stopwatch,
             noise_of=self.judge.noise_of(bench, statistics, options.effort.layers),
             meets=self.judge.meets,
+            least_db=self.judge.least_db,
             seconds=options.effort.seconds,
             shapes=shapes,
         )

@@ -94,12 +94,16 @@ class Judge:
             return BROKEN if isinstance(score, NotRun) else score
         return self._scorer.score(self._outputs(candidate))
 
+    @property
+    def least_db(self) -> float | None:
+        """The decibels of the tolerance; without any tolerance the floor; None where only a metric counts."""
+        if self._tolerance.min_sqnr_db is None and self._tolerance.evaluate is None:
+            return FLOOR_DB
+        return self._tolerance.min_sqnr_db
+
     def close_enough(self, score: Score) -> bool:
         """Whether a score keeps the tolerance in decibels; without any tolerance, the floor."""
-        least_db = self._tolerance.min_sqnr_db
-        if least_db is None and self._tolerance.evaluate is None:
-            least_db = FLOOR_DB
-        return least_db is None or score.lower_db >= least_db
+        return self.least_db is None or score.lower_db >= self.least_db
 
     def meets(self, attempt: Attempt) -> bool:
         """Whether an attempt keeps every tolerance that was given; without any, the floor."""

@@ -2,8 +2,9 @@
 
 One graph has every layer in both forms: what a quantizer makes, and the float tensor, with a switch between
 them that is an input. So one session serves for all layers, and none has to be quantized, checked, written
-and loaded by itself, which takes longer than running it. The layers' kernels are float ones on dequantized
-values: what the graph says, which is what the reference backend computes, too.
+and loaded by itself, which takes longer than running it. A switch is an If, which computes one of its forms
+only: with one layer in integers a run costs little more than one of the float model. The layers' kernels are
+float ones on dequantized values: what the graph says, which is what the reference backend computes, too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.backends.dialect import QDQDialect
-from edgeinfer.graph.weights import add_initializer
+from edgeinfer.graph.weights import add_initializer, find_linear
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.placement.fused_kernels import DATA, WEIGHT, Region
 from edgeinfer.quantization.placement.placement import place
@@ -118,14 +119,21 @@ class _Switching:
     def switch_activation(self, quantize: ir.Node) -> None:
         """Let the readers of a tensor's dequantized values read the tensor itself when the switch is off."""
         source = quantize.inputs[0]
-        behind = [user.outputs[0] for user in quantize.outputs[0].consumers()]
-        behind = [value for value in behind if value.consumers() and not value.is_graph_output()]
+        behind = [
+            user
+            for user in quantize.outputs[0].consumers()
+            if user.outputs[0].consumers() and not user.outputs[0].is_graph_output()
+        ]
         if source is None or not behind:
             return
         number, condition = self.condition()
         self.by_tensor[source.name or ""] = number
-        for value in behind:
-            self.where(condition, value, source)
+        for dequantize in behind:
+            first = _copy(quantize)
+            on = [first, _copy(dequantize, {quantize.outputs[0]: first.outputs[0]})]
+            self.choose(condition, dequantize, on, [ir.node("Identity", [source])])
+        if not quantize.outputs[0].consumers():
+            self.graph.remove(quantize, safe=True)
 
     def switch_weight(self, node: ir.Node) -> None:
         """Let a layer read its float weight when the switch is off."""
@@ -138,22 +146,41 @@ class _Switching:
         number, condition = self.condition()
         self.by_weight[node.name or ""] = number
         plain = add_initializer(self.graph, f"{node.name}_float_weight", array.numpy())
-        chosen = ir.node("Where", [condition, weight, plain], name=f"{node.name}_weight_switch")
-        chosen.outputs[0].name = f"{node.name}_weight_switched"
-        chosen.outputs[0].type = weight.type
-        self.graph.insert_before(node, chosen)
-        node.replace_input_with(WEIGHT, chosen.outputs[0])
+        # The rounded weight is a constant, too: a runtime may not find those of a DequantizeLinear in an If.
+        layer = find_linear(node)
+        rounded = weight
+        if not isinstance(layer, str):
+            rounded = add_initializer(self.graph, f"{node.name}_rounded_weight", layer.array())
+        on, off = _copy(node, {weight: rounded}), _copy(node, {weight: plain})
+        self.choose(condition, node, [on], [off])
+        if not weight.consumers():
+            self.graph.remove(maker, safe=True)
 
-    def where(self, condition: ir.Value, value: ir.Value, plain: ir.Value) -> None:
-        uses = list(value.uses())
-        maker = value.producer()
-        assert maker is not None
-        chosen = ir.node("Where", [condition, value, plain], name=f"{value.name}_switch")
-        chosen.outputs[0].name = f"{value.name}_switched"
-        chosen.outputs[0].type, chosen.outputs[0].shape = plain.type, plain.shape
-        self.graph.insert_after(maker, chosen)
-        for node, index in uses:
-            node.replace_input_with(index, chosen.outputs[0])
+    def choose(self, condition: ir.Value, old: ir.Node, on: list[ir.Node], off: list[ir.Node]) -> None:
+        """Put an If in the place of a node: of the two forms only the one that is wanted is computed.
+
+        Args:
+            condition: The switch.
+            old: The node; it is removed.
+            on: One form, in order; the last makes the output.
+            off: The other form.
+        """
+        output = old.outputs[0]
+        branches = []
+        for kind, nodes in (("then_branch", on), ("else_branch", off)):
+            for number, node in enumerate(nodes):
+                node.name = f"{old.name}_{kind}_{number}"
+                node.outputs[0].name = f"{output.name}_{kind}_{number}"
+            last = nodes[-1].outputs[0]
+            last.type, last.shape = output.type, output.shape
+            branches.append(ir.AttrGraph(kind, ir.Graph([], [last], nodes=nodes, name=f"{old.name}_{kind}")))
+        chosen = ir.Node("", "If", [condition], branches, name=f"{old.name}_switch")
+        result, name = chosen.outputs[0], output.name
+        result.type, result.shape = output.type, output.shape
+        self.graph.insert_after(old, chosen)
+        ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
+        self.graph.remove(old, safe=True)
+        result.name = name
 
     def feed(self) -> None:
         """Make the switches an input."""
@@ -189,3 +216,15 @@ class _Switching:
             return set()
         every = node.inputs if node.op_type == "Concat" else node.inputs[:1]
         return {number for source in every for number in self.above(source)}
+
+
+def _copy(node: ir.Node, instead: Mapping[ir.Value, ir.Value] | None = None) -> ir.Node:
+    inputs = [value if value is None else (instead or {}).get(value, value) for value in node.inputs]
+    return ir.Node(
+        node.domain,
+        node.op_type,
+        inputs,
+        list(node.attributes.values()),
+        overload=node.overload,
+        version=node.version,
+    )

@@ -58,6 +58,7 @@ class TargetCheck:
     ) -> None:
         self.target = Target.parse(target if target is not None else reference_backend().name)
         self._feeds, self._scorer, self._tensors, self._loop = feeds, scorer, tensors, loop
+        self._last: tuple[str, Score] | None = None  # a model's digest, and its score on all feeds
 
     def absent(self) -> str | None:
         """Return why nothing can be run on the target here, or None."""
@@ -82,13 +83,18 @@ class TargetCheck:
         absent = self.absent()
         if absent is not None:
             return NotRun(reason=absent, refused=False)
+        if count is None and self._last is not None and self._last[0] == model.digest:
+            return self._last[1]
         feeds = self._feeds[:count]
         try:
             outputs = run_outputs(model, feeds, self.target, tensors=self._tensors, loop=self._loop)
         except EdgeInferError as error:
             line = str(error.what).splitlines()[0].rstrip(".")
             return NotRun(reason=f"{self.target} refuses it: {line}", refused=True)
-        return (self._scorer.first(count) if count is not None else self._scorer).score(outputs)
+        if count is not None:
+            return self._scorer.first(count).score(outputs)
+        self._last = model.digest, self._scorer.score(outputs)
+        return self._last[1]
 
     def refuses_float(self, model: Model) -> bool:
         """Whether the target does not even take the float model, so that nothing can be said of int8."""
