@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from edgeinfer.charts import Line, escaped, histogram
+from edgeinfer.charts import Line, histogram
 from edgeinfer.fleet.operator.metrics import metric
 from edgeinfer.fleet.operator.outcomes import Outcome
 from edgeinfer.fleet.operator.regression import Regression
+from edgeinfer.svg import escaped
 
 __all__ = ["COLOURS", "canary_picture", "legend", "stacked"]
 
