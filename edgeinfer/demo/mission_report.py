@@ -22,6 +22,7 @@ from edgeinfer.values import as_tuple
 
 __all__ = ["MissionReport"]
 
+_SHOWN = 32  # the seed of images on which an eye sees the defects, too
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>edgeinfer: the mission</title>
@@ -30,7 +31,7 @@ _HEAD = """<!doctype html>
 body { font: 14px/1.45 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1.5em }
 table { font-size: 13px }
 figure { display: inline-block; margin: 0 1.5em 0 0 }
-img { width: 128px; image-rendering: pixelated; display: block }
+img { width: 160px; image-rendering: pixelated; display: block }
 </style></head><body><h1>The mission</h1>
 """
 
@@ -109,7 +110,7 @@ class MissionReport:
 
 def _images() -> str:
     """Return one image of each class."""
-    surfaces = draw_surfaces(len(CLASSES), seed=2)
+    surfaces = draw_surfaces(len(CLASSES), seed=_SHOWN)
     figures = [
         f"<figure><img alt='{name}' src='data:image/png;base64,{_png(image[0])}'>"
         f"<figcaption>{name}</figcaption></figure>"
