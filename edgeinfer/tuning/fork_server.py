@@ -94,12 +94,12 @@ class ForkServer:
             log: The file that takes its stderr.
 
         Raises:
-            OSError: The server does not answer, and another one does not, either.
+            OSError: The server does not answer; or it has ended, and so has another one.
         """
         try:
             return self._start(module, log)
-        except OSError:  # it may have been ended where memory ran out
-            self.close()
+        except ConnectionError:
+            self.close()  # it has ended, perhaps where memory ran out
             self._open()
             return self._start(module, log)
 

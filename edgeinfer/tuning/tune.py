@@ -153,26 +153,27 @@ def tune(
             load=load,
             notes=tuple(feeds.notes),
         )
-        with _fork_server(folder) as server, _timer(folder, parsed, capabilities, on, first, server) as timer:
-            engine = Engine(
-                problem=problem,
-                journal=book,
-                folder=folder,
-                target=parsed,
-                evaluate=evaluate,
-                shapes=shapes,
-                timer=timer,
-                here=on is None,
-                peak_bytes=_peak_bytes(first, on),
-                on_action=say,
-                server=server,
-            )
-            state = engine.run()
+        with _fork_server(folder) as server:
+            with _timer(folder, parsed, capabilities, on, first, server) as timer:
+                engine = Engine(
+                    problem=problem,
+                    journal=book,
+                    folder=folder,
+                    target=parsed,
+                    evaluate=evaluate,
+                    shapes=shapes,
+                    timer=timer,
+                    here=on is None,
+                    peak_bytes=_peak_bytes(first, on),
+                    on_action=say,
+                    server=server,
+                )
+                state = engine.run()
             _require_float(state, problem)
             result = result_of(state, problem, facts)
-        shown = result.baseline if result.chosen is None else result.best
-        if on is None and shown.index not in state.layer_us:
-            engine.time_layers(shown.index, shown.candidate)
+            shown = result.baseline if result.chosen is None else result.best
+            if on is None and shown.index not in state.layer_us:
+                engine.time_layers(shown.index, shown.candidate)
         return result_of(State.of(book.records), problem, facts)
 
 
