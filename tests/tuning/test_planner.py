@@ -165,7 +165,7 @@ def test_under_pressure_processor_time_counts_and_it_is_said():
 @pytest.mark.parametrize("more", [{}, {"peak_bytes": "1 GB"}, {"latency_p99_ms": 9.0}])
 def test_a_model_with_options_that_make_it_slower_is_not_evaluated(more):
     """It would give the same outputs; options may matter for other limits than the median, though."""
-    of = problem(budget=ei.Budget(latency_p50_ms=8.0, max_drop=0.05, **more))
+    of = problem(budget=ei.Budget(latency_p50_ms=8.0, max_drop=0.05, **more), seconds=1.0)
     records = run(of, World())
     slow = {i for i, each in enumerate(SPACE.baselines()) if each.options}
     timed = {int(i) for each in records if each["kind"] == "rung" for i in each["timings"]}
