@@ -140,5 +140,5 @@ def picture(title: str, parts: Iterable[str], height: float) -> str:
 
 def beside(*pictures: str) -> str:
     """Put pictures side by side, as many as there is room for."""
-    style = "display:grid;grid-template-columns:repeat(auto-fit,minmax(min(26em,100%),1fr));gap:1.5em"
+    style = "display:grid;grid-template-columns:repeat(auto-fit,minmax(min(30em,100%),1fr));gap:1.5em"
     return f"<div style='{style};align-items:start'>{''.join(pictures)}</div>"
