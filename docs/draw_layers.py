@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 # What the layers are for, by the first name in each, in the order of the test.
 PURPOSE = {
     "errors": "the ground: errors and frozen values",
+    "svg": "the parts of pictures",
     "display": "tables, charts, atomic files; attrs and numpy alone",
     "budget": "the limits that everything is held to",
     "numerics": "algebra in numpy: scales, ranges, rounding",

@@ -1,8 +1,6 @@
 """Small pictures as inline SVG: points, bars, a histogram. No script, no style sheet, no other file.
 
-They are shown in notebooks and in saved pages, on light and dark ground: lines and text have the colour of
-the text around, areas one of a few colours that people with any colour vision tell apart (Okabe and Ito
-2008). Every mark has a tooltip, and every picture a title that screen readers read.
+Every mark has a tooltip; see `edgeinfer.svg` for the looks.
 """
 
 from __future__ import annotations
@@ -13,15 +11,28 @@ from typing import final
 
 import attrs
 
-from edgeinfer.values import as_tuple
+from edgeinfer.svg import (
+    BOTTOM,
+    COLOURS,
+    HEIGHT,
+    LEFT,
+    LETTER,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Axis,
+    colour,
+    empty,
+    escaped,
+    frame,
+    legend_of,
+    picture,
+    short,
+    words,
+)
 
-__all__ = ["COLOURS", "Bar", "Line", "Point", "bars", "histogram", "scatter"]
+__all__ = ["Bar", "Line", "Point", "bars", "histogram", "scatter"]
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999")
-_WIDTH, _HEIGHT = 640, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 28, 44
-_FONT = "font-family:system-ui,sans-serif;font-size:12px;fill:currentColor"
-_GRID = "stroke:currentColor;stroke-opacity:0.15"
 _BINS = 40
 
 
@@ -91,12 +102,12 @@ def scatter(
     """
     shown = [each for each in points if math.isfinite(each.x) and math.isfinite(each.y)]
     if not shown:
-        return _empty(title)
+        return empty(title)
     xs = [each.x for each in shown] + [line.x for line in lines if line.x is not None]
     ys = [each.y for each in shown] + [line.y for line in lines if line.y is not None]
-    across, up = _Axis.of(xs, _LEFT, _WIDTH - _RIGHT), _Axis.of(ys, _HEIGHT - _BOTTOM, _TOP)
-    parts = [*_frame(across, up, x, y)]
-    height = _HEIGHT + (20 if legend else 0)
+    across, up = Axis.of(xs, LEFT, WIDTH - RIGHT), Axis.of(ys, HEIGHT - BOTTOM, TOP)
+    parts = [*frame(across, up, x, y)]
+    height = HEIGHT + (20 if legend else 0)
     for line in lines:
         parts.append(_limit(line, across, up))
     if len(path) > 1:
@@ -108,15 +119,12 @@ def scatter(
     for each in shown:
         at = f"cx='{across.at(each.x):.1f}' cy='{up.at(each.y):.1f}'"
         parts.append(
-            f"<circle {at} r='{each.size:.1f}' style='fill:{_colour(each.kind)};fill-opacity:0.8'>"
+            f"<circle {at} r='{each.size:.1f}' style='fill:{colour(each.kind)};fill-opacity:0.8'>"
             f"<title>{escaped(each.label)}</title></circle>"
         )
-        if each.mark:
-            right = across.at(each.x) < _WIDTH - 120
-            anchor, shift = ("start", 9) if right else ("end", -9)
-            parts.append(_text(across.at(each.x) + shift, up.at(each.y) - 7, each.mark, anchor))
-    parts += _legend(legend, y=height - 6)
-    return _svg(title, parts, height)
+    parts += _marks(shown, across, up)
+    parts += legend_of(legend, y=height - 6)
+    return picture(title, parts, height)
 
 
 def bars(items: Iterable[Bar], *, title: str, unit: str, legend: Sequence[tuple[int, str]] = ()) -> str:
@@ -130,22 +138,22 @@ def bars(items: Iterable[Bar], *, title: str, unit: str, legend: Sequence[tuple[
     """
     shown = list(items)
     if not shown:
-        return _empty(title)
+        return empty(title)
     left, row = 230, 18
     most = max((each.value for each in shown if math.isfinite(each.value)), default=0.0) or 1.0
-    height = _TOP + row * len(shown) + 24
+    height = TOP + row * len(shown) + 24
     parts = []
     for number, each in enumerate(shown):
-        y = _TOP + row * number
-        length = each.value / most * (_WIDTH - left - 90) if 0 < each.value < math.inf else 0.0
-        parts.append(_text(left - 6, y + 12, _short(each.name), "end"))
+        y = TOP + row * number
+        length = each.value / most * (WIDTH - left - 90) if 0 < each.value < math.inf else 0.0
+        parts.append(words(left - 6, y + 12, short(each.name), "end"))
         parts.append(
             f"<rect x='{left}' y='{y + 2}' width='{length:.1f}' height='{row - 5}' "
-            f"style='fill:{_colour(each.kind)}'><title>{escaped(each.label or each.name)}</title></rect>"
+            f"style='fill:{colour(each.kind)}'><title>{escaped(each.label or each.name)}</title></rect>"
         )
-        parts.append(_text(left + length + 5, y + 12, f"{each.value:.3g} {unit}".strip()))
-    parts += _legend(legend, y=height - 8)
-    return _svg(title, parts, height)
+        parts.append(words(left + length + 5, y + 12, f"{each.value:.3g} {unit}".strip()))
+    parts += legend_of(legend, y=height - 8)
+    return picture(title, parts, height)
 
 
 def histogram(
@@ -169,14 +177,14 @@ def histogram(
     """
     finite = sorted(value for value in (*values, *others) if math.isfinite(value))
     if not finite:
-        return _empty(title)
+        return empty(title)
     # The last half percent is drawn in the last bin: one slow run would make all others one bar.
     low, high = finite[0], finite[int(0.995 * (len(finite) - 1))]
     high = high if high > low else low + max(abs(low), 1e-9) * 0.01
     counts = [_counted(each, low, high) for each in (values, others)]
-    across = _Axis.of([low, high], _LEFT, _WIDTH - _RIGHT, margin=0.0)
-    up = _Axis.of([0.0, max(map(max, counts))], _HEIGHT - _BOTTOM, _TOP, margin=0.0)
-    parts = [*_frame(across, up, x, y)]
+    across = Axis.of([low, high], LEFT, WIDTH - RIGHT, margin=0.0)
+    up = Axis.of([0.0, max(map(max, counts))], HEIGHT - BOTTOM, TOP, margin=0.0)
+    parts = [*frame(across, up, x, y)]
     width = (high - low) / _BINS
     for kind, set_of in ((6, counts[1]), (0, counts[0])):
         for number, count in enumerate(set_of):
@@ -186,84 +194,38 @@ def histogram(
             a, b, top = across.at(start), across.at(start + width), up.at(count)
             parts.append(
                 f"<rect x='{a:.1f}' y='{top:.1f}' width='{max(b - a - 0.5, 0.5):.1f}' "
-                f"height='{up.at(0) - top:.1f}' style='fill:{_colour(kind)};fill-opacity:0.7'>"
+                f"height='{up.at(0) - top:.1f}' style='fill:{colour(kind)};fill-opacity:0.7'>"
                 f"<title>{count} from {start:.4g} to {start + width:.4g}</title></rect>"
             )
     parts += [_limit(line, across, up) for line in lines if line.x is not None and low <= line.x <= high]
-    return _svg(title, parts, _HEIGHT)
+    return picture(title, parts, HEIGHT)
 
 
-def escaped(text: str) -> str:
-    """Return text for HTML and SVG."""
-    from html import escape  # with its table of all named characters it is slow to import
-
-    return escape(text)
-
-
-@final
-@attrs.frozen(kw_only=True)
-class _Axis:
-    """A linear axis with round ticks."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    ticks: tuple[float, ...] = attrs.field(converter=as_tuple)
-
-    @classmethod
-    def of(cls, values: Sequence[float], start: float, end: float, *, margin: float = 0.06) -> _Axis:
-        low, high = min(values), max(values)
-        span = (high - low) or max(abs(low), 1e-9)
-        low, high = low - margin * span, (high if high > low else low + span) + margin * span
-        step = 10 ** math.floor(math.log10((high - low) / 5))
-        step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
-        first = math.ceil(low / step)
-        ticks = [number * step for number in range(first, math.floor(high / step) + 1)]
-        return cls(low=low, high=high, start=start, end=end, ticks=ticks)
-
-    def at(self, value: float) -> float:
-        """Return the place in px."""
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+def _marks(points: Sequence[Point], across: Axis, up: Axis) -> Iterable[str]:
+    """Write words beside points; where two would lie upon each other, the second one is below its point."""
+    taken: list[tuple[float, float, float]] = []  # left, right, height
+    for each in points:
+        if not each.mark:
+            continue
+        x, y, width = across.at(each.x), up.at(each.y) - 7, LETTER * len(each.mark)
+        right = x + 9 + width < WIDTH
+        start = x + 9 if right else x - 9 - width
+        if any(start < b and a < start + width and abs(y - h) < 12 for a, b, h in taken):
+            y += 24
+        taken.append((start, start + width, y))
+        yield words(x + (9 if right else -9), y, each.mark, "start" if right else "end")
 
 
-def _frame(across: _Axis, up: _Axis, x: str, y: str) -> Iterable[str]:
-    bottom = _HEIGHT - _BOTTOM
-    for tick in across.ticks:
-        at = across.at(tick)
-        yield f"<line x1='{at:.1f}' x2='{at:.1f}' y1='{_TOP}' y2='{bottom}' style='{_GRID}'/>"
-        yield _text(at, bottom + 15, f"{tick:.4g}", "middle")
-    for tick in up.ticks:
-        at = up.at(tick)
-        yield f"<line x1='{_LEFT}' x2='{_WIDTH - _RIGHT}' y1='{at:.1f}' y2='{at:.1f}' style='{_GRID}'/>"
-        yield _text(_LEFT - 6, at + 4, f"{tick:.4g}", "end")
-    yield _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 10, x, "middle")
-    middle = (_TOP + bottom) / 2
-    yield (
-        f"<text x='14' y='{middle}' text-anchor='middle' transform='rotate(-90 14 {middle})' "
-        f"style='{_FONT}'>{escaped(y)}</text>"
-    )
-
-
-def _limit(line: Line, across: _Axis, up: _Axis) -> str:
+def _limit(line: Line, across: Axis, up: Axis) -> str:
     style = f"stroke:{COLOURS[4]};stroke-width:1.5"
     if line.x is not None:
         at = across.at(line.x)
-        label = _text(at + 4, _TOP + 11, line.label)
-        return (
-            f"<line x1='{at:.1f}' x2='{at:.1f}' y1='{_TOP}' y2='{_HEIGHT - _BOTTOM}' style='{style}'/>{label}"
-        )
+        fits = at + 4 + LETTER * len(line.label) < WIDTH
+        label = words(at + (4 if fits else -4), TOP + 11, line.label, "start" if fits else "end")
+        return f"<line x1='{at:.1f}' x2='{at:.1f}' y1='{TOP}' y2='{HEIGHT - BOTTOM}' style='{style}'/>{label}"
     at = up.at(line.y or 0.0)
-    label = _text(_LEFT + 4, at - 4, line.label)
-    return f"<line x1='{_LEFT}' x2='{_WIDTH - _RIGHT}' y1='{at:.1f}' y2='{at:.1f}' style='{style}'/>{label}"
-
-
-def _legend(entries: Sequence[tuple[int, str]], *, y: float) -> Iterable[str]:
-    x = float(_LEFT)
-    for kind, text in entries:
-        yield f"<circle cx='{x:.0f}' cy='{y - 4:.0f}' r='5' style='fill:{_colour(kind)}'/>"
-        yield _text(x + 9, y, text)
-        x += 24 + 6.5 * len(text)
+    label = words(LEFT + 4, at - 4, line.label)
+    return f"<line x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{at:.1f}' y2='{at:.1f}' style='{style}'/>{label}"
 
 
 def _counted(values: Sequence[float], low: float, high: float) -> list[int]:
@@ -272,29 +234,3 @@ def _counted(values: Sequence[float], low: float, high: float) -> list[int]:
         if math.isfinite(value):
             counts[min(_BINS - 1, max(0, int((value - low) / (high - low) * _BINS)))] += 1
     return counts
-
-
-def _colour(kind: int) -> str:
-    return COLOURS[kind % len(COLOURS)]
-
-
-def _short(text: str, most: int = 34) -> str:
-    """Keep both ends of a long name: layers are told apart by either."""
-    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' style='{_FONT}'>{escaped(text)}</text>"
-
-
-def _empty(title: str) -> str:
-    return _svg(title, [_text(_LEFT, 50, "nothing to show")], 70)
-
-
-def _svg(title: str, parts: Iterable[str], height: float) -> str:
-    head = f"<text x='{_WIDTH / 2}' y='16' text-anchor='middle' style='{_FONT};font-weight:600'>"
-    return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {_WIDTH} {height:.0f}' role='img' "
-        f"style='width:100%;max-width:{_WIDTH}px;height:auto'><title>{escaped(title)}</title>"
-        f"{head}{escaped(title)}</text>{''.join(parts)}</svg>"
-    )

@@ -66,6 +66,23 @@ def test_every_point_has_a_mark_and_a_tooltip_at_its_place():
     assert {"T & t", "limit", "ms", "accuracy"} <= set(texts)
 
 
+def test_the_label_of_a_limit_lies_within_the_picture():
+    for at in (1.0, 2.0, 3.0):
+        lines = [Line(label="a limit of 12.5 ms", x=at)]
+        root = parsed(scatter([Point(x=1, y=1), Point(x=3, y=2)], title="t", x="ms", y="y", lines=lines))
+        (label,) = (text for text in root.iter(f"{SVG}text") if text.text == "a limit of 12.5 ms")
+        x, width = float(label.get("x")), 7 * len(label.text)
+        left = x if label.get("text-anchor") == "start" else x - width
+        assert 0 <= left <= left + width <= 640 + 7
+
+
+def test_marks_of_points_that_are_close_do_not_cover_each_other():
+    points = [Point(x=1.0, y=1, mark="best"), Point(x=1.01, y=1, mark="float"), Point(x=2, y=2)]
+    root = parsed(scatter(points, title="t", x="ms", y="y"))
+    heights = {text.text: float(text.get("y")) for text in root.iter(f"{SVG}text")}
+    assert abs(heights["best"] - heights["float"]) >= 12
+
+
 def test_bars_are_as_long_as_their_values_say():
     root = parsed(bars([Bar(name="a", value=1), Bar(name="b", value=4)], title="t", unit="ms"))
     lengths = [float(rect.get("width")) for rect in root.iter(f"{SVG}rect")]

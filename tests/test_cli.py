@@ -339,7 +339,7 @@ def command_lines(net: object, edge: str, folder: object) -> dict[str, list[obje
         "run": ["run", edge],
         "bench": ["bench", edge, "--runs", "2"],
         "compare": ["compare", net, net],
-        "demo": ["demo"],
+        "demo": ["demo", "--small"],
         "devices": ["devices"],
         **{name: [name, "--help"] for name in LONG},
         "help": ["--help"],
@@ -518,3 +518,13 @@ def test_an_optional_input_may_come_from_a_file(capsys, tmp_path):
 def test_a_string_that_numpy_cannot_keep_is_an_error():
     with pytest.raises(ValueError, match="null character"):
         write_npz(io.BytesIO(), {"y": np.array(["a\0"], object)})
+
+
+@pytest.mark.parametrize("arguments", [["demo"], ["fleet", "init", "a-fleet"]])
+def test_without_the_extra_it_is_said_what_to_install(arguments, tmp_path):
+    script = "import sys; sys.modules['sqlalchemy'] = None; from edgeinfer.cli import main; sys.exit(main())"
+    found = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert found.returncode == 2
+    assert found.stderr == 'error: sqlalchemy is not installed.\n  hint: pip install "edgeinfer[fleet]"\n'

@@ -1,4 +1,4 @@
-"""The demonstration: its model is what it claims, and `edgeinfer demo` runs the whole way."""
+"""The small demonstration: its model is what it claims, and `edgeinfer demo --small` runs the whole way."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_demo_says_what_is_missing(monkeypatch):
 
 
 def test_the_command(capsys):
-    assert main(["demo", "--json"]) == 0
+    assert main(["demo", "--small", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == 449
     assert {row["variant"] for row in found["rows"]} >= {"original", "optimized"}

@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).parent.parent / "edgeinfer"
 # A module belongs to the longest of these names that it begins with.
 ORDER = (
     ("errors", "values"),
-    ("display", "charts", "atomic", "npz", "cpu_quota", "lazy", "forking"),
+    ("svg",),
+    ("display", "charts", "timeline", "atomic", "npz", "cpu_quota", "lazy", "forking"),
     ("budget",),
     ("numerics",),
     ("artifact",),

@@ -33,6 +33,22 @@ __all__ = ["main"]
 EXIT_BROKEN_PIPE = 1  # what rich exits with, too
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+# What the extra `fleet` brings, by the names of its modules.
+_OF_FLEET = frozenset(
+    {
+        "alembic",
+        "cryptography",
+        "fsspec",
+        "httptools",
+        "paho",
+        "securesystemslib",
+        "sqlalchemy",
+        "starlette",
+        "tuf",
+        "uvicorn",
+        "zstandard",
+    }
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _run(argv)
     except EdgeInferError as error:
         _complain(f"error: {error}")
+        return EXIT_ERROR
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in _OF_FLEET:
+            raise
+        _complain(f'error: {missing} is not installed.\n  hint: pip install "edgeinfer[fleet]"')
         return EXIT_ERROR
     except KeyboardInterrupt:
         _complain("interrupted")

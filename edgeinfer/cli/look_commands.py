@@ -35,11 +35,17 @@ def add_commands(commands: Commands) -> None:
     add_json(parser)
     parser.set_defaults(run=compare)
 
-    parser = commands.add_parser("demo", help="run the main job on a small model that comes with edgeinfer")
-    parser.add_argument("--fleet", action="store_true",
-                        help="tune a model, roll it out to local agents, catch a bad release")  # fmt: skip
-    parser.add_argument("--devices", type=int, default=20, metavar="N", help="with --fleet: how many agents")
-    parser.add_argument("--html", metavar="FILE", help="with --fleet: write the report as one page")
+    parser = commands.add_parser(
+        "demo", help="tune a model, roll it out to agents on this machine, catch a bad release; write a page"
+    )
+    parser.add_argument("--small", action="store_true",
+                        help="only optimize, compile, run and measure a small model")  # fmt: skip
+    parser.add_argument("--devices", type=whole_number(12), default=20, metavar="N",
+                        help="how many agents, at least 12 (default: 20)")  # fmt: skip
+    parser.add_argument("--minutes", type=number(above=0), default=0.15, metavar="M",
+                        help="how long to tune for each class, about (default: 0.15)")  # fmt: skip
+    parser.add_argument("--html", metavar="FILE", default="edgeinfer-demo.html",
+                        help="where to write the page (default: edgeinfer-demo.html)")  # fmt: skip
     add_json(parser)
     parser.set_defaults(run=demo)
 
@@ -84,10 +90,26 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    """Run the demonstration."""
-    if arguments.fleet:
-        fleet_demo(arguments)
+    """Run the mission from end to end, or the small demonstration."""
+    if arguments.small:
+        small_demo(arguments)
         return
+    from edgeinfer.demo.mission import run_mission
+
+    report = run_mission(
+        devices=arguments.devices,
+        minutes=arguments.minutes,
+        say=lambda part: print(f"{part} …", file=sys.stderr),
+    )
+    page = report.save_html(arguments.html)
+    if arguments.json:
+        print_json(report.to_dict())
+    else:
+        print(f"{report}\n\nThe page with all pictures: {page.absolute()}")
+
+
+def small_demo(arguments: argparse.Namespace) -> None:
+    """Run the main job on a small model that comes with edgeinfer."""
     from edgeinfer.demo import run_demo
 
     report = run_demo()
@@ -95,16 +117,3 @@ def demo(arguments: argparse.Namespace) -> None:
         print_json(report.to_dict())
     else:
         print_table(report.before.table(), report.steps_table(), report.table())
-
-
-def fleet_demo(arguments: argparse.Namespace) -> None:
-    """Run the mission from end to end."""
-    from edgeinfer.demo.mission import run_mission
-
-    report = run_mission(devices=arguments.devices, say=lambda part: print(f"{part} …", file=sys.stderr))
-    if arguments.html:
-        report.save_html(arguments.html)
-    if arguments.json:
-        print_json(report.to_dict())
-    else:
-        print(report)

@@ -16,115 +16,40 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, final
-
-import attrs
+from typing import Any
 
 from edgeinfer.backends.registry import backends
 from edgeinfer.budget import Budget
 from edgeinfer.cpu_quota import usable_cpus
+from edgeinfer.demo.mission_report import MissionReport
 from edgeinfer.demo.releases import OPTIONS, median_ms, publish_for_classes
 from edgeinfer.demo.surfaces import CLASSES, draw_surfaces, inspection_model_path
 from edgeinfer.demo.turned_views import with_turned_views
-from edgeinfer.display import Table
+from edgeinfer.demo.watch import Watch
 from edgeinfer.fleet.device.agent import Agent
 from edgeinfer.fleet.device.identity import Identity
 from edgeinfer.fleet.device.options import AgentOptions
 from edgeinfer.fleet.device.probe import SystemProbe
+from edgeinfer.fleet.device.release import Release
 from edgeinfer.fleet.device.staging import Checker, ProcessChecker
 from edgeinfer.fleet.operator.fleet import Fleet
 from edgeinfer.fleet.operator.gates import FailureRate, Rejected
 from edgeinfer.fleet.operator.opening import open_fleet
 from edgeinfer.fleet.operator.rollout import Rollout
 from edgeinfer.fleet.operator.stages import Stage
-from edgeinfer.fleet.operator.status import RolloutStatus
-from edgeinfer.fleet.operator.tuned import TunedRelease
 from edgeinfer.graph.build import compile_model
 from edgeinfer.model.model import Model
 from edgeinfer.runtime.open import load
-from edgeinfer.values import as_tuple
 
-__all__ = ["MissionReport", "run_mission"]
+__all__ = ["run_mission"]
 
 _LOG = logging.getLogger(__name__)
 # An agent that is told to hurry: one in the field polls by the minute and watches for hours.
-_HURRIED = AgentOptions(poll_s=0.1, tick_s=0.05, soak_s=0.2, staging_runs=20, soak_requests=1)
+_HURRIED = AgentOptions(poll_s=1.0, tick_s=0.05, soak_s=0.2, staging_runs=20, soak_requests=1)
 # In medians of the float model here: the cameras must be fast, the line's computers may take their time.
-_SLOWEST = {"camera": 2.5, "line": 12.0}
+_SLOWEST = {"camera": 1.6, "line": 12.0}
 _LARGEST = {"camera": 500_000, "line": 1_200_000}  # bytes
 _LONGEST_S = 300.0
-
-
-@final
-@attrs.frozen(kw_only=True)
-class MissionReport:
-    """What happened.
-
-    Attributes:
-        tuned: The first release, and how its variants were found.
-        good: The rollout of the first release, at its end.
-        bad: The rollout of the second one, at its end.
-        devices: One row a device, at the end.
-        running: How many devices run the first release at the end.
-        seconds: How long it took, by part.
-        notes: What must be said.
-    """
-
-    tuned: TunedRelease
-    good: RolloutStatus
-    bad: RolloutStatus
-    devices: Table
-    running: int
-    seconds: Mapping[str, float]
-    notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as JSON-compatible values."""
-        return {
-            "tuned": self.tuned.to_dict(),
-            "good": self.good.state,
-            "bad": self.bad.state,
-            "running": self.running,
-            "seconds": dict(self.seconds),
-            "notes": list(self.notes),
-        }
-
-    def table(self) -> Table:
-        """Return one row a part."""
-        rows = [
-            ("tuned and published", f"release 1 for {len(self.tuned.results)} classes of devices"),
-            ("rolled out", f"release 1: {self.good.state}"),
-            ("a bad release", f"release 2, too slow for the cameras: {self.bad.state}"),
-            ("at the end", f"{self.running} devices run release 1"),
-            *((f"  {part}", f"{seconds:.0f} s") for part, seconds in self.seconds.items()),
-        ]
-        return Table(title="The mission", columns=("", ""), rows=rows, footer="\n".join(self.notes))
-
-    def __str__(self) -> str:
-        return "\n\n".join(map(str, (self.tuned, self.good, self.bad, self.devices, self.table())))
-
-    def _repr_html_(self) -> str:
-        parts = [self.table().to_html()]
-        for name, result in self.tuned.results.items():
-            parts.append(f"<h2>Tuned for the class {name}</h2>{result._repr_html_()}")
-        parts.append(f"<h2>Release 1 is rolled out</h2>{self.good._repr_html_()}")
-        parts.append(f"<h2>Release 2 is caught at the canaries</h2>{self.bad._repr_html_()}")
-        parts.append(f"<h2>The fleet at the end</h2>{self.devices.to_html()}")
-        return "\n".join(parts)
-
-    def save_html(self, path: str | Path) -> Path:
-        """Write it as one page that needs no other file and no network."""
-        from edgeinfer.atomic import write_file
-
-        page = (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>edgeinfer: the mission</title>'
-            "<style>:root{color-scheme:light dark}body{font:14px/1.45 system-ui,sans-serif;max-width:70em;"
-            "margin:2em auto;padding:0 1.5em}.pictures{display:flex;flex-wrap:wrap;gap:1.5em}"
-            f".pictures>svg{{flex:1 1 30em}}</style></head><body><h1>The mission</h1>{self._repr_html_()}"
-            "</body></html>\n"
-        )
-        write_file(Path(path), page.encode())
-        return Path(path)
 
 
 def run_mission(
@@ -173,7 +98,7 @@ def run_mission(
             for number in range(devices)
         ]
         with _timed(seconds, f"roll release 1 out to {devices} devices", say):
-            good = _roll_out(fleet, agents, tuned.release)
+            good, good_picture = _roll_out(fleet, agents, tuned.release)
         bad_release = publish_for_classes(
             fleet,
             "defects",
@@ -184,7 +109,7 @@ def run_mission(
             labels=CLASSES,
         )
         with _timed(seconds, "roll release 2 out and back", say):
-            bad = _roll_out(fleet, agents, bad_release)
+            bad, bad_picture = _roll_out(fleet, agents, bad_release)
         running = sum(row["running"] == tuned.release.digest for row in fleet.devices)
         table = fleet.devices.table()
         return MissionReport(
@@ -194,6 +119,7 @@ def run_mission(
             devices=table,
             running=running,
             seconds=seconds,
+            pictures=(good_picture, bad_picture),
             notes=notes,
         )
 
@@ -223,8 +149,8 @@ def _agent(fleet: Fleet, folder: Path, number: int, device_class: str, checker: 
     return Agent(home, source=fleet.source, root=fleet.root, options=_HURRIED, checker=checker)
 
 
-def _roll_out(fleet: Fleet, agents: list[Agent], release: Any) -> Rollout:
-    """Move the fleet and its agents on until the rollout ends."""
+def _roll_out(fleet: Fleet, agents: list[Agent], release: Release) -> tuple[Rollout, str]:
+    """Move the fleet and its agents on until the rollout ends. Return it with a picture of what they did."""
     rollout = fleet.rollout(
         release,
         stages=[Stage(count=max(10, len(agents) // 2)), Stage(percent=100)],
@@ -232,13 +158,14 @@ def _roll_out(fleet: Fleet, agents: list[Agent], release: Any) -> Rollout:
         on_fail="rollback",
     )
     rollout.start()
+    watch = Watch(release.digest)
     deadline = time.monotonic() + _LONGEST_S
     # Each agent tries a release in a process of its own: one for each core at a time.
     with ThreadPoolExecutor(max_workers=usable_cpus()) as pool:
         while rollout.state in ("RUNNING", "ROLLING_BACK") and time.monotonic() < deadline:
             fleet.tick()
-            list(pool.map(Agent.step, agents))
-    return rollout
+            list(pool.map(watch.step, agents))
+    return rollout, watch.picture(f"What each device did with release {release.version}")
 
 
 @contextmanager

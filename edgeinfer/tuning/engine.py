@@ -26,6 +26,7 @@ from edgeinfer.tuning.actions import (
     Time,
 )
 from edgeinfer.tuning.candidate import Candidate
+from edgeinfer.tuning.fork_server import ForkServer
 from edgeinfer.tuning.journal import Journal
 from edgeinfer.tuning.planner import next_action
 from edgeinfer.tuning.processes import ChildError, memory_limit, run_task
@@ -37,6 +38,7 @@ __all__ = ["Engine", "Timer"]
 # When a task counts as hung. On a machine that ten others use, an honest one takes ten times as long.
 _TASK_S = 900.0
 _MOST_ATTEMPTS = 2  # of an evaluation that ends with the process
+_WAIT_S, _WAIT_PART = 20.0, 0.05  # for a calm machine: at most so long, and such a part of the time
 
 
 class Timer(Protocol):
@@ -67,6 +69,7 @@ class Engine:
         here: Whether the target's backend runs on this machine.
         peak_bytes: Measures the memory of an artifact; None where it cannot be measured.
         on_action: Called before each action with a line for people.
+        server: What child processes are forked from; None: each one is a new interpreter.
     """
 
     problem: Problem
@@ -79,7 +82,7 @@ class Engine:
     here: bool
     peak_bytes: Callable[[Artifact], int] | None = None
     on_action: Callable[[str], None] = attrs.field(default=lambda _: None)
-    environment: Mapping[str, str] = attrs.field(factory=dict)
+    server: ForkServer | None = None
 
     def run(self) -> State:
         """Go on until the end; returns what is known then.
@@ -133,7 +136,7 @@ class Engine:
             log=self.folder / f"{log}.log",
             timeout_s=_TASK_S,
             max_bytes=memory_limit(),
-            environment=self.environment,
+            server=self.server,
         )
 
     def _prepare(self) -> dict[str, Any]:
@@ -155,9 +158,7 @@ class Engine:
             return {**record, "outcome": failure.outcome, "reason": failure.reason}
 
     def _time(self, action: Time, state: State) -> dict[str, Any]:
-        # Where it was waited in vain before, it is not waited again.
-        patience = 0.0 if any(rung.waited_s for rung in state.rungs) and state.pressed else 20.0
-        before, waited = wait_for_calm(Tree(), most_s=patience) if self.here else (None, 0.0)
+        before, waited = wait_for_calm(Tree(), most_s=self._patience_s(state)) if self.here else (None, 0.0)
         timings = self.timer.time(action.trials, action.runs)
         return {
             "kind": "rung",
@@ -166,6 +167,13 @@ class Engine:
             "pressure": before,
             "waited_s": round(waited, 1) if before is not None and before > PRESSURE_PERCENT else 0.0,
         }
+
+    def _patience_s(self, state: State) -> float:
+        """How long to wait for a calm machine: not again where it was in vain, and not most of the time."""
+        if state.pressed and any(rung.waited_s for rung in state.rungs):
+            return 0.0
+        seconds = self.problem.seconds
+        return _WAIT_S if seconds is None else min(_WAIT_S, _WAIT_PART * seconds)
 
     def _sensitivity(self) -> dict[str, Any]:
         record: dict[str, Any] = {"kind": "sensitivity", "layers": []}

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from edgeinfer.budget import Budget
-from edgeinfer.charts import Bar, Line, Point, bars, escaped, histogram, scatter
+from edgeinfer.charts import Bar, Line, Point, bars, histogram, scatter
 from edgeinfer.display import Table
+from edgeinfer.svg import beside, escaped
 from edgeinfer.tuning.advice import Advice
 from edgeinfer.tuning.trial import Trial
 
@@ -24,8 +25,6 @@ _HEAD = """<!doctype html>
 body {{ font-family: system-ui, sans-serif; font-size: 14px; line-height: 1.45; max-width: 70em;
   margin: 2em auto; padding: 0 1.5em }}
 table {{ font-size: 13px }}
-.pictures {{ display: flex; flex-wrap: wrap; gap: 1.5em }}
-.pictures > svg {{ flex: 1 1 30em }}
 </style></head><body>
 """
 
@@ -77,8 +76,9 @@ def page(result: _Shown) -> str:
 
 def body(result: _Shown) -> str:
     """Return the report as an HTML fragment."""
-    parts = [_verdict(result), "<div class='pictures'>", _latency_plot(result), _memory_plot(result)]
-    parts += [_latencies(result), "</div>", "<div class='pictures'>", *_layers(result), "</div>"]
+    parts = [_verdict(result)]
+    parts.append(beside(_latency_plot(result), _memory_plot(result), _latencies(result)))
+    parts.append(beside(*_layers(result)))
     if result.met:
         parts.append(result.best.recipe.table().to_html())
     parts += [_tried(result), result.budget.table().to_html(), _environment(result)]
@@ -269,6 +269,5 @@ def _environment(result: _Shown) -> str:
         ("measured on", result.where),
         ("clock", result.clock),
         ("tuning took", f"{result.seconds:.0f} s"),
-        *(("note", note) for note in result.notes),
     ]
     return Table(title="Environment", columns=("", ""), rows=rows).to_html()

@@ -9,7 +9,8 @@ killed goes on as if nothing had happened. The order:
    estimated latency is beyond the limit and the band of the estimate are dropped; of the rest the one with
    the best expected closeness is next, and every third time one of the ten best, drawn by (seed, trial).
    After every few, those are timed, which corrects the estimates.
-4. Successive halving: time the best in turns, keep half, time longer.
+4. Successive halving: time the best in turns, keep half, time longer. Of a model with several sets of options
+   the fastest one takes part.
 5. Evaluate the survivors with the user's metric, and measure their memory.
 """
 
@@ -208,7 +209,8 @@ def _halving(state: State, problem: Problem) -> Action | None:
     by_trial = entrants(state, problem)
     if rungs and len([index for index in rungs[-1].timings if index != FLOAT]) <= _SURVIVORS:
         return None
-    pool = [index for index in (rungs[-1].timings if rungs else by_trial) if index != FLOAT]
+    outdone = _outdone(state, problem)
+    pool = [i for i in (rungs[-1].timings if rungs else by_trial) if i != FLOAT and i not in outdone]
     able = [
         index
         for index in pool
@@ -223,6 +225,17 @@ def _halving(state: State, problem: Problem) -> Action | None:
     trials = [(FLOAT, problem.space.baselines()[FLOAT])]
     trials += [(index, by_trial[index].candidate) for index in sorted(ranked)]
     return Time("halving", tuple(trials), _RUNS["halving"] * 2 ** len(rungs))
+
+
+def _outdone(state: State, problem: Problem) -> set[int]:
+    """Return the baselines whose model is faster with other options: they are as accurate, so that is all."""
+    budget = problem.budget
+    if (budget.peak_bytes, budget.latency_p99_ms, budget.power_w) != (None, None, None):
+        return set()  # of which options may decide, too
+    baselines, options = problem.space.baselines(), problem.space.options
+    estimator = Estimator(state, baselines)
+    best = {each.precision: options[estimator.best_options(each.precision, options)] for each in baselines}
+    return {i for i, each in enumerate(baselines) if i != FLOAT and each.options != best[each.precision]}
 
 
 def entrants(state: State, problem: Problem) -> dict[int, Made]:

@@ -2,6 +2,7 @@
 
 A child has a process group of its own, a deadline, and a watchdog on the memory of the group. It is told what
 to do by lines of JSON and answers likewise. It ends itself when this process is gone, however that ended.
+Where there is a fork server, it is forked from that one and need not import anything.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import attrs
 
 from edgeinfer.devices.probe.pressure import parse_meminfo
 from edgeinfer.devices.probe.tree import Tree
+from edgeinfer.tuning.fork_server import ForkServer, Process, python_path
 
 __all__ = ["Child", "ChildError", "memory_limit", "run_task"]
 
@@ -55,29 +57,42 @@ class Child:
 
     Args:
         log: The file that takes what it prints.
+        server: What it is forked from; None: it is started as a new interpreter.
         max_bytes: Memory of its process group above which it is killed; None: not watched.
-        environment: What is added to the environment.
         module: What it runs.
+
+    Raises:
+        ChildError: It cannot be forked.
     """
 
     log: Path
+    server: ForkServer | None = None
     max_bytes: int | None = None
-    environment: Mapping[str, str] = attrs.field(factory=dict)
     module: str = _CHILD
-    _process: subprocess.Popen[bytes] = attrs.field(init=False)
+    _process: Process = attrs.field(init=False)
     _buffer: bytes = attrs.field(init=False, default=b"")
 
     def __attrs_post_init__(self) -> None:
-        path = os.pathsep.join(each for each in sys.path if each)
+        if self.server is not None:
+            try:
+                self._process = self.server.start(self.module, self.log)
+            except OSError as error:
+                raise ChildError("crashed", f"it could not be forked: {error}") from error
+            return
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 (this interpreter, and a module of ours)
                 [sys.executable, "-m", self.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": path, **self.environment},
+                env=python_path(),
                 start_new_session=True,  # a group of its own, which is killed as one
             )
+
+    @property
+    def pid(self) -> int:
+        """Its number, and that of its process group."""
+        return self._process.pid
 
     def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send a request, and return the answer.
@@ -101,7 +116,8 @@ class Child:
         """Kill the process group, and wait for it."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        with contextlib.suppress(OSError):  # the server is gone, and with it who could tell
+            self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -149,6 +165,9 @@ class Child:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             code = 0
+        except OSError as error:
+            self.kill()
+            return ChildError("crashed", f"how it ended is not known: {error}")
         self.kill()
         text = self.log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace").strip()
         last = text.splitlines()[-1] if text else ""
@@ -165,14 +184,14 @@ def run_task(
     log: Path,
     timeout_s: float,
     max_bytes: int | None,
-    environment: Mapping[str, str] | None = None,
+    server: ForkServer | None = None,
 ) -> dict[str, Any]:
     """Run one task in a child of its own.
 
     Raises:
         ChildError: It gave no result.
     """
-    with Child(log, max_bytes=max_bytes, environment=environment or {}) as child:
+    with Child(log, server, max_bytes=max_bytes) as child:
         return child.ask(request, timeout_s)
 
 

@@ -29,6 +29,7 @@ from edgeinfer.tuning.actions import SAMPLERS, Problem
 from edgeinfer.tuning.advice import devices_that_fit
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.engine import Engine, Timer
+from edgeinfer.tuning.fork_server import ForkServer, can_fork
 from edgeinfer.tuning.inputs import keep_inputs
 from edgeinfer.tuning.journal import Journal
 from edgeinfer.tuning.optuna_sampler import require_optuna
@@ -152,25 +153,27 @@ def tune(
             load=load,
             notes=tuple(feeds.notes),
         )
-        with _timer(folder, parsed, capabilities, on, first) as timer:
-            engine = Engine(
-                problem=problem,
-                journal=book,
-                folder=folder,
-                target=parsed,
-                evaluate=evaluate,
-                shapes=shapes,
-                timer=timer,
-                here=on is None,
-                peak_bytes=_peak_bytes(first, on),
-                on_action=say,
-            )
-            state = engine.run()
+        with _fork_server(folder) as server:
+            with _timer(folder, parsed, capabilities, on, first, server) as timer:
+                engine = Engine(
+                    problem=problem,
+                    journal=book,
+                    folder=folder,
+                    target=parsed,
+                    evaluate=evaluate,
+                    shapes=shapes,
+                    timer=timer,
+                    here=on is None,
+                    peak_bytes=_peak_bytes(first, on),
+                    on_action=say,
+                    server=server,
+                )
+                state = engine.run()
             _require_float(state, problem)
             result = result_of(state, problem, facts)
-        shown = result.baseline if result.chosen is None else result.best
-        if on is None and shown.index not in state.layer_us:
-            engine.time_layers(shown.index, shown.candidate)
+            shown = result.baseline if result.chosen is None else result.best
+            if on is None and shown.index not in state.layer_us:
+                engine.time_layers(shown.index, shown.candidate)
         return result_of(State.of(book.records), problem, facts)
 
 
@@ -230,16 +233,26 @@ def _require_float(state: State, problem: Problem) -> None:
 
 
 @contextlib.contextmanager
+def _fork_server(folder: Path) -> Iterator[ForkServer | None]:
+    if not can_fork():
+        yield None
+        return
+    with ForkServer(folder / "fork_server.log") as server:
+        yield server
+
+
+@contextlib.contextmanager
 def _timer(
     folder: Path,
     target: Target,
     capabilities: Capabilities,
     on: RemoteDevice | None,
     feed: Mapping[str, np.ndarray],
+    server: ForkServer | None,
 ) -> Iterator[Timer]:
     threads = (capabilities.threads_option,) if capabilities.threads_option else ()
     timer: Timer = (
-        Bench(folder=folder, target=str(target), threads=threads)
+        Bench(folder=folder, target=str(target), threads=threads, server=server)
         if on is None
         else RemoteBench(device=on, folder=folder, target=target, feed=feed)
     )

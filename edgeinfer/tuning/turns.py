@@ -6,16 +6,17 @@ What else the machine does, and how warm it is, then concerns all of them alike.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import attrs
 import numpy as np
 
-from edgeinfer.devices.probe.pressure import read_pressure
+from edgeinfer.devices.probe.pressure import read_pressure, waited_us
 from edgeinfer.devices.probe.tree import Tree
 from edgeinfer.tuning.candidate import Candidate
+from edgeinfer.tuning.fork_server import ForkServer
 from edgeinfer.tuning.processes import Child, ChildError, memory_limit
 from edgeinfer.tuning.state import PRESSURE_PERCENT
 
@@ -26,7 +27,7 @@ _OPEN_S = 180.0
 _LEAST_S = 20.0  # for a burst
 _LEAST_BURST_MS, _MOST_BURST = 30.0, 100
 _KEPT = 300  # latencies that are kept for the picture
-_WAIT_S = 20.0
+_MOMENT_S = 0.5
 
 
 @final
@@ -38,13 +39,13 @@ class Bench:
         folder: Where the models and feeds are.
         target: The target, as text.
         threads: The names of the options that bound threads.
-        environment: What is added to the children's environment.
+        server: What the children are forked from; None: each one is a new interpreter.
     """
 
     folder: Path
     target: str
     threads: tuple[str, ...]
-    environment: Mapping[str, str] = attrs.field(factory=dict)
+    server: ForkServer | None = None
     _open: dict[int, tuple[Child, dict[str, Any]]] = attrs.field(factory=dict)
 
     def time(self, trials: Sequence[tuple[int, Candidate]], runs: int) -> dict[int, dict[str, Any]]:
@@ -73,9 +74,7 @@ class Bench:
             self._close(index)
 
     def _opened(self, index: int, candidate: Candidate) -> tuple[Child, dict[str, Any]]:
-        child = Child(
-            self.folder / f"time-{index}.log", max_bytes=memory_limit(), environment=self.environment
-        )
+        child = Child(self.folder / f"time-{index}.log", self.server, max_bytes=memory_limit())
         try:
             request = {
                 "task": "open",
@@ -154,17 +153,38 @@ def thinned(values: Sequence[float]) -> list[float]:
     return [round(float(value), 4) for value in values[::step]]
 
 
-def wait_for_calm(tree: Tree, *, most_s: float = _WAIT_S) -> tuple[float | None, float]:
+def wait_for_calm(
+    tree: Tree,
+    *,
+    most_s: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[float | None, float]:
     """Wait until the machine is not under pressure, for so many seconds at most.
 
+    The kernel's average over 10 s holds what this run has just computed itself. So where it is high, the
+    machine is looked at for moments in which this run does nothing.
+
+    Args:
+        tree: The root of the file system.
+        most_s: The longest time to wait; a moment is looked at in any case.
+        clock: In seconds.
+        sleep: Waits.
+
     Returns:
-        The share of the last 10 s in percent in which some task waited for a processor, None where it is not
-        told; and how long it was waited.
+        The share of time in percent in which some task waited for a processor, None where it is not told;
+        and how long it was waited.
     """
-    started = time.monotonic()
-    while True:
-        pressure = read_pressure(tree).cpu
-        waited = time.monotonic() - started
-        if pressure is None or pressure <= PRESSURE_PERCENT or waited >= most_s:
-            return pressure, waited
-        time.sleep(1.0)
+    started = clock()
+    pressure = read_pressure(tree).cpu
+    while pressure is not None and pressure > PRESSURE_PERCENT:
+        before, since = waited_us(tree, "cpu"), clock()
+        sleep(_MOMENT_S)
+        after, now = waited_us(tree, "cpu"), clock()
+        if before is not None and after is not None and now > since:
+            pressure = min(100.0, 100 * (after - before) / (1e6 * (now - since)))
+        else:
+            pressure = read_pressure(tree).cpu
+        if now - started >= most_s:
+            break
+    return pressure, clock() - started

@@ -67,14 +67,7 @@ def test_the_code_runs_as_a_script(name, tmp_path, monkeypatch, capsys):
     assert PRINTS.get(name, "") in capsys.readouterr().out
 
 
-# Their outputs are still to be stored, from an idle machine: nox -s notebooks.
-WITHOUT_OUTPUTS = {"fit_a_budget", "fleet_on_a_laptop"}
-_TO_BE_STORED = pytest.mark.xfail(strict=True, reason="not run yet: nox -s notebooks")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=_TO_BE_STORED if n in WITHOUT_OUTPUTS else ()) for n in NOTEBOOKS]
-)
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_outputs_are_stored(name):
     code = cells(name)
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1)), "nox -s notebooks"

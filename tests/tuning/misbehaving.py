@@ -32,4 +32,5 @@ def main() -> None:
         print(json.dumps(task.get("answer", {})), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -162,6 +162,23 @@ def test_under_pressure_processor_time_counts_and_it_is_said():
     assert result(run(of, World()), of).clock == "wall"
 
 
+@pytest.mark.parametrize("more", [{}, {"peak_bytes": "1 GB"}, {"latency_p99_ms": 9.0}])
+def test_a_model_with_options_that_make_it_slower_is_not_evaluated(more):
+    """It would give the same outputs; options may matter for other limits than the median, though."""
+    of = problem(budget=ei.Budget(latency_p50_ms=8.0, max_drop=0.05, **more), seconds=1.0)
+    records = run(of, World())
+    slow = {i for i, each in enumerate(SPACE.baselines()) if each.options}
+    timed = {int(i) for each in records if each["kind"] == "rung" for i in each["timings"]}
+    halved = {
+        int(i)
+        for each in records
+        if each["kind"] == "rung" and each["name"] == "halving"
+        for i in each["timings"]
+    }
+    assert slow <= timed
+    assert bool(slow & halved) == bool(more)
+
+
 def test_a_budget_that_cannot_be_met_says_how_near_it_came_and_what_would_help():
     of = problem(budget=ei.Budget(latency_p50_ms=0.5, peak_bytes="1 MB"))
     found = result(run(of, World()), of)

@@ -10,7 +10,7 @@ import attrs
 
 from edgeinfer.devices.probe.tree import Tree, pairs
 
-__all__ = ["Pressure", "parse_meminfo", "parse_pressure", "read_pressure"]
+__all__ = ["Pressure", "parse_meminfo", "parse_pressure", "read_pressure", "waited_us"]
 
 
 @final
@@ -27,6 +27,17 @@ def parse_pressure(text: str) -> float | None:
     """Read a file of /proc/pressure; None where it is none."""
     match = re.search(r"^some avg10=([\d.]+)", text, re.MULTILINE)
     return float(match[1]) if match is not None else None
+
+
+def waited_us(tree: Tree, name: str) -> int | None:
+    """Return for how long some task has waited since the start of the system, in microseconds.
+
+    Args:
+        tree: The root of the file system.
+        name: `cpu`, `memory` or `io`.
+    """
+    match = re.search(r"^some .*total=(\d+)", tree.read(f"/proc/pressure/{name}"), re.MULTILINE)
+    return int(match[1]) if match is not None else None
 
 
 def read_pressure(tree: Tree) -> Pressure:

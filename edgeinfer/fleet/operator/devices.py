@@ -117,7 +117,8 @@ class Devices:
 
     def table(self) -> Table:
         """Return one row a device and model."""
-        now = time.time()
+        now, found = time.time(), list(self)
+        versions = {(row["model"], row["wanted"]): row["version"] for row in found if row["version"]}
         rows = [
             (
                 row["device"],
@@ -125,14 +126,12 @@ class Devices:
                 row["site"],
                 row["model"] or "",
                 row["version"] or (row["wanted"] or "")[:_SHOWN],
-                "yes"
-                if row["model"] and row["wanted"] == row["running"]
-                else (row["running"] or "")[:_SHOWN],
+                _runs(row, versions),
                 row["phase"] or "",
                 " ".join(part for part in (row["code"], row["flag"]) if part),
                 f"{format_duration(now - row['seen_at'])} ago" if row["seen_at"] else "never",
             )
-            for row in self
+            for row in found
         ]
         columns = ("device", "class", "site", "model", "is to run", "runs it", "phase", "code", "seen")
         return Table(title=f"{len(rows)} devices", columns=columns, rows=rows)
@@ -142,3 +141,13 @@ class Devices:
 
     def _repr_html_(self) -> str:
         return self.table().to_html()
+
+
+def _runs(row: Mapping[str, Any], versions: Mapping[tuple[str, str], str]) -> str:
+    """Return whether a device runs what it is to run, and what else: a version, or the start of a digest."""
+    running = row["running"]
+    if not row["model"] or not running:
+        return ""
+    if row["wanted"] == running:
+        return "yes"
+    return f"no: {versions.get((row['model'], running), running[:_SHOWN])}"

@@ -11,6 +11,7 @@ from edgeinfer.display import Table
 from edgeinfer.fleet.operator.durations import format_duration
 from edgeinfer.fleet.operator.evidence import Tallies
 from edgeinfer.fleet.operator.outcomes import Counts, Outcome
+from edgeinfer.fleet.operator.pictures import legend, stacked
 from edgeinfer.fleet.operator.planner import judge_stage
 from edgeinfer.fleet.operator.record import Record
 from edgeinfer.fleet.operator.verdicts import Judgement
@@ -133,7 +134,12 @@ class RolloutStatus:
         return f"{self.table()}\n\n{self.gate_table()}"
 
     def _repr_html_(self) -> str:
-        return self.table().to_html() + self.gate_table().to_html()
+        bars = [
+            f"<div style='max-width:30em;margin:0.3em 0'>stage {number}"
+            f"{stacked({o.value: counts.of(o) for o in Outcome}, counts.members)}</div>"
+            for number, counts in enumerate(self.stages, 1)
+        ]
+        return self.table().to_html() + "".join(bars) + legend() + self.gate_table().to_html()
 
 
 def status_of(

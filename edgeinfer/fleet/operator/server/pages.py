@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from edgeinfer.fleet.operator.outcomes import Counts, Outcome
-from edgeinfer.fleet.operator.server.pictures import legend, stacked
+from edgeinfer.fleet.operator.pictures import legend, stacked
 from edgeinfer.fleet.operator.status import RolloutStatus
 
 __all__ = [

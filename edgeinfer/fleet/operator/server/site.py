@@ -14,12 +14,12 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from edgeinfer.errors import EdgeInferError, FleetError
 from edgeinfer.fleet.operator.fleet import Fleet
+from edgeinfer.fleet.operator.pictures import canary_picture, legend
 from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.regression import Regression
 from edgeinfer.fleet.operator.rollout import Rollout
 from edgeinfer.fleet.operator.server import overview, pages
 from edgeinfer.fleet.operator.server.bodies import TooLarge, answer, read_body
-from edgeinfer.fleet.operator.server.pictures import canary_picture, legend
 from edgeinfer.fleet.operator.server.sessions import COOKIE, Sessions, Visitor, is_same_site
 
 __all__ = ["Site"]

@@ -1,14 +1,15 @@
-"""The pictures of the page: stages as stacked bars, gates as intervals, canaries against controls."""
+"""Pictures of rollouts: stages as stacked bars, gates as intervals, canaries against controls."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 
-from edgeinfer.charts import Line, escaped, histogram
+from edgeinfer.charts import Line, histogram
 from edgeinfer.fleet.operator.metrics import metric
 from edgeinfer.fleet.operator.outcomes import Outcome
 from edgeinfer.fleet.operator.regression import Regression
+from edgeinfer.svg import escaped
 
 __all__ = ["COLOURS", "canary_picture", "legend", "stacked"]
 
@@ -43,17 +44,19 @@ def stacked(counts: Mapping[str, int], total: int) -> str:
     said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count) or "no devices"
     return (
         f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' preserveAspectRatio='none' role='img' class='bar' "
+        "style='width:100%;height:1.1rem;display:block' "
         f"aria-label='{escaped(said)}'>{''.join(parts)}</svg>"
     )
 
 
 def legend() -> str:
     """Return what the colours mean."""
-    return "<p class='legend'>" + "".join(
-        f"<span><svg width='10' height='10' aria-hidden='true'><rect width='10' height='10' fill='{colour}'/>"
-        f"</svg> {name}</span> "
+    entries = [
+        "<span style='margin-right:1em;white-space:nowrap'><svg width='10' height='10' aria-hidden='true'>"
+        f"<rect width='10' height='10' fill='{colour}'/></svg> {name}</span> "
         for name, colour in COLOURS.items()
-    ) + "</p>"  # fmt: skip
+    ]
+    return f"<p class='legend'>{''.join(entries)}</p>"
 
 
 def canary_picture(gate: Regression, canaries: Sequence[float], controls: Sequence[float]) -> str:
