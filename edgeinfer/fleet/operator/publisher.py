@@ -14,6 +14,12 @@ from edgeinfer.fleet.operator.store.schema import devices, members, slots
 __all__ = ["Publisher", "Shelf", "document_of"]
 
 _BATCH = 500
+_CHANGED = (
+    sa.select(devices)
+    .where(devices.c.wanted != devices.c.published, devices.c.deleted_at.is_(None))
+    .order_by(devices.c.device)
+    .limit(_BATCH)
+)
 
 
 class Shelf(Protocol):
@@ -56,6 +62,11 @@ class Publisher:
             total += count
         return total
 
+    def is_behind(self, database: Database) -> bool:
+        """Whether the database knows less than was published: it came from a backup."""
+        with database.reading() as connection:
+            return self._shelf.anchor() > value_of(connection, "published")
+
     def notice_restore(self, database: Database) -> bool:
         """Raise the epoch if the database knows less than was published: it came from a backup.
 
@@ -78,14 +89,7 @@ class Publisher:
         return database.retrying(work)
 
     def _batch(self, database: Database, connection: sa.Connection) -> int:
-        statement = (
-            sa.select(devices)
-            .where(devices.c.wanted != devices.c.published, devices.c.deleted_at.is_(None))
-            .order_by(devices.c.device)
-            .limit(_BATCH)
-        )
-        if connection.dialect.name != "sqlite":
-            statement = statement.with_for_update(skip_locked=True)
+        statement = _CHANGED if database.is_sqlite else _CHANGED.with_for_update(skip_locked=True)
         rows = connection.execute(statement).mappings().all()
         if not rows:
             return 0

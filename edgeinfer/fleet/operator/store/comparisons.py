@@ -165,9 +165,12 @@ def _difference(row: sa.RowMapping, after: Mapping[str, Any]) -> dict[str, float
     }
 
 
+_METRIC_SUMS = sa.select(metric_sums).where(metric_sums.c.rollout == sa.bindparam("number"))
+
+
 def load_metric_sums(connection: sa.Connection, rollout: int) -> dict[tuple[int, str, str, str], MetricSums]:
     """Return (stage, arm, class, metric) -> sums."""
-    statement = sa.select(metric_sums).where(metric_sums.c.rollout == rollout)
+    found = connection.execute(_METRIC_SUMS, {"number": rollout}).mappings()
     return {
         (row["stage"], row["arm"], row["device_class"], row["metric"]): MetricSums(
             changes=Sums(row["devices"], row["total"], row["squares"]),
@@ -175,5 +178,5 @@ def load_metric_sums(connection: sa.Connection, rollout: int) -> dict[tuple[int,
             over=row["over"],
             undefined=row["undefined"],
         )
-        for row in connection.execute(statement).mappings()
+        for row in found
     }

@@ -23,7 +23,7 @@ from edgeinfer.fleet.operator.figures import SERVING, figures_by_model
 from edgeinfer.fleet.operator.outcomes import Motion
 from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.store.comparisons import save_figures, update_changes
-from edgeinfer.fleet.operator.store.database import Database, chunks, dumps, value_of
+from edgeinfer.fleet.operator.store.database import Database, chunks, dumps, one_of, value_of
 from edgeinfer.fleet.operator.store.enrolment import verify_report
 from edgeinfer.fleet.operator.store.ingested import Ingested, Refusal
 from edgeinfer.fleet.operator.store.members import change_members, members_of
@@ -64,7 +64,7 @@ _MEMBERS = sa.select(members).where(
     members.c.device.in_(_NAMES),
     sa.or_(
         members.c.rollout.in_(sa.bindparam("numbers", expanding=True)),
-        members.c.motion.in_([Motion.FORWARD.value, Motion.BACK.value]),
+        one_of(members.c.motion, (Motion.FORWARD.value, Motion.BACK.value)),
     ),
 )
 

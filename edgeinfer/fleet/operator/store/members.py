@@ -84,11 +84,14 @@ def members_of(rows: sa.Result[Any]) -> list[Member]:
     return [Member(**dict(zip(names, row, strict=True))) for row in rows]
 
 
+_CELLS = sa.select(
+    cells.c.stage, cells.c.device_class, cells.c.site, cells.c.outcome, cells.c.motion, cells.c.devices
+).where(cells.c.rollout == sa.bindparam("number"), cells.c.devices != 0)
+
+
 def load_cells(connection: sa.Connection, rollout: int) -> dict[Cell, Counts]:
     """Return the counts of a rollout."""
-    statement = sa.select(cells).where(cells.c.rollout == rollout, cells.c.devices != 0)
     found: dict[Cell, dict[tuple[Outcome, Motion], int]] = {}
-    for row in connection.execute(statement).mappings():
-        cell = Cell(row["stage"], row["device_class"], row["site"])
-        found.setdefault(cell, {})[Outcome(row["outcome"]), Motion(row["motion"])] = row["devices"]
+    for stage, device_class, site, outcome, motion, count in connection.execute(_CELLS, {"number": rollout}):
+        found.setdefault(Cell(stage, device_class, site), {})[Outcome(outcome), Motion(motion)] = count
     return {cell: Counts(states) for cell, states in found.items()}

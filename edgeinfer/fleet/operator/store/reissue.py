@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from edgeinfer.fleet.operator.member import Generation
 from edgeinfer.fleet.operator.outcomes import Motion
-from edgeinfer.fleet.operator.store.database import chunks, raise_value, value_of
+from edgeinfer.fleet.operator.store.database import chunks, one_of, raise_value, value_of
 from edgeinfer.fleet.operator.store.members import change_members, load_members
 from edgeinfer.fleet.operator.store.schema import devices, members, rollouts
 from edgeinfer.fleet.operator.store.slots import Slot, Wanted, issue
@@ -60,7 +60,7 @@ def _begin_again(
         )
         moving = sa.select(members.c.device, rollouts.c.model).where(
             members.c.device.in_(part),
-            members.c.motion.in_([Motion.FORWARD.value, Motion.BACK.value]),
+            one_of(members.c.motion, (Motion.FORWARD.value, Motion.BACK.value)),
             rollouts.c.id == members.c.rollout,
         )
         # What is on its way in a rollout has a place in the site's budget, and gets a new lease from there.
@@ -81,7 +81,7 @@ def _renumber(
         for before in load_members(
             connection,
             members.c.device.in_(part),
-            members.c.motion.in_(moving),
+            one_of(members.c.motion, moving),
             members.c.rollout.in_(of_model),
         ):
             after = before
