@@ -72,6 +72,11 @@ class SimulatedDevice:
         """Whether it may not do its work because of an update."""
         return self.phase in _BUSY and not self.reflashed
 
+    @property
+    def has_news(self) -> bool:
+        """Whether it has more to tell than its figures, which it always has again."""
+        return any(b'"metrics":{}' in report for report in self.spool)
+
     def clock(self, now: int) -> int:
         """Return the time as the device believes it: never before what signed documents told."""
         return max(now + self.offset, self._told(now))

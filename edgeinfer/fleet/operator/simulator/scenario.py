@@ -216,7 +216,7 @@ class Scenario:
     def _at_rest(self) -> bool:
         """Whether nothing is on its way, and nobody waits for what the controller could give."""
         for device in self.world.devices.values():
-            if device.next_at is not None or device.spool or not self._knows(device):
+            if device.next_at is not None or device.has_news or not self._knows(device):
                 return False
         record = commands.get(self.world.database, self.number)
         if record.state not in (*_ENDED, State.PAUSED, State.HELD, State.FAILED):
