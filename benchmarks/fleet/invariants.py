@@ -17,7 +17,6 @@ import traceback
 from edgeinfer.fleet.operator.simulator.memory import Memory
 from edgeinfer.fleet.operator.simulator.scenario import run_seed
 
-
 memory = functools.cache(Memory)  # one a process
 
 
@@ -45,7 +44,9 @@ def main() -> None:
                 failures += 1
                 print(f"seed {seed}: {error}", flush=True)
             if done % 500 == 0:
-                print(f"{done} seeds (to {seed}), {failures} failures, {time.time() - began:.0f} s", flush=True)
+                print(
+                    f"{done} seeds (to {seed}), {failures} failures, {time.time() - began:.0f} s", flush=True
+                )
     print(
         f"{arguments.seeds} seeds, {checks} checks, {failures} failures, "
         f"{time.time() - began:.0f} s; ends: {dict(states)}"

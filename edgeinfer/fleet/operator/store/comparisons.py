@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from edgeinfer.fleet.operator.canary import Sums
 from edgeinfer.fleet.operator.evidence import CANARY, CONTROL, MetricSums
 from edgeinfer.fleet.operator.metrics import METRICS
-from edgeinfer.fleet.operator.store.database import add_to, chunks, upsert
+from edgeinfer.fleet.operator.store.database import add_to, chunks, execute_many, upsert
 from edgeinfer.fleet.operator.store.schema import figures, member_metrics, members, metric_sums
 
 __all__ = ["add_canaries", "add_controls", "load_metric_sums", "save_figures", "update_changes"]
@@ -27,7 +27,7 @@ def save_figures(connection: sa.Connection, rows: Iterable[Mapping[str, Any]]) -
     """Keep the last figures of a model on a device: the "before" of later comparisons."""
     finite = [dict(row) for row in rows if math.isfinite(row["value"])]
     if finite:
-        connection.execute(upsert(connection.dialect.name, figures, ("release", "value")), finite)
+        execute_many(connection, upsert(connection.dialect.name, figures, ("release", "value")), finite)
 
 
 def add_canaries(connection: sa.Connection, rollout: int, model: str, stage: int, release: str,
@@ -129,7 +129,7 @@ def update_changes(
                     | {name: after[name] for name in ("change", "over")}
                 )
     if updates:
-        connection.execute(_UPDATE, updates)
+        execute_many(connection, _UPDATE, updates)
     add_to(connection, metric_sums, sums)
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "add_to",
     "chunks",
     "dumps",
+    "execute_many",
     "next_value",
     "one_of",
     "raise_value",
@@ -135,12 +136,13 @@ def _passing(error: DBAPIError) -> bool:
     return state in ("40001", "40P01") or "locked" in str(error.orig)
 
 
-def one_of(column: sa.ColumnElement[Any], values: Iterable[Any]) -> sa.ColumnElement[bool]:
-    """Return the condition that a column has one of a few values that are known beforehand.
+def one_of(column: sa.ColumnElement[Any], values: Iterable[str]) -> sa.ColumnElement[bool]:
+    """Return the condition that a column has one of a few words that are known beforehand, such as states.
 
-    SQLAlchemy writes the text of its own `in_` anew at each execution, which costs as much as the rest.
+    They stand in the statement's text. SQLAlchemy writes the text of its own `in_` anew at each execution,
+    which costs as much as the rest.
     """
-    return sa.or_(*(column == value for value in values))
+    return sa.or_(*(column == sa.literal_column(f"'{value}'") for value in values))
 
 
 @functools.cache
@@ -163,6 +165,29 @@ def upsert(dialect: str, table: sa.Table, columns: tuple[str, ...], *, add: bool
     return insert.on_conflict_do_update(index_elements=keys, set_=changed)
 
 
+def execute_many(connection: sa.Connection, statement: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Execute a statement for each of many rows, which all have the same columns.
+
+    The driver gets the values as they are: SQLAlchemy would look at each of them, which takes as long as the
+    database takes to write it.
+    """
+    names = tuple(rows[0])
+    text, order = _compiled(connection.dialect, statement, names)
+    if order is None:
+        connection.exec_driver_sql(text, rows)
+    else:
+        connection.exec_driver_sql(text, [tuple([row[name] for name in order]) for row in rows])
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(
+    dialect: sa.Dialect, statement: Any, names: tuple[str, ...]
+) -> tuple[str, Sequence[str] | None]:
+    """Return the text of a statement, and the order of its parameters where they have no names."""
+    compiled = statement.compile(dialect=dialect, column_keys=list(names))
+    return str(compiled), compiled.positiontup
+
+
 def add_to(
     connection: sa.Connection, table: sa.Table, rows: Mapping[tuple[Any, ...], Mapping[str, float]]
 ) -> None:
@@ -179,13 +204,13 @@ def add_to(
     # In one order everywhere, so that two transactions do not wait for each other.
     values = [{**dict(zip(keys, key, strict=True)), **rows[key]} for key in sorted(rows)]
     columns = tuple(next(iter(rows.values())))
-    connection.execute(upsert(connection.dialect.name, table, columns, add=True), values)
+    execute_many(connection, upsert(connection.dialect.name, table, columns, add=True), values)
 
 
 _VALUE = sa.select(schema.meta.c.value).where(schema.meta.c.name == sa.bindparam("its_name"))
 
 _VALUES = sa.select(schema.meta.c.name, schema.meta.c.value).where(
-    one_of(schema.meta.c.name, (sa.bindparam("first"), sa.bindparam("second")))
+    sa.or_(*(schema.meta.c.name == sa.bindparam(name) for name in ("first", "second")))
 )
 
 

@@ -23,7 +23,14 @@ from edgeinfer.fleet.operator.figures import SERVING, figures_by_model
 from edgeinfer.fleet.operator.outcomes import Motion
 from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.store.comparisons import save_figures, update_changes
-from edgeinfer.fleet.operator.store.database import Database, chunks, dumps, one_of, value_of
+from edgeinfer.fleet.operator.store.database import (
+    Database,
+    chunks,
+    dumps,
+    execute_many,
+    one_of,
+    value_of,
+)
 from edgeinfer.fleet.operator.store.enrolment import verify_report
 from edgeinfer.fleet.operator.store.ingested import Ingested, Refusal
 from edgeinfer.fleet.operator.store.members import change_members, members_of
@@ -271,7 +278,7 @@ def _update_devices(
         for device, update in updates.items()
     ]
     if values:
-        connection.execute(_TELL, values)
+        execute_many(connection, _TELL, values)
 
 
 def _rollouts(connection: sa.Connection, models: Iterable[str]) -> dict[int, sa.RowMapping]:
@@ -289,12 +296,11 @@ def _change_members(connection: sa.Connection, batch: _Batch, facts: Mapping[int
             row = facts.get(before.rollout)
             if row is not None and (before.device, row["model"]) in batch.ahead:
                 continue  # an answer to what this database never said tells nothing about the rollout
-            # Whatever a device says, it is not silent.
-            after = attrs.evolve(before, heard_at=batch.now) if before.motion.in_flight else before
-            if row is None:
-                changes.append((before, after))
-                continue
-            for heard in batch.heard.get((before.device, row["model"]), ()):
+            told = batch.heard.get((before.device, row["model"]), ()) if row is not None else ()
+            after = before
+            if not told and before.motion.in_flight:  # whatever a device says, it is not silent
+                after = attrs.evolve(before, heard_at=batch.now)
+            for heard in told:
                 after = absorb(after, heard, release=row["release"], retries=row["retries"])
             changes.append((before, after))
     change_members(connection, changes)

@@ -11,22 +11,20 @@ import sqlalchemy as sa
 from edgeinfer.fleet.operator.evidence import Cell
 from edgeinfer.fleet.operator.member import Member
 from edgeinfer.fleet.operator.outcomes import Counts, Motion, Outcome
-from edgeinfer.fleet.operator.store.database import add_to
+from edgeinfer.fleet.operator.store.database import add_to, execute_many
 from edgeinfer.fleet.operator.store.schema import cells, members
 
 __all__ = ["add_members", "change_members", "load_cells", "load_members", "members_of"]
 
 
-_KEYS = ("rollout", "device")
-_FIXED = (*_KEYS, "stage", "rank", "device_class", "site")
+_FIELDS = tuple(field.name for field in attrs.fields(Member))
+_FIXED = ("rollout", "device", "stage", "rank", "device_class", "site")
+_CHANGING = tuple(name for name in _FIELDS if name not in _FIXED)
 _UPDATE = (
     sa.update(members)
-    .where(*(members.c[name] == sa.bindparam(f"its_{name}") for name in _KEYS))
-    .values({column.name: sa.bindparam(column.name) for column in members.c if column.name not in _FIXED})
+    .where(members.c.rollout == sa.bindparam("its_rollout"), members.c.device == sa.bindparam("its_device"))
+    .values({name: sa.bindparam(name) for name in _CHANGING})
 )
-
-
-_FIELDS = tuple(field.name for field in attrs.fields(Member))
 
 
 def _values(member: Member) -> dict[str, Any]:
@@ -49,16 +47,17 @@ def change_members(connection: sa.Connection, changes: Iterable[tuple[Member, Me
     changed = [(before, after) for before, after in changes if before != after]
     if not changed:
         return
-    rows = []
-    for _, after in changed:
-        values = _values(after)
-        rows.append(
-            {
-                **{name: value for name, value in values.items() if name not in _FIXED},
-                **{f"its_{name}": values[name] for name in _KEYS},
-            }
-        )
-    connection.execute(_UPDATE, rows)
+    rows = [
+        {
+            **{name: getattr(after, name) for name in _CHANGING},
+            "outcome": after.outcome.value,
+            "motion": after.motion.value,
+            "its_rollout": after.rollout,
+            "its_device": after.device,
+        }
+        for _, after in changed
+    ]
+    execute_many(connection, _UPDATE, rows)
     _count(connection, changed)
 
 

@@ -9,7 +9,7 @@ import attrs
 import sqlalchemy as sa
 
 from edgeinfer.fleet.operator.member import Generation
-from edgeinfer.fleet.operator.store.database import chunks, upsert, value_of
+from edgeinfer.fleet.operator.store.database import chunks, execute_many, upsert, value_of
 from edgeinfer.fleet.operator.store.schema import devices, slots
 
 __all__ = ["Slot", "Wanted", "issue", "load_slots", "lock_devices", "save_slots"]
@@ -110,7 +110,7 @@ def save_slots(connection: sa.Connection, changed: Iterable[Slot]) -> None:
     rows: list[Mapping[str, Any]] = [{name: getattr(slot, name) for name in _FIELDS} for slot in changed]
     if not rows:
         return
-    connection.execute(upsert(connection.dialect.name, slots, _SLOT_COLUMNS), rows)
+    execute_many(connection, upsert(connection.dialect.name, slots, _SLOT_COLUMNS), rows)
 
 
 def issue(connection: sa.Connection, model: str, wanted: Mapping[str, Wanted]) -> dict[str, Generation]:
