@@ -20,7 +20,6 @@ from edgeinfer.fleet.device.reports import Report, SignedReport
 from edgeinfer.fleet.errors import DocumentError
 from edgeinfer.fleet.operator.absorb import Heard, absorb
 from edgeinfer.fleet.operator.figures import SERVING, figures_by_model
-from edgeinfer.fleet.operator.outcomes import Motion
 from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.store.comparisons import save_figures, update_changes
 from edgeinfer.fleet.operator.store.database import (
@@ -28,14 +27,13 @@ from edgeinfer.fleet.operator.store.database import (
     chunks,
     dumps,
     execute_many,
-    one_of,
     value_of,
 )
 from edgeinfer.fleet.operator.store.enrolment import verify_report
 from edgeinfer.fleet.operator.store.ingested import Ingested, Refusal
-from edgeinfer.fleet.operator.store.members import change_members, members_of
+from edgeinfer.fleet.operator.store.members import change_members, members_of_devices
 from edgeinfer.fleet.operator.store.reissue import answer_again
-from edgeinfer.fleet.operator.store.schema import devices, members, releases, report_log, rollouts
+from edgeinfer.fleet.operator.store.schema import devices, releases, report_log, rollouts
 from edgeinfer.fleet.operator.store.slots import Slot, load_slots, lock_devices, save_slots
 
 __all__ = ["ingest"]
@@ -64,15 +62,6 @@ _ROLLOUTS = (
     .where(
         rollouts.c.model.in_(sa.bindparam("models", expanding=True)), rollouts.c.state != State.DRAFT.value
     )
-)
-_NAMES: sa.BindParameter[Any] = sa.bindparam("names", expanding=True)
-# Those of all rollouts but the superseded, and what is still on its way for any.
-_MEMBERS = sa.select(members).where(
-    members.c.device.in_(_NAMES),
-    sa.or_(
-        members.c.rollout.in_(sa.bindparam("numbers", expanding=True)),
-        one_of(members.c.motion, (Motion.FORWARD.value, Motion.BACK.value)),
-    ),
 )
 
 
@@ -291,16 +280,16 @@ def _change_members(connection: sa.Connection, batch: _Batch, facts: Mapping[int
     of_interest = [number for number, row in facts.items() if State(row["state"]) is not State.SUPERSEDED]
     changes = []
     for part in chunks(sorted({device for device, _ in batch.heard})):
-        rows = connection.execute(_MEMBERS, {"names": part, "numbers": of_interest})
-        for before in members_of(rows):
+        for before in members_of_devices(connection, part, of_interest):
             row = facts.get(before.rollout)
             if row is not None and (before.device, row["model"]) in batch.ahead:
                 continue  # an answer to what this database never said tells nothing about the rollout
-            told = batch.heard.get((before.device, row["model"]), ()) if row is not None else ()
-            after = before
-            if not told and before.motion.in_flight:  # whatever a device says, it is not silent
-                after = attrs.evolve(before, heard_at=batch.now)
-            for heard in told:
-                after = absorb(after, heard, release=row["release"], retries=row["retries"])
+            told = () if row is None else batch.heard.get((before.device, row["model"]), ())
+            if row is None or not told:  # whatever a device says, it is not silent
+                after = attrs.evolve(before, heard_at=batch.now) if before.motion.in_flight else before
+            else:
+                after = before
+                for heard in told:
+                    after = absorb(after, heard, release=row["release"], retries=row["retries"])
             changes.append((before, after))
     change_members(connection, changes)

@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from edgeinfer.fleet.operator.evidence import Cell
 from edgeinfer.fleet.operator.member import Member
 from edgeinfer.fleet.operator.outcomes import Counts, Motion, Outcome
-from edgeinfer.fleet.operator.store.database import add_to, execute_many
+from edgeinfer.fleet.operator.store.database import add_to, execute_many, one_of
 from edgeinfer.fleet.operator.store.schema import cells, members
 
-__all__ = ["add_members", "change_members", "load_cells", "load_members", "members_of"]
+__all__ = ["add_members", "change_members", "load_cells", "load_members", "members_of", "members_of_devices"]
 
 
 _FIELDS = tuple(field.name for field in attrs.fields(Member))
@@ -81,6 +81,22 @@ def members_of(rows: sa.Result[Any]) -> list[Member]:
     """Return the members that a statement selected. Rows as mappings cost several times as much."""
     names = tuple(rows.keys())
     return [Member(**dict(zip(names, row, strict=True))) for row in rows]
+
+
+_OF_DEVICES = sa.select(members).where(
+    members.c.device.in_(sa.bindparam("names", expanding=True)),
+    sa.or_(
+        members.c.rollout.in_(sa.bindparam("numbers", expanding=True)),
+        one_of(members.c.motion, (Motion.FORWARD.value, Motion.BACK.value)),
+    ),
+)
+
+
+def members_of_devices(
+    connection: sa.Connection, names: Sequence[str], rollouts: Sequence[int]
+) -> list[Member]:
+    """Return the members of some devices in some rollouts, and those that are on their way in any other."""
+    return members_of(connection.execute(_OF_DEVICES, {"names": names, "numbers": rollouts}))
 
 
 _CELLS = sa.select(
