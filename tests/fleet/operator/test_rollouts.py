@@ -396,6 +396,22 @@ def test_a_release_that_was_withdrawn_stays_so_after_a_restore():
     assert len(lines) == 1
 
 
+def test_a_restore_gives_no_device_a_withdrawn_release_that_it_has_left():
+    trial = Trial(devices=22, stages=[Stage(count=20), Stage(percent=100)])
+    trial.start().until(State.COMPLETED)
+    backup = sqlite3.connect(":memory:")
+    raw = trial.db.engine.raw_connection().driver_connection
+    raw.backup(backup)
+    commands.roll_back(trial.db, trial.number, reason="wrong labels")
+    trial.until(State.ROLLED_BACK)
+    backup.backup(raw)
+    trial.oracle.withdrawn.add((NEW, "*"))  # from now on no document may name it
+    recall_withdrawn(trial.db, [(NEW, "*")])
+    Publisher(trial.world.shelf, lambda _: ()).notice_restore(trial.db)
+    trial.run(12)
+    assert trial.running(OLD) == 22
+
+
 def test_two_controllers_do_nothing_twice():
     trial = Trial(sites=[Site(name=f"s{n}", max_in_flight=2) for n in range(3)])
     second = Controller(trial.db, Publisher(trial.world.shelf, lambda _: ()))

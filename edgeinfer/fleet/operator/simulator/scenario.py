@@ -230,10 +230,10 @@ class Scenario:
         document = self.world.shelf.documents.get(device.name)
         if document is None:
             return True
-        # What runs out and names what the device has anyway is never taken over, and need not be.
+        # A document that has run out is never taken over.
         return all(
             tuple(assignment["generation"]) == device.floor
-            or (0 < assignment["start_before"] <= self.world.now and assignment["release"] == device.running)
+            or 0 < assignment["start_before"] <= self.world.now
             for assignment in json.loads(document)["signed"]["assignments"]
         )
 

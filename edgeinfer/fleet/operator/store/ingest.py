@@ -48,6 +48,7 @@ _TELL = (
     .where(devices.c.device == sa.bindparam("its_device"))
     .values({name: sa.bindparam(name) for name in _TOLD})
 )
+_LOG = sa.insert(report_log)
 _ROLLOUTS = (
     sa.select(
         rollouts.c.id,
@@ -181,7 +182,8 @@ def _apply(batch: _Batch, report: Report, data: bytes, epoch: int) -> bool:
     )
     if report.phase in SERVING:
         _note_figures(batch, report)
-    if report.log or report.phase.final:
+    ended = report.phase.final and slot.answer != (generation, report.phase.value, report.code)
+    if report.log or ended:  # that all goes on as it was is no news
         batch.log.append({"at": now, "device": device, "model": report.model, "phase": report.phase.value,
                           "code": report.code, "log": dumps(list(report.log))})  # fmt: skip
     return True
@@ -255,8 +257,9 @@ def _write(connection: sa.Connection, batch: _Batch) -> None:
             ),
         )
     if batch.log:
-        connection.execute(sa.insert(report_log), batch.log)
-    answer_again(connection, batch.ahead, batch.slots, again)
+        execute_many(connection, _LOG, batch.log)
+    classes = {device: row["device_class"] for device, row in batch.rows.items()}
+    answer_again(connection, batch.ahead, batch.slots, again, classes)
 
 
 def _update_devices(

@@ -48,6 +48,11 @@ class Slot:
         """Of the document that the device answered last."""
         return (self.reported_epoch, self.reported_number)
 
+    @property
+    def answer(self) -> tuple[Generation, str, str]:
+        """What the device reported last: of which document, in which phase, and why."""
+        return (self.reported, self.phase, self.code)
+
     def next_generation(self, epoch: int) -> Generation:
         """Return a generation that is above all that was issued or reported.
 

@@ -10,7 +10,15 @@ import sqlalchemy as sa
 from edgeinfer.fleet.operator.store.schema import releases
 from edgeinfer.fleet.operator.store.slots import Slot
 
-__all__ = ["first_allowed", "is_withdrawn", "next_step", "present_release", "releases_of", "version_of"]
+__all__ = [
+    "first_allowed",
+    "is_withdrawn",
+    "next_step",
+    "present_release",
+    "releases_of",
+    "version_of",
+    "withdrawn_of",
+]
 
 
 def releases_of(connection: sa.Connection, model: str) -> dict[str, sa.RowMapping]:
@@ -28,6 +36,18 @@ def is_withdrawn(known: Mapping[str, sa.RowMapping], digest: str, device_class: 
     """Whether devices of a class must not be given a release."""
     classes = json.loads(known[digest]["withdrawn"]) if digest in known else []
     return "*" in classes or device_class in classes
+
+
+def withdrawn_of(
+    connection: sa.Connection, release: sa.ColumnElement[str], device_class: sa.ColumnElement[str]
+) -> sa.ColumnElement[bool]:
+    """Return the condition that a release is withdrawn for a class of devices; see `is_withdrawn`."""
+    statement = sa.select(releases.c.digest, releases.c.withdrawn).where(releases.c.withdrawn != "[]")
+    conditions = []
+    for digest, text in connection.execute(statement):
+        classes = json.loads(text)
+        conditions.append((release == digest) & ("*" in classes or device_class.in_(classes)))
+    return sa.or_(sa.false(), *conditions)
 
 
 def present_release(slot: Slot, release: str) -> str:
