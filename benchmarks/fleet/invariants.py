@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import multiprocessing
 import time
 import traceback
 
+from edgeinfer.fleet.operator.simulator.memory import Memory
 from edgeinfer.fleet.operator.simulator.scenario import run_seed
+
+memory = functools.cache(Memory)  # one a process
 
 
 def attempt(seed: int) -> tuple[int, str, int, str]:
     try:
-        scenario = run_seed(seed)
-        state, checks = scenario.state.value, scenario.oracle.checks
-        scenario.world.database.close()
-        return seed, state, checks, ""
+        scenario = run_seed(seed, memory())
+        return seed, scenario.state.value, scenario.oracle.checks, ""
     except Exception as error:
         return seed, "ERROR", 0, f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}"
 
@@ -42,7 +44,9 @@ def main() -> None:
                 failures += 1
                 print(f"seed {seed}: {error}", flush=True)
             if done % 500 == 0:
-                print(f"{done} seeds, {failures} failures, {time.time() - began:.0f} s", flush=True)
+                print(
+                    f"{done} seeds (to {seed}), {failures} failures, {time.time() - began:.0f} s", flush=True
+                )
     print(
         f"{arguments.seeds} seeds, {checks} checks, {failures} failures, "
         f"{time.time() - began:.0f} s; ends: {dict(states)}"

@@ -20,8 +20,9 @@ __all__ = ["DecodeError", "Hooks", "decode", "encode"]
 
 T = TypeVar("T")
 Hooks: TypeAlias = "Mapping[Any, Callable[[Any], Any]]"
-_Form: TypeAlias = "Callable[[Any, str], Any]"
+_Form: TypeAlias = "Callable[[Any], Any]"
 _SIMPLE = (bool, float, int, str)
+_ERRORS = (TypeError, ValueError, KeyError)  # of a hook, a converter or a validator; a DecodeError is one
 
 
 class DecodeError(ValueError):
@@ -72,7 +73,10 @@ def decode(kind: type[T], value: Any, hooks: Hooks | None = None, *, skip_unknow
         DecodeError: A field is missing, unknown, or has a value that is not of its type.
     """
     decoder = _decoder(tuple((hooks or {}).items()), skip_unknown)
-    return cast("T", _at(decoder.form(kind), value, ""))
+    try:
+        return cast("T", decoder.form(kind)(value))
+    except _ERRORS as error:
+        raise _error_at("", error) from error
 
 
 def _fields(kind: Any) -> dict[str, Any]:
@@ -90,7 +94,7 @@ class _Decoder:
         self._forms: dict[Any, _Form] = {}
 
     def form(self, kind: Any) -> _Form:
-        """Return what decodes values of a type, given one and its path."""
+        """Return what decodes values of a type."""
         found = self._forms.get(kind)
         if found is None:
             found = self._forms[kind] = self._made(kind)
@@ -99,11 +103,11 @@ class _Decoder:
     def _made(self, kind: Any) -> _Form:
         hook = self._hooks.get(kind)
         if hook is not None:
-            return lambda value, _path: hook(value)
+            return hook
         if kind in _SIMPLE:
-            return lambda value, _path: _simple(kind, value)
+            return functools.partial(_simple, kind)
         if kind in (Any, object):
-            return lambda value, _path: value
+            return lambda value: value
         return self._of_fields(kind) if attrs.has(kind) else self._generic(kind)
 
     def _of_fields(self, kind: Any) -> _Form:
@@ -111,7 +115,7 @@ class _Decoder:
         fields = _fields(kind)
         required = [name for name, field in fields.items() if field.default is attrs.NOTHING]
 
-        def decode_fields(value: Any, path: str) -> Any:
+        def decode_fields(value: Any) -> Any:
             if not isinstance(value, dict):
                 raise TypeError(f"{value!r} is not an object")
             if not forms:  # not before now: a class may have itself in its fields
@@ -121,10 +125,16 @@ class _Decoder:
             missing = [name for name in required if name not in value]
             if unknown or missing:
                 what = "unknown" if unknown else "missing"
-                raise DecodeError(path, f"{what} field {', '.join(unknown or missing)}")
-            prefix = f"{path}." if path else ""
-            known = {name: item for name, item in value.items() if name in forms}
-            return kind(**{name: _at(forms[name], item, prefix + name) for name, item in known.items()})
+                raise DecodeError("", f"{what} field {', '.join(unknown or missing)}")
+            name, found = "", {}
+            try:
+                for name, item in value.items():
+                    form = forms.get(name)
+                    if form is not None:
+                        found[name] = form(item)
+            except _ERRORS as error:
+                raise _error_at(name, error) from error
+            return kind(**found)
 
         return decode_fields
 
@@ -133,26 +143,40 @@ class _Decoder:
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin in (typing.Union, types.UnionType):
             (inner,) = (self.form(argument) for argument in arguments if argument is not type(None))
-            return lambda value, path: None if value is None else inner(value, path)
+            return lambda value: None if value is None else inner(value)
         if origin in (tuple, frozenset):
             item_form = self.form(arguments[0])
             exact = len(arguments) if origin is tuple and arguments[-1] is not Ellipsis else None
 
-            def decode_items(value: Any, path: str) -> Any:
+            def decode_items(value: Any) -> Any:
                 items = _exactly(list, value)
                 if exact is not None and len(items) != exact:
                     raise TypeError(f"{value!r} does not have {exact} items")
-                return origin(_at(item_form, item, f"{path}[{i}]") for i, item in enumerate(items))
+                found: list[Any] = []
+                try:
+                    for item in items:
+                        found.append(item_form(item))
+                except _ERRORS as error:
+                    raise _error_at(f"[{len(found)}]", error) from error
+                return origin(found)
 
             return decode_items
         if isinstance(origin, type) and issubclass(origin, Mapping):
             named_form = self.form(arguments[1])
-            return lambda value, path: {
-                name: _at(named_form, item, f"{path}[{name!r}]")
-                for name, item in _exactly(dict, value).items()
-            }
 
-        def refuse(_value: Any, _path: str) -> Any:
+            def decode_named(value: Any) -> Any:
+                name, found = "", {}
+                items = _exactly(dict, value).items()
+                try:
+                    for name, item in items:
+                        found[name] = named_form(item)
+                except _ERRORS as error:
+                    raise _error_at(f"[{name!r}]", error) from error
+                return found
+
+            return decode_named
+
+        def refuse(_value: Any) -> Any:
             raise TypeError(f"values of type {kind} are not decoded")
 
         return refuse
@@ -163,13 +187,12 @@ def _decoder(hooks: tuple[tuple[Any, Callable[[Any], Any]], ...], skip_unknown: 
     return _Decoder(dict(hooks), skip_unknown)
 
 
-def _at(form: _Form, value: Any, path: str) -> Any:
-    try:
-        return form(value, path)
-    except DecodeError:
-        raise
-    except (TypeError, ValueError, KeyError) as error:  # of a hook, a converter or a validator
-        raise DecodeError(path, f"{type(error).__name__}: {error}") from error
+def _error_at(step: str, error: Exception) -> DecodeError:
+    """Return an error with the step that led to it before its path."""
+    if not isinstance(error, DecodeError):
+        return DecodeError(step, f"{type(error).__name__}: {error}")
+    point = "." if step and error.path and not error.path.startswith("[") else ""
+    return DecodeError(f"{step}{point}{error.path}", error.reason)
 
 
 def _simple(kind: type, value: Any) -> Any:

@@ -7,9 +7,11 @@ and the middle of a bucket is at most e|x| away from every value of it (Masson, 
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
 from edgeinfer.errors import FleetError
@@ -108,20 +110,18 @@ class Histogram:
         return self.quantiles((q,))[0]
 
     def quantiles(self, shares: Sequence[float]) -> list[float | None]:
-        """Return several quantiles in one pass; the shares ascend. See `quantile`."""
+        """Return several quantiles in one pass. See `quantile`."""
         for share in shares:
             if not 0 <= share <= 1:
                 raise FleetError("That is no quantile.", expected="0 to 1", found=share)
         count = self.count
         if not count:
             return [None] * len(shares)
-        found: list[float | None] = []
         buckets = self._ascending()
-        seen, sign, index = 0, 0, 0
+        seen = list(itertools.accumulate(of_bucket for _, _, of_bucket in buckets))
+        found: list[float | None] = []
         for share in shares:
-            while seen <= share * (count - 1):
-                sign, index, of_bucket = next(buckets)
-                seen += of_bucket
+            sign, index, _ = buckets[bisect.bisect_right(seen, share * (count - 1))]
             found.append(min(max(sign * self._middle(index), self._min), self._max))
         return found
 
@@ -170,11 +170,12 @@ class Histogram:
         found = cls(relative_error=float(values["relative_error"]))
         last = found._bucket(_MOST)
         for name, buckets in (("positive", found._positive), ("negative", found._negative)):
-            for index, count in values.get(name, {}).items():
-                bucket = int(index)
-                if type(count) is not int or count <= 0 or abs(bucket) > last + 1:
-                    raise ValueError(f"{count!r} in bucket {index}")
-                buckets[bucket] = count
+            buckets.update({int(index): count for index, count in values.get(name, {}).items()})
+            counts = buckets.values()
+            if not all(type(count) is int for count in counts) or min(counts, default=1) <= 0:
+                raise ValueError(f"a count is no positive number: {counts}")
+            if max(map(abs, buckets), default=0) > last + 1:
+                raise ValueError(f"there are no such buckets: {buckets.keys()}")
         found._zero = values.get("zero", 0)
         if type(found._zero) is not int or found._zero < 0:
             raise ValueError(f"{found._zero!r} zeros")
@@ -191,14 +192,13 @@ class Histogram:
         # 2 g^i / (g + 1): as far, relatively, from both ends of the bucket.
         return 2 * math.exp(bucket * self._log_growth) / (math.exp(self._log_growth) + 1)
 
-    def _ascending(self) -> Iterator[tuple[int, int, int]]:
-        """Yield sign, bucket and count, the least values first; what counts as zero has the sign 0."""
-        for index in sorted(self._negative, reverse=True):
-            yield -1, index, self._negative[index]
-        if self._zero:
-            yield 0, 0, self._zero
-        for index in sorted(self._positive):
-            yield 1, index, self._positive[index]
+    def _ascending(self) -> list[tuple[int, int, int]]:
+        """Return sign, bucket and count, the least values first; what counts as zero has the sign 0."""
+        return [
+            *((-1, index, self._negative[index]) for index in sorted(self._negative, reverse=True)),
+            *([(0, 0, self._zero)] if self._zero else ()),
+            *[(1, index, count) for index, count in sorted(self._positive.items())],
+        ]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Histogram) and self.to_dict() == other.to_dict()

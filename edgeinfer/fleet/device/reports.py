@@ -68,8 +68,8 @@ class Report:
         Args:
             key: The device's key, which the operator has, too.
         """
-        fields = encode(self, _ENCODE)
-        return canonical_json({"hmac": _code(canonical_json(fields), key), "report": fields})
+        body = canonical_json(encode(self, _ENCODE))
+        return b'{"hmac":"%b","report":%b}' % (_code(body, key).encode(), body)
 
     @classmethod
     def from_bytes(cls, data: bytes, key: bytes) -> Report:

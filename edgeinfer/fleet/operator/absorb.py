@@ -10,7 +10,7 @@ from typing import final
 import attrs
 
 from edgeinfer.fleet.device.phases import Phase
-from edgeinfer.fleet.operator.member import Generation, Member
+from edgeinfer.fleet.operator.member import GRACE_S, Generation, Member
 from edgeinfer.fleet.operator.outcomes import Motion, Outcome
 
 __all__ = ["RETRYABLE", "Heard", "absorb"]
@@ -72,9 +72,21 @@ def absorb(member: Member, heard: Heard, *, release: str, retries: int) -> Membe
     elif member.motion is Motion.FORWARD and heard.generation > member.forward:
         # A document of another rollout replaced this one's.
         member = attrs.evolve(member, motion=Motion.STILL)
+    elif _has_lost_it(member, heard):
+        member = attrs.evolve(member, outcome=Outcome.OFFLINE, motion=Motion.STILL, code="")
     if member.motion is Motion.BACK and heard.generation >= member.back and heard.phase.final:
         member = attrs.evolve(member, motion=Motion.REVERTED)
     return member
+
+
+def _has_lost_it(member: Member, heard: Heard) -> bool:
+    """Whether a device knows nothing of the document that it had accepted, and it is too late to begin.
+
+    It was reset, or what accepted the document was another device of its name.
+    """
+    accepted = member.motion is Motion.FORWARD and member.outcome in (Outcome.ACCEPTED, Outcome.TIMED_OUT)
+    ran_out = heard.at > member.start_before + GRACE_S
+    return accepted and ran_out and heard.phase.final and heard.generation < member.forward
 
 
 def _answered(member: Member, heard: Heard, release: str, retries: int) -> Member:

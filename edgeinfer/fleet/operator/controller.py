@@ -17,13 +17,31 @@ from edgeinfer.fleet.operator.planner import plan
 from edgeinfer.fleet.operator.publisher import Publisher
 from edgeinfer.fleet.operator.record import Record, State
 from edgeinfer.fleet.operator.store import rollouts as store
-from edgeinfer.fleet.operator.store.database import Database, next_value, value_of
+from edgeinfer.fleet.operator.store.database import Database, next_value, one_of, values_of
 from edgeinfer.fleet.operator.store.inventory import candidates
+from edgeinfer.fleet.operator.store.overdue import expire
 from edgeinfer.fleet.operator.store.schema import cells, rollouts
 
 __all__ = ["Controller"]
 
 _ACTIVE = [state.value for state in State if state.live or state is State.COMPLETED]
+_MOVING = sa.select(cells.c.rollout).where(
+    one_of(cells.c.motion, (Motion.FORWARD.value, Motion.BACK.value)), cells.c.devices > 0
+)
+_TO_DO = (
+    sa.select(rollouts.c.id)
+    .where(sa.or_(one_of(rollouts.c.state, _ACTIVE), rollouts.c.id.in_(_MOVING)))
+    .order_by(rollouts.c.priority.desc(), rollouts.c.id)
+)
+_NEWER = (
+    sa.select(rollouts.c.id)
+    .where(
+        rollouts.c.model == sa.bindparam("its_model"),
+        rollouts.c.id > sa.bindparam("number"),
+        one_of(rollouts.c.state, _ACTIVE),
+    )
+    .limit(1)
+)
 
 
 @final
@@ -43,15 +61,7 @@ class Controller:
         """Do all that is to be done now; return how many rollouts and documents were changed."""
         changed = 0
         with self._database.reading() as connection:
-            moving = sa.select(cells.c.rollout).where(
-                cells.c.motion.in_([Motion.FORWARD.value, Motion.BACK.value]), cells.c.devices > 0
-            )
-            statement = (
-                sa.select(rollouts.c.id)
-                .where(sa.or_(rollouts.c.state.in_(_ACTIVE), rollouts.c.id.in_(moving)))
-                .order_by(rollouts.c.priority.desc(), rollouts.c.id)
-            )
-            active = [row.id for row in connection.execute(statement)]
+            active = connection.execute(_TO_DO).scalars().all()
         for number in active:
             changed += self._database.retrying(functools.partial(self._step, number=number))
         return changed + self.publish()
@@ -80,7 +90,7 @@ class Controller:
             return 0
         now = self._database.now(connection)
         # Devices that were called back are waited for after the end, too: they have places in budgets.
-        expired = store.expire(connection, rollout, now)
+        expired = expire(connection, rollout, now)
         if rollout.state.value not in _ACTIVE:
             return expired
         joined = self._join(connection, rollout)
@@ -93,11 +103,11 @@ class Controller:
 
     def _join(self, connection: sa.Connection, rollout: Record) -> int:
         """Let devices that were enrolled since go last."""
-        enrolled = value_of(connection, "enrolled")
         name = f"joined/{rollout.id}"
-        if value_of(connection, name) == enrolled:
+        enrolled, joined = values_of(connection, "enrolled", name)
+        if joined == enrolled:
             return 0
-        next_value(connection, name, enrolled - value_of(connection, name))
+        next_value(connection, name, enrolled - joined)
         scope = connection.execute(
             sa.select(rollouts.c.scope).where(rollouts.c.id == rollout.id)
         ).scalar_one()
@@ -107,7 +117,4 @@ class Controller:
 
 def _replaced(connection: sa.Connection, rollout: Record) -> bool:
     """Whether a newer rollout of the model has the devices."""
-    newer = sa.select(rollouts.c.id).where(
-        rollouts.c.model == rollout.model, rollouts.c.id > rollout.id, rollouts.c.state.in_(_ACTIVE)
-    )
-    return connection.execute(newer.limit(1)).first() is not None
+    return connection.execute(_NEWER, {"its_model": rollout.model, "number": rollout.id}).first() is not None

@@ -23,6 +23,7 @@ from edgeinfer.fleet.operator.devices import Devices
 from edgeinfer.fleet.operator.publisher import Publisher
 from edgeinfer.fleet.operator.publishing import Lines, publish, published_releases
 from edgeinfer.fleet.operator.repository import Repository
+from edgeinfer.fleet.operator.restoring import notice_restore
 from edgeinfer.fleet.operator.rollout import Rollout
 from edgeinfer.fleet.operator.sites import MaintenanceWindow, Site
 from edgeinfer.fleet.operator.specification import AnyGate, Specification
@@ -162,7 +163,7 @@ class Fleet:
     def controller(self) -> Controller:
         """What moves rollouts on: one tick at a time."""
         publisher = Publisher(StorageShelf(self.repository.storage), signer_of(self.repository.keys))
-        publisher.notice_restore(self.database)
+        notice_restore(self.database, publisher, self.repository)
         return Controller(self.database, publisher)
 
     def tick(self) -> int:

@@ -8,9 +8,11 @@ import attrs
 
 from edgeinfer.fleet.operator.outcomes import Motion, Outcome
 
-__all__ = ["Generation", "Member"]
+__all__ = ["GRACE_S", "Generation", "Member"]
 
 Generation: TypeAlias = "tuple[int, int]"
+# A device that began in time may still be switching when its lease ends.
+GRACE_S = 1800
 
 
 @final

@@ -10,10 +10,17 @@ import sqlalchemy as sa
 from edgeinfer.fleet.device.assignment import Assignment, Signature, SignedAssignments
 from edgeinfer.fleet.operator.store.database import Database, next_value, raise_value, value_of
 from edgeinfer.fleet.operator.store.schema import devices, members, slots
+from edgeinfer.fleet.operator.store.stepping import withdrawn_of
 
 __all__ = ["Publisher", "Shelf", "document_of"]
 
 _BATCH = 500
+_CHANGED = (
+    sa.select(devices)
+    .where(devices.c.wanted != devices.c.published, devices.c.deleted_at.is_(None))
+    .order_by(devices.c.device)
+    .limit(_BATCH)
+)
 
 
 class Shelf(Protocol):
@@ -56,10 +63,15 @@ class Publisher:
             total += count
         return total
 
+    def is_behind(self, database: Database) -> bool:
+        """Whether the database knows less than was published: it came from a backup."""
+        with database.reading() as connection:
+            return self._shelf.anchor() > value_of(connection, "published")
+
     def notice_restore(self, database: Database) -> bool:
         """Raise the epoch if the database knows less than was published: it came from a backup.
 
-        All documents are then published again.
+        All documents are then published again, but those of releases that were withdrawn.
         """
 
         def work(connection: sa.Connection) -> bool:
@@ -68,24 +80,25 @@ class Publisher:
                 return False
             raise_value(connection, "published", self._shelf.anchor())
             epoch = raise_value(connection, "epoch", max(1, value_of(connection, "epoch")) + 1)
-            # The same again, above all that was issued since the backup.
-            connection.execute(sa.update(slots).where(slots.c.epoch > 0).values(epoch=epoch))
-            for forward in (members.c.epoch, members.c.back_epoch):
-                connection.execute(sa.update(members).where(forward > 0).values({forward: epoch}))
-            connection.execute(sa.update(devices).values(wanted=devices.c.wanted + 1))
+            # The same again, above all that was issued since the backup; but what was withdrawn stays an old
+            # document, which a device that has gone on does not take up.
+            its_class = sa.select(devices.c.device_class).where(devices.c.device == slots.c.device)
+            for column, withdrawn in (
+                (slots.c.epoch, withdrawn_of(connection, slots.c.release, its_class.scalar_subquery())),
+                (members.c.epoch, withdrawn_of(connection, members.c.target, members.c.device_class)),
+                (members.c.back_epoch, sa.false()),
+            ):
+                raised = sa.update(column.table).where(column > 0, sa.not_(withdrawn))
+                connection.execute(raised.values({column: epoch}))
+            old = sa.select(slots.c.device).where(slots.c.epoch > 0, slots.c.epoch < epoch)
+            again = sa.update(devices).where(devices.c.device.not_in(old))
+            connection.execute(again.values(wanted=devices.c.wanted + 1))
             return True
 
         return database.retrying(work)
 
     def _batch(self, database: Database, connection: sa.Connection) -> int:
-        statement = (
-            sa.select(devices)
-            .where(devices.c.wanted != devices.c.published, devices.c.deleted_at.is_(None))
-            .order_by(devices.c.device)
-            .limit(_BATCH)
-        )
-        if connection.dialect.name != "sqlite":
-            statement = statement.with_for_update(skip_locked=True)
+        statement = _CHANGED if database.is_sqlite else _CHANGED.with_for_update(skip_locked=True)
         rows = connection.execute(statement).mappings().all()
         if not rows:
             return 0

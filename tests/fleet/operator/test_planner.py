@@ -162,6 +162,19 @@ def test_what_reports_make_of_a_device():
     assert after(member(), heard(Phase.FAILED, generation=(0, 9))) == (Outcome.OFFLINE, Motion.FORWARD)
 
 
+def test_a_device_that_lost_its_document_is_given_one_again_when_it_has_run_out():
+    # A clone accepted it and is gone, or the device was reset.
+    late = {"start_before": NOW - 7200, "epoch": 1, "number": 4}
+    for outcome in (Outcome.ACCEPTED, Outcome.TIMED_OUT):
+        lost = member(outcome=outcome, **late)
+        assert after(lost, heard(Phase.COMMITTED, (0, 0), digest=OLD)) == (Outcome.OFFLINE, Motion.STILL)
+        assert after(lost, heard(Phase.SOAKING, (1, 3))) == (outcome, Motion.FORWARD)  # it works on another
+        in_time = attrs.evolve(lost, start_before=NOW + 60)
+        assert after(in_time, heard(Phase.COMMITTED, (0, 0), digest=OLD)) == (outcome, Motion.FORWARD)
+    decided = member(outcome=Outcome.FAILED, motion=Motion.STILL, **late)
+    assert after(decided, heard(Phase.COMMITTED, (0, 0), digest=OLD)) == (Outcome.FAILED, Motion.STILL)
+
+
 def test_a_device_that_went_back_because_it_was_told_to_is_no_failure():
     # It was in its soak when a gate failed elsewhere, when another rollout took it over, or in a quarantine.
     called_back = member(outcome=Outcome.ACCEPTED, motion=Motion.BACK, back_epoch=1, back_number=2)

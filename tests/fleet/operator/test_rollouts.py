@@ -6,6 +6,7 @@ import json
 import sqlite3
 
 import pytest
+import sqlalchemy as sa
 
 from edgeinfer.errors import FleetError
 from edgeinfer.fleet import FailureRate, Regression, Site, Stage
@@ -16,6 +17,7 @@ from edgeinfer.fleet.operator.forecast import simulate
 from edgeinfer.fleet.operator.outcomes import Counts, Outcome
 from edgeinfer.fleet.operator.publisher import Publisher
 from edgeinfer.fleet.operator.record import State
+from edgeinfer.fleet.operator.restoring import recall_withdrawn
 from edgeinfer.fleet.operator.rollout import Rollout
 from edgeinfer.fleet.operator.simulator.faults import Faults, Quality
 from edgeinfer.fleet.operator.simulator.oracle import Oracle
@@ -23,6 +25,7 @@ from edgeinfer.fleet.operator.simulator.world import World
 from edgeinfer.fleet.operator.specification import Specification
 from edgeinfer.fleet.operator.store import rollouts as store
 from edgeinfer.fleet.operator.store.inventory import DeviceRow, remove_device, save_release, save_site
+from edgeinfer.fleet.operator.store.schema import audit
 
 OLD, NEW, STONE = "a" * 64, "b" * 64, "c" * 64
 HOUR = 3600
@@ -347,6 +350,66 @@ def test_after_a_restore_the_epoch_rises_and_the_fleet_converges():
         after = json.loads(trial.world.shelf.documents[name])["signed"]["assignments"][0]["generation"]
         assert after > generation
         assert after[0] == 2
+
+
+def test_a_removed_device_does_not_keep_a_rollback_waiting():
+    trial = Trial(devices=22)
+    trial.start().until(State.COMPLETED)
+    remove_device(trial.db, "d1")
+    del trial.world.devices["d1"]
+    commands.roll_back(trial.db, trial.number, reason="too warm")
+    trial.until(State.ROLLED_BACK)
+    assert trial.running(OLD) == 21
+
+
+def test_devices_that_were_away_keep_the_release_when_its_rollback_was_aborted():
+    trial = Trial(devices=22, lease="2h")
+    trial.start().until(State.COMPLETED)
+    trial.world.partitioned = True
+    commands.roll_back(trial.db, trial.number, reason="too warm")
+    trial.run(1)
+    commands.abort(trial.db, trial.number, reason="not that warm")
+    trial.run(4)  # the documents that ask them back run out
+    trial.world.partitioned = False
+    trial.run(4)
+    assert trial.running(NEW) == 22
+    assert {row["wanted"] for row in Devices(trial.db)} == {NEW}
+
+
+def test_a_release_that_was_withdrawn_stays_so_after_a_restore():
+    trial = Trial(devices=22)
+    trial.start()
+    backup = sqlite3.connect(":memory:")
+    raw = trial.db.engine.raw_connection().driver_connection
+    raw.backup(backup)
+    commands.quarantine(trial.db, NEW, reason="wrong labels")
+    trial.run(1)
+    backup.backup(raw)
+    # Signed metadata are not in the backup: they know it.
+    recall_withdrawn(trial.db, [(NEW, "*"), ("f" * 64, "*")])
+    recall_withdrawn(trial.db, [(NEW, "*")])
+    trial.run(4)
+    assert trial.state is State.ABORTED
+    assert trial.running(OLD) == 22
+    with trial.db.reading() as connection:
+        lines = connection.execute(sa.select(audit.c.reason).where(audit.c.action == "quarantine")).all()
+    assert len(lines) == 1
+
+
+def test_a_restore_gives_no_device_a_withdrawn_release_that_it_has_left():
+    trial = Trial(devices=22, stages=[Stage(count=20), Stage(percent=100)])
+    trial.start().until(State.COMPLETED)
+    backup = sqlite3.connect(":memory:")
+    raw = trial.db.engine.raw_connection().driver_connection
+    raw.backup(backup)
+    commands.roll_back(trial.db, trial.number, reason="wrong labels")
+    trial.until(State.ROLLED_BACK)
+    backup.backup(raw)
+    trial.oracle.withdrawn.add((NEW, "*"))  # from now on no document may name it
+    recall_withdrawn(trial.db, [(NEW, "*")])
+    Publisher(trial.world.shelf, lambda _: ()).notice_restore(trial.db)
+    trial.run(12)
+    assert trial.running(OLD) == 22
 
 
 def test_two_controllers_do_nothing_twice():

@@ -39,6 +39,7 @@ from edgeinfer.fleet.operator.store.inventory import (
     save_release,
 )
 from edgeinfer.fleet.operator.store.members import add_members, change_members, load_members
+from edgeinfer.fleet.operator.store.overdue import expire
 from edgeinfer.fleet.operator.store.schema import audit, cells, figures, members, metadata
 from edgeinfer.fleet.operator.store.steering import _ELIGIBLE
 
@@ -405,6 +406,6 @@ def test_a_device_that_says_anything_is_not_silent(database):
     ingest(database, [report(device, 2, model="")])
     with database.transaction() as connection:
         record = store.load(connection, number)
-        store.expire(connection, record, database.now(connection))
+        expire(connection, record, database.now(connection))
         (member,) = load_members(connection, members.c.rollout == number, members.c.device == device)
     assert member.outcome is Outcome.ACCEPTED

@@ -11,6 +11,7 @@ from edgeinfer.fleet.operator.collecting import collect
 from edgeinfer.fleet.operator.controller import Controller
 from edgeinfer.fleet.operator.fleet import Fleet
 from edgeinfer.fleet.operator.publisher import Publisher, Shelf
+from edgeinfer.fleet.operator.restoring import notice_restore
 from edgeinfer.fleet.operator.server.doorbell import Bells, RingingShelf
 
 __all__ = ["ControllerThread"]
@@ -61,7 +62,7 @@ class ControllerThread:
             self._woken.clear()
             try:
                 if not noticed:
-                    self._publisher.notice_restore(self._fleet.database)
+                    notice_restore(self._fleet.database, self._publisher, self._fleet.repository)
                     noticed = True
                 collect(self._fleet.database, self._fleet.repository.storage)
                 Controller(self._fleet.database, self._publisher).tick()

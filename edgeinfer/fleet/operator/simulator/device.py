@@ -64,12 +64,18 @@ class SimulatedDevice:
         self._slow = random_.random() < faults.slow
         lies = random_.random() < faults.lying_clock
         self.offset = int(random_.uniform(-faults.clock_s, faults.clock_s)) if lies else 0
+        self._known: bytes | None = None  # a document that has nothing new, as the ETag of a real one says
         self._known_time = (0, 0)  # (a time that a signed document told, when that was)
 
     @property
     def disturbed(self) -> bool:
         """Whether it may not do its work because of an update."""
         return self.phase in _BUSY and not self.reflashed
+
+    @property
+    def has_news(self) -> bool:
+        """Whether it has more to tell than its figures, which it always has again."""
+        return any(b'"metrics":{}' in report for report in self.spool)
 
     def clock(self, now: int) -> int:
         """Return the time as the device believes it: never before what signed documents told."""
@@ -81,13 +87,14 @@ class SimulatedDevice:
 
     def fetch(self, document: bytes | None, now: int) -> None:
         """Look at the document that the operator has for it."""
-        if document is None or self.dead:
+        if document is None or document is self._known or self.dead:
             return
         signed = json.loads(document)["signed"]
         if (signed["device"], signed["incarnation"]) != (self.name, self.incarnation):
             return
         found = next((a for a in signed["assignments"] if a["model"] == self.model), None)
         if found is None or tuple(found["generation"]) <= self.floor:
+            self._known = document
             return
         self._known_time = (max(self._told(now), signed["issued_at"]), now)
         if found["start_before"] and self.clock(now) >= found["start_before"]:
@@ -164,7 +171,7 @@ class SimulatedDevice:
     def reflash(self, now: int) -> None:
         """Lose everything but the name and the key."""
         self.incarnation += 1
-        self.floor, self.sequence, self.spool = (0, 0), 0, []
+        self.floor, self.sequence, self.spool, self._known = (0, 0), 0, [], None
         self.committed = self.running = self.target = ""
         self.next_at, self.dead, self.reflashed = None, False, True
         self._report(Phase.IDLE, now)

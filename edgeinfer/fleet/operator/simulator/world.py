@@ -11,6 +11,7 @@ from edgeinfer.fleet.operator.controller import Controller
 from edgeinfer.fleet.operator.publisher import Publisher
 from edgeinfer.fleet.operator.simulator.device import SimulatedDevice
 from edgeinfer.fleet.operator.simulator.faults import NO_FAULTS, Faults, Quality
+from edgeinfer.fleet.operator.simulator.memory import Memory
 from edgeinfer.fleet.operator.store.database import Database
 from edgeinfer.fleet.operator.store.ingest import ingest
 from edgeinfer.fleet.operator.store.inventory import DeviceRow, add_devices
@@ -56,13 +57,15 @@ class World:
         poll_s: How often a device looks for documents, and sends its reports.
         heartbeat_s: How often it reports its figures.
         controller_s: How often the controller ticks.
-        database: The store; None: SQLite in memory.
+        database: The store; None: one in memory.
+        memory: Where that is; None: a place of its own.
         start: When it begins, in seconds since 1970.
     """
 
     def __init__(self, *, seed: int, faults: Faults = NO_FAULTS, model: str = "m", release: str = "",
                  poll_s: int = 300, heartbeat_s: int = 3600, controller_s: int = 300,
-                 database: Database | None = None, start: int = START) -> None:  # fmt: skip
+                 database: Database | None = None, memory: Memory | None = None,
+                 start: int = START) -> None:  # fmt: skip
         self.random = random.Random(seed)  # noqa: S311 (a simulation)
         self.now = start
         self.faults = faults
@@ -70,7 +73,7 @@ class World:
         self.quality: dict[str, Mapping[str, Quality] | Quality] = {}
         self.devices: dict[str, SimulatedDevice] = {}
         self.clones: list[SimulatedDevice] = []
-        self.database = database or Database("sqlite://", clock=lambda: self.now)
+        self.database = database or (memory or Memory()).anew(lambda: self.now)
         self.shelf = MemoryShelf()
         self.controller = Controller(self.database, Publisher(self.shelf, lambda _: ()))
         self.on_step: Callable[[SimulatedDevice], None] = lambda _device: None

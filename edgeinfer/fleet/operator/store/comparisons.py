@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from edgeinfer.fleet.operator.canary import Sums
 from edgeinfer.fleet.operator.evidence import CANARY, CONTROL, MetricSums
 from edgeinfer.fleet.operator.metrics import METRICS
-from edgeinfer.fleet.operator.store.database import add_to, chunks, upsert
+from edgeinfer.fleet.operator.store.database import add_to, chunks, execute_many, upsert
 from edgeinfer.fleet.operator.store.schema import figures, member_metrics, members, metric_sums
 
 __all__ = ["add_canaries", "add_controls", "load_metric_sums", "save_figures", "update_changes"]
@@ -27,7 +27,7 @@ def save_figures(connection: sa.Connection, rows: Iterable[Mapping[str, Any]]) -
     """Keep the last figures of a model on a device: the "before" of later comparisons."""
     finite = [dict(row) for row in rows if math.isfinite(row["value"])]
     if finite:
-        connection.execute(upsert(connection.dialect.name, figures, ("release", "value")), finite)
+        execute_many(connection, upsert(connection.dialect.name, figures, ("release", "value")), finite)
 
 
 def add_canaries(connection: sa.Connection, rollout: int, model: str, stage: int, release: str,
@@ -129,7 +129,7 @@ def update_changes(
                     | {name: after[name] for name in ("change", "over")}
                 )
     if updates:
-        connection.execute(_UPDATE, updates)
+        execute_many(connection, _UPDATE, updates)
     add_to(connection, metric_sums, sums)
 
 
@@ -165,9 +165,12 @@ def _difference(row: sa.RowMapping, after: Mapping[str, Any]) -> dict[str, float
     }
 
 
+_METRIC_SUMS = sa.select(metric_sums).where(metric_sums.c.rollout == sa.bindparam("number"))
+
+
 def load_metric_sums(connection: sa.Connection, rollout: int) -> dict[tuple[int, str, str, str], MetricSums]:
     """Return (stage, arm, class, metric) -> sums."""
-    statement = sa.select(metric_sums).where(metric_sums.c.rollout == rollout)
+    found = connection.execute(_METRIC_SUMS, {"number": rollout}).mappings()
     return {
         (row["stage"], row["arm"], row["device_class"], row["metric"]): MetricSums(
             changes=Sums(row["devices"], row["total"], row["squares"]),
@@ -175,5 +178,5 @@ def load_metric_sums(connection: sa.Connection, rollout: int) -> dict[tuple[int,
             over=row["over"],
             undefined=row["undefined"],
         )
-        for row in connection.execute(statement).mappings()
+        for row in found
     }

@@ -25,10 +25,13 @@ __all__ = [
     "add_to",
     "chunks",
     "dumps",
+    "execute_many",
     "next_value",
+    "one_of",
     "raise_value",
     "upsert",
     "value_of",
+    "values_of",
 ]
 
 T = TypeVar("T")
@@ -133,6 +136,15 @@ def _passing(error: DBAPIError) -> bool:
     return state in ("40001", "40P01") or "locked" in str(error.orig)
 
 
+def one_of(column: sa.ColumnElement[Any], values: Iterable[str]) -> sa.ColumnElement[bool]:
+    """Return the condition that a column has one of a few words that are known beforehand, such as states.
+
+    They stand in the statement's text. SQLAlchemy writes the text of its own `in_` anew at each execution,
+    which costs as much as the rest.
+    """
+    return sa.or_(*(column == sa.literal_column(f"'{value}'") for value in values))
+
+
 @functools.cache
 def upsert(dialect: str, table: sa.Table, columns: tuple[str, ...], *, add: bool = False) -> Any:
     """Return the statement that inserts rows, or changes those that are there.
@@ -153,6 +165,29 @@ def upsert(dialect: str, table: sa.Table, columns: tuple[str, ...], *, add: bool
     return insert.on_conflict_do_update(index_elements=keys, set_=changed)
 
 
+def execute_many(connection: sa.Connection, statement: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Execute a statement for each of many rows, which all have the same columns.
+
+    The driver gets the values as they are: SQLAlchemy would look at each of them, which takes as long as the
+    database takes to write it.
+    """
+    names = tuple(rows[0])
+    text, order = _compiled(connection.dialect, statement, names)
+    if order is None:
+        connection.exec_driver_sql(text, rows)
+    else:
+        connection.exec_driver_sql(text, [tuple([row[name] for name in order]) for row in rows])
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(
+    dialect: sa.Dialect, statement: Any, names: tuple[str, ...]
+) -> tuple[str, Sequence[str] | None]:
+    """Return the text of a statement, and the order of its parameters where they have no names."""
+    compiled = statement.compile(dialect=dialect, column_keys=list(names))
+    return str(compiled), compiled.positiontup
+
+
 def add_to(
     connection: sa.Connection, table: sa.Table, rows: Mapping[tuple[Any, ...], Mapping[str, float]]
 ) -> None:
@@ -169,21 +204,36 @@ def add_to(
     # In one order everywhere, so that two transactions do not wait for each other.
     values = [{**dict(zip(keys, key, strict=True)), **rows[key]} for key in sorted(rows)]
     columns = tuple(next(iter(rows.values())))
-    connection.execute(upsert(connection.dialect.name, table, columns, add=True), values)
+    execute_many(connection, upsert(connection.dialect.name, table, columns, add=True), values)
 
 
 _VALUE = sa.select(schema.meta.c.value).where(schema.meta.c.name == sa.bindparam("its_name"))
 
+_VALUES = sa.select(schema.meta.c.name, schema.meta.c.value).where(
+    sa.or_(*(schema.meta.c.name == sa.bindparam(name) for name in ("first", "second")))
+)
+
+
+@functools.cache
+def _raised(dialect: str) -> Any:
+    return upsert(dialect, schema.meta, ("value",), add=True).returning(schema.meta.c.value)
+
 
 def next_value(connection: sa.Connection, name: str, step: int = 1) -> int:
     """Raise a counter of the fleet and return it."""
-    add_to(connection, schema.meta, {(name,): {"value": step}})
-    return value_of(connection, name)
+    raised = connection.execute(_raised(connection.dialect.name), {"name": name, "value": step})
+    return int(raised.scalar_one())
 
 
 def value_of(connection: sa.Connection, name: str) -> int:
     """Return a counter of the fleet; 0 where it was never raised."""
     return int(connection.execute(_VALUE, {"its_name": name}).scalar() or 0)
+
+
+def values_of(connection: sa.Connection, first: str, second: str) -> tuple[int, int]:
+    """Return two counters of the fleet; see `value_of`."""
+    found = dict(connection.execute(_VALUES, {"first": first, "second": second}).all())
+    return found.get(first, 0), found.get(second, 0)
 
 
 def raise_value(connection: sa.Connection, name: str, least: int) -> int:

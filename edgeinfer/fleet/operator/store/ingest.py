@@ -20,15 +20,20 @@ from edgeinfer.fleet.device.reports import Report, SignedReport
 from edgeinfer.fleet.errors import DocumentError
 from edgeinfer.fleet.operator.absorb import Heard, absorb
 from edgeinfer.fleet.operator.figures import SERVING, figures_by_model
-from edgeinfer.fleet.operator.outcomes import Motion
 from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.store.comparisons import save_figures, update_changes
-from edgeinfer.fleet.operator.store.database import Database, chunks, dumps, value_of
+from edgeinfer.fleet.operator.store.database import (
+    Database,
+    chunks,
+    dumps,
+    execute_many,
+    value_of,
+)
 from edgeinfer.fleet.operator.store.enrolment import verify_report
 from edgeinfer.fleet.operator.store.ingested import Ingested, Refusal
-from edgeinfer.fleet.operator.store.members import change_members, members_of
+from edgeinfer.fleet.operator.store.members import change_members, members_of_devices
 from edgeinfer.fleet.operator.store.reissue import answer_again
-from edgeinfer.fleet.operator.store.schema import devices, members, releases, report_log, rollouts
+from edgeinfer.fleet.operator.store.schema import devices, releases, report_log, rollouts
 from edgeinfer.fleet.operator.store.slots import Slot, load_slots, lock_devices, save_slots
 
 __all__ = ["ingest"]
@@ -43,6 +48,7 @@ _TELL = (
     .where(devices.c.device == sa.bindparam("its_device"))
     .values({name: sa.bindparam(name) for name in _TOLD})
 )
+_LOG = sa.insert(report_log)
 _ROLLOUTS = (
     sa.select(
         rollouts.c.id,
@@ -57,15 +63,6 @@ _ROLLOUTS = (
     .where(
         rollouts.c.model.in_(sa.bindparam("models", expanding=True)), rollouts.c.state != State.DRAFT.value
     )
-)
-_NAMES: sa.BindParameter[Any] = sa.bindparam("names", expanding=True)
-# Those of all rollouts but the superseded, and what is still on its way for any.
-_MEMBERS = sa.select(members).where(
-    members.c.device.in_(_NAMES),
-    sa.or_(
-        members.c.rollout.in_(sa.bindparam("numbers", expanding=True)),
-        members.c.motion.in_([Motion.FORWARD.value, Motion.BACK.value]),
-    ),
 )
 
 
@@ -185,7 +182,8 @@ def _apply(batch: _Batch, report: Report, data: bytes, epoch: int) -> bool:
     )
     if report.phase in SERVING:
         _note_figures(batch, report)
-    if report.log or report.phase.final:
+    ended = report.phase.final and slot.answer != (generation, report.phase.value, report.code)
+    if report.log or ended:  # that all goes on as it was is no news
         batch.log.append({"at": now, "device": device, "model": report.model, "phase": report.phase.value,
                           "code": report.code, "log": dumps(list(report.log))})  # fmt: skip
     return True
@@ -259,8 +257,9 @@ def _write(connection: sa.Connection, batch: _Batch) -> None:
             ),
         )
     if batch.log:
-        connection.execute(sa.insert(report_log), batch.log)
-    answer_again(connection, batch.ahead, batch.slots, again)
+        execute_many(connection, _LOG, batch.log)
+    classes = {device: row["device_class"] for device, row in batch.rows.items()}
+    answer_again(connection, batch.ahead, batch.slots, again, classes)
 
 
 def _update_devices(
@@ -271,7 +270,7 @@ def _update_devices(
         for device, update in updates.items()
     ]
     if values:
-        connection.execute(_TELL, values)
+        execute_many(connection, _TELL, values)
 
 
 def _rollouts(connection: sa.Connection, models: Iterable[str]) -> dict[int, sa.RowMapping]:
@@ -284,17 +283,16 @@ def _change_members(connection: sa.Connection, batch: _Batch, facts: Mapping[int
     of_interest = [number for number, row in facts.items() if State(row["state"]) is not State.SUPERSEDED]
     changes = []
     for part in chunks(sorted({device for device, _ in batch.heard})):
-        rows = connection.execute(_MEMBERS, {"names": part, "numbers": of_interest})
-        for before in members_of(rows):
+        for before in members_of_devices(connection, part, of_interest):
             row = facts.get(before.rollout)
             if row is not None and (before.device, row["model"]) in batch.ahead:
                 continue  # an answer to what this database never said tells nothing about the rollout
-            # Whatever a device says, it is not silent.
-            after = attrs.evolve(before, heard_at=batch.now) if before.motion.in_flight else before
-            if row is None:
-                changes.append((before, after))
-                continue
-            for heard in batch.heard.get((before.device, row["model"]), ()):
-                after = absorb(after, heard, release=row["release"], retries=row["retries"])
+            told = () if row is None else batch.heard.get((before.device, row["model"]), ())
+            if row is None or not told:  # whatever a device says, it is not silent
+                after = attrs.evolve(before, heard_at=batch.now) if before.motion.in_flight else before
+            else:
+                after = before
+                for heard in told:
+                    after = absorb(after, heard, release=row["release"], retries=row["retries"])
             changes.append((before, after))
     change_members(connection, changes)

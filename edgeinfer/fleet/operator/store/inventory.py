@@ -153,10 +153,12 @@ def save_site(database: Database, site: Site) -> None:
     database.retrying(work)
 
 
+_SITES = sa.select(sites.c.name, sites.c.policy)
+
+
 def load_sites(connection: sa.Connection) -> dict[str, Site]:
     """Return the sites that have windows or a budget."""
-    rows = connection.execute(sa.select(sites))
-    return {row.name: _site(row.policy) for row in rows}
+    return {name: _site(policy) for name, policy in connection.execute(_SITES)}
 
 
 @functools.lru_cache(maxsize=100_000)

@@ -11,22 +11,20 @@ import sqlalchemy as sa
 from edgeinfer.fleet.operator.evidence import Cell
 from edgeinfer.fleet.operator.member import Member
 from edgeinfer.fleet.operator.outcomes import Counts, Motion, Outcome
-from edgeinfer.fleet.operator.store.database import add_to
+from edgeinfer.fleet.operator.store.database import add_to, execute_many, one_of
 from edgeinfer.fleet.operator.store.schema import cells, members
 
-__all__ = ["add_members", "change_members", "load_cells", "load_members", "members_of"]
-
-
-_KEYS = ("rollout", "device")
-_FIXED = (*_KEYS, "stage", "rank", "device_class", "site")
-_UPDATE = (
-    sa.update(members)
-    .where(*(members.c[name] == sa.bindparam(f"its_{name}") for name in _KEYS))
-    .values({column.name: sa.bindparam(column.name) for column in members.c if column.name not in _FIXED})
-)
+__all__ = ["add_members", "change_members", "load_cells", "load_members", "members_of", "members_of_devices"]
 
 
 _FIELDS = tuple(field.name for field in attrs.fields(Member))
+_FIXED = ("rollout", "device", "stage", "rank", "device_class", "site")
+_CHANGING = tuple(name for name in _FIELDS if name not in _FIXED)
+_UPDATE = (
+    sa.update(members)
+    .where(members.c.rollout == sa.bindparam("its_rollout"), members.c.device == sa.bindparam("its_device"))
+    .values({name: sa.bindparam(name) for name in _CHANGING})
+)
 
 
 def _values(member: Member) -> dict[str, Any]:
@@ -49,16 +47,17 @@ def change_members(connection: sa.Connection, changes: Iterable[tuple[Member, Me
     changed = [(before, after) for before, after in changes if before != after]
     if not changed:
         return
-    rows = []
-    for _, after in changed:
-        values = _values(after)
-        rows.append(
-            {
-                **{name: value for name, value in values.items() if name not in _FIXED},
-                **{f"its_{name}": values[name] for name in _KEYS},
-            }
-        )
-    connection.execute(_UPDATE, rows)
+    rows = [
+        {
+            **{name: getattr(after, name) for name in _CHANGING},
+            "outcome": after.outcome.value,
+            "motion": after.motion.value,
+            "its_rollout": after.rollout,
+            "its_device": after.device,
+        }
+        for _, after in changed
+    ]
+    execute_many(connection, _UPDATE, rows)
     _count(connection, changed)
 
 
@@ -84,11 +83,30 @@ def members_of(rows: sa.Result[Any]) -> list[Member]:
     return [Member(**dict(zip(names, row, strict=True))) for row in rows]
 
 
+_OF_DEVICES = sa.select(members).where(
+    members.c.device.in_(sa.bindparam("names", expanding=True)),
+    sa.or_(
+        members.c.rollout.in_(sa.bindparam("numbers", expanding=True)),
+        one_of(members.c.motion, (Motion.FORWARD.value, Motion.BACK.value)),
+    ),
+)
+
+
+def members_of_devices(
+    connection: sa.Connection, names: Sequence[str], rollouts: Sequence[int]
+) -> list[Member]:
+    """Return the members of some devices in some rollouts, and those that are on their way in any other."""
+    return members_of(connection.execute(_OF_DEVICES, {"names": names, "numbers": rollouts}))
+
+
+_CELLS = sa.select(
+    cells.c.stage, cells.c.device_class, cells.c.site, cells.c.outcome, cells.c.motion, cells.c.devices
+).where(cells.c.rollout == sa.bindparam("number"), cells.c.devices != 0)
+
+
 def load_cells(connection: sa.Connection, rollout: int) -> dict[Cell, Counts]:
     """Return the counts of a rollout."""
-    statement = sa.select(cells).where(cells.c.rollout == rollout, cells.c.devices != 0)
     found: dict[Cell, dict[tuple[Outcome, Motion], int]] = {}
-    for row in connection.execute(statement).mappings():
-        cell = Cell(row["stage"], row["device_class"], row["site"])
-        found.setdefault(cell, {})[Outcome(row["outcome"]), Motion(row["motion"])] = row["devices"]
+    for stage, device_class, site, outcome, motion, count in connection.execute(_CELLS, {"number": rollout}):
+        found.setdefault(Cell(stage, device_class, site), {})[Outcome(outcome), Motion(motion)] = count
     return {cell: Counts(states) for cell, states in found.items()}

@@ -9,10 +9,11 @@ import sqlalchemy as sa
 
 from edgeinfer.fleet.operator.member import Generation
 from edgeinfer.fleet.operator.outcomes import Motion
-from edgeinfer.fleet.operator.store.database import chunks, raise_value, value_of
+from edgeinfer.fleet.operator.store.database import chunks, one_of, raise_value, value_of
 from edgeinfer.fleet.operator.store.members import change_members, load_members
 from edgeinfer.fleet.operator.store.schema import devices, members, rollouts
 from edgeinfer.fleet.operator.store.slots import Slot, Wanted, issue
+from edgeinfer.fleet.operator.store.stepping import is_withdrawn, releases_of, version_of
 
 __all__ = ["answer_again"]
 
@@ -22,6 +23,7 @@ def answer_again(
     ahead: Mapping[tuple[str, str], int],
     slots: Mapping[tuple[str, str], Slot],
     reflashed: Sequence[str],
+    classes: Mapping[str, str],
 ) -> None:
     """Issue documents anew.
 
@@ -31,6 +33,7 @@ def answer_again(
             issued -> its epoch. The database was restored from a backup: the epoch rises above all of them.
         slots: (device, model) -> what they are to run.
         reflashed: Devices that began a new life, and need a document for it.
+        classes: Device -> hardware class.
     """
     if ahead:
         epoch = value_of(connection, "epoch")
@@ -38,10 +41,15 @@ def answer_again(
         if furthest >= epoch:
             raise_value(connection, "epoch", furthest + 1)
     for model in sorted({model for _, model in ahead}):
-        wanted = {}
+        wanted, known = {}, releases_of(connection, model)
         for device, its_model in ahead:
             slot = slots[device, its_model]
-            if its_model == model and slot.epoch:
+            if its_model != model or not slot.epoch:
+                continue
+            if is_withdrawn(known, slot.release, classes[device]) and slot.running != slot.release:
+                # It has gone on to something else, and stays there.
+                wanted[device] = Wanted(release=slot.running, version=version_of(known, slot.running))
+            else:
                 wanted[device] = Wanted(
                     release=slot.release, version=slot.version, start_before=slot.start_before
                 )
@@ -60,7 +68,7 @@ def _begin_again(
         )
         moving = sa.select(members.c.device, rollouts.c.model).where(
             members.c.device.in_(part),
-            members.c.motion.in_([Motion.FORWARD.value, Motion.BACK.value]),
+            one_of(members.c.motion, (Motion.FORWARD.value, Motion.BACK.value)),
             rollouts.c.id == members.c.rollout,
         )
         # What is on its way in a rollout has a place in the site's budget, and gets a new lease from there.
@@ -81,7 +89,7 @@ def _renumber(
         for before in load_members(
             connection,
             members.c.device.in_(part),
-            members.c.motion.in_(moving),
+            one_of(members.c.motion, moving),
             members.c.rollout.in_(of_model),
         ):
             after = before

@@ -13,14 +13,14 @@ import sqlalchemy as sa
 from edgeinfer.fleet.operator.cohorts import Candidate
 from edgeinfer.fleet.operator.evidence import Tallies
 from edgeinfer.fleet.operator.member import Member
-from edgeinfer.fleet.operator.outcomes import Motion, Outcome
+from edgeinfer.fleet.operator.outcomes import Motion
 from edgeinfer.fleet.operator.planner import Action, Expose, Move, Revert
 from edgeinfer.fleet.operator.record import Record, State
 from edgeinfer.fleet.operator.specification import Specification
 from edgeinfer.fleet.operator.store.comparisons import add_controls, load_metric_sums
-from edgeinfer.fleet.operator.store.database import CHUNK, chunks, dumps
+from edgeinfer.fleet.operator.store.database import CHUNK, chunks, dumps, one_of
 from edgeinfer.fleet.operator.store.inventory import load_sites
-from edgeinfer.fleet.operator.store.members import add_members, change_members, load_cells, load_members
+from edgeinfer.fleet.operator.store.members import add_members, load_cells
 from edgeinfer.fleet.operator.store.schema import audit, cells, members, releases, rollouts
 from edgeinfer.fleet.operator.store.steering import ask_back, compared_metrics, expose, revert
 from edgeinfer.fleet.operator.verdicts import Waiver
@@ -30,7 +30,6 @@ __all__ = [
     "audit_of",
     "create",
     "enter",
-    "expire",
     "freeze_members",
     "join_late",
     "load",
@@ -40,8 +39,6 @@ __all__ = [
     "save",
 ]
 
-# A device that began in time may still be switching when its lease ends.
-GRACE_S = 1800
 _MOVING = [Motion.FORWARD.value, Motion.BACK.value]
 CONTROLLER = "controller"
 
@@ -65,15 +62,22 @@ def create(connection: sa.Connection, *, model: str, release: str, specification
     return number
 
 
+# Statements that each round of the controller needs are made once: making one costs as much as its execution.
+_ALL = (
+    sa.select(rollouts, releases.c.version.label("release_version"), releases.c.withdrawn)
+    .join(releases, releases.c.digest == rollouts.c.release, isouter=True)
+    .order_by(rollouts.c.priority.desc(), rollouts.c.id)
+)
+_ONE = _ALL.where(rollouts.c.id == sa.bindparam("number"))
+
+
 def load_all(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> list[Record]:
     """Return rollouts, the most important first."""
-    statement = (
-        sa.select(rollouts, releases.c.version.label("release_version"), releases.c.withdrawn)
-        .join(releases, releases.c.digest == rollouts.c.release, isouter=True)
-        .where(*conditions)
-        .order_by(rollouts.c.priority.desc(), rollouts.c.id)
-    )
-    rows = connection.execute(statement).mappings().all()
+    return _records(connection, connection.execute(_ALL.where(*conditions) if conditions else _ALL))
+
+
+def _records(connection: sa.Connection, found: sa.Result[Any]) -> list[Record]:
+    rows = found.mappings().all()
     policies = load_sites(connection) if rows else {}
     return [
         Record(
@@ -104,20 +108,23 @@ def _specification(text: str) -> Specification:
 
 def load(connection: sa.Connection, number: int) -> Record | None:
     """Return one rollout."""
-    return next(iter(load_all(connection, rollouts.c.id == number)), None)
+    return next(iter(_records(connection, connection.execute(_ONE, {"number": number}))), None)
+
+
+_ELSEWHERE = (
+    sa.select(cells.c.site, sa.func.sum(cells.c.devices))
+    .where(one_of(cells.c.motion, _MOVING), cells.c.rollout != sa.bindparam("number"))
+    .group_by(cells.c.site)
+)
 
 
 def load_tallies(connection: sa.Connection, rollout: int) -> Tallies:
     """Return all that the planner knows of a rollout's devices."""
-    elsewhere = (
-        sa.select(cells.c.site, sa.func.sum(cells.c.devices))
-        .where(cells.c.motion.in_(_MOVING), cells.c.rollout != rollout)
-        .group_by(cells.c.site)
-    )
+    elsewhere = connection.execute(_ELSEWHERE, {"number": rollout})
     return Tallies(
         cells=load_cells(connection, rollout),
         metrics=load_metric_sums(connection, rollout),
-        elsewhere={site: int(count) for site, count in connection.execute(elsewhere)},
+        elsewhere={site: int(count) for site, count in elsewhere},
     )
 
 
@@ -190,37 +197,6 @@ def join_late(connection: sa.Connection, rollout: Record, found: Sequence[Candid
         ],
     )
     return len(late)
-
-
-def expire(connection: sa.Connection, rollout: Record, now: int) -> int:
-    """Take note of what only time tells: silence, and documents that ran out. Return how many changed."""
-    of_rollout = members.c.rollout == rollout.id
-    changes = []
-    for stage, asked in enumerate(rollout.specification.stages):
-        silent = load_members(
-            connection,
-            of_rollout,
-            members.c.stage == stage,
-            members.c.motion == Motion.FORWARD.value,
-            members.c.outcome == Outcome.ACCEPTED.value,
-            members.c.heard_at < now - asked.timeout,
-        )
-        # It stays in flight: nobody knows that it works.
-        changes += [(m, attrs.evolve(m, outcome=Outcome.TIMED_OUT, code="silent")) for m in silent]
-    ran_out = load_members(
-        connection,
-        of_rollout,
-        members.c.motion.in_(_MOVING),
-        members.c.outcome.in_([Outcome.WAITING.value, Outcome.OFFLINE.value, Outcome.SUCCESS.value]),
-        members.c.start_before < now - GRACE_S,
-    )
-    for member in ran_out:
-        back = member.motion is Motion.BACK and member.outcome is not Outcome.SUCCESS
-        if member.motion is Motion.FORWARD and member.outcome is Outcome.SUCCESS:
-            continue
-        changes.append((member, attrs.evolve(member, motion=Motion.REVERTED if back else Motion.STILL)))
-    change_members(connection, changes)
-    return len(changes)
 
 
 def apply(connection: sa.Connection, rollout: Record, actions: Sequence[Action], now: int) -> bool:

@@ -9,7 +9,7 @@ import attrs
 import sqlalchemy as sa
 
 from edgeinfer.fleet.operator.member import Generation
-from edgeinfer.fleet.operator.store.database import chunks, upsert, value_of
+from edgeinfer.fleet.operator.store.database import chunks, execute_many, upsert, value_of
 from edgeinfer.fleet.operator.store.schema import devices, slots
 
 __all__ = ["Slot", "Wanted", "issue", "load_slots", "lock_devices", "save_slots"]
@@ -47,6 +47,11 @@ class Slot:
     def reported(self) -> Generation:
         """Of the document that the device answered last."""
         return (self.reported_epoch, self.reported_number)
+
+    @property
+    def answer(self) -> tuple[Generation, str, str]:
+        """What the device reported last: of which document, in which phase, and why."""
+        return (self.reported, self.phase, self.code)
 
     def next_generation(self, epoch: int) -> Generation:
         """Return a generation that is above all that was issued or reported.
@@ -110,7 +115,7 @@ def save_slots(connection: sa.Connection, changed: Iterable[Slot]) -> None:
     rows: list[Mapping[str, Any]] = [{name: getattr(slot, name) for name in _FIELDS} for slot in changed]
     if not rows:
         return
-    connection.execute(upsert(connection.dialect.name, slots, _SLOT_COLUMNS), rows)
+    execute_many(connection, upsert(connection.dialect.name, slots, _SLOT_COLUMNS), rows)
 
 
 def issue(connection: sa.Connection, model: str, wanted: Mapping[str, Wanted]) -> dict[str, Generation]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 import sqlalchemy as sa
@@ -15,23 +14,32 @@ from edgeinfer.fleet.operator.record import Record
 from edgeinfer.fleet.operator.regression import Regression
 from edgeinfer.fleet.operator.specification import Specification
 from edgeinfer.fleet.operator.store.comparisons import add_canaries
+from edgeinfer.fleet.operator.store.database import one_of
 from edgeinfer.fleet.operator.store.members import change_members, load_members
-from edgeinfer.fleet.operator.store.schema import members, releases
+from edgeinfer.fleet.operator.store.schema import members
 from edgeinfer.fleet.operator.store.slots import Slot, Wanted, issue, load_slots, lock_devices
+from edgeinfer.fleet.operator.store.stepping import (
+    first_allowed,
+    next_step,
+    present_release,
+    releases_of,
+    version_of,
+)
 
-__all__ = ["ask_back", "compared_metrics", "expose", "revert"]
+__all__ = ["ask_back", "compared_metrics", "expose", "locked_members", "revert"]
 
 _ACTIVATED = ("activating", "soaking", "committed", "rolling_back")  # applications may have seen the release
 _ELIGIBLE = sa.or_(
     members.c.motion == Motion.AGAIN.value,
     sa.and_(
         members.c.motion == Motion.STILL.value,
-        members.c.outcome.in_([Outcome.WAITING.value, Outcome.OFFLINE.value]),
+        one_of(members.c.outcome, (Outcome.WAITING.value, Outcome.OFFLINE.value)),
     ),
     sa.and_(
         members.c.motion == Motion.REVERTED.value,
-        members.c.outcome.in_(
-            [Outcome.WAITING.value, Outcome.OFFLINE.value, Outcome.ACCEPTED.value, Outcome.SUCCESS.value]
+        one_of(
+            members.c.outcome,
+            (Outcome.WAITING.value, Outcome.OFFLINE.value, Outcome.ACCEPTED.value, Outcome.SUCCESS.value),
         ),
     ),
 )  # `is_eligible`, in SQL; a test holds that they agree
@@ -64,11 +72,11 @@ def expose(
     if not chosen:
         return 0
     have = load_slots(connection, rollout.model, [member.device for member in chosen])
-    known = _releases(connection, rollout.model)
+    known = releases_of(connection, rollout.model)
     wanted, changes = {}, {}
     for member in chosen:
         slot = have.get((member.device, rollout.model)) or Slot(device=member.device, model=rollout.model)
-        target = _next_step(known, rollout.release, slot, member.device_class)
+        target = next_step(known, rollout.release, slot, member.device_class)
         if target is None:
             refused = attrs.evolve(
                 member, outcome=Outcome.REJECTED, motion=Motion.STILL, code="no_stepping_stone"
@@ -76,14 +84,14 @@ def expose(
             change_members(connection, [(member, refused)])
             continue
         wanted[member.device] = Wanted(
-            release=target, version=_version(known, target), start_before=start_before
+            release=target, version=version_of(known, target), start_before=start_before
         )
         changes[member.device] = attrs.evolve(
             member,
             outcome=Outcome.OFFLINE,
             motion=Motion.FORWARD,
             target=target,
-            origin=member.origin or _origin(slot, rollout.release),
+            origin=member.origin or present_release(slot, rollout.release),
             start_before=start_before,
             exposures=member.exposures + 1,
             back_epoch=0,
@@ -147,7 +155,11 @@ def revert(connection: sa.Connection, rollout: Record, *, site: str, count: int,
         members.c.outcome == Outcome.SUCCESS.value,
     ]
     chosen = _next(connection, where, count)
-    _turn_back(connection, rollout, chosen, start_before=start_before)
+    rows = lock_devices(connection, (member.device for member in chosen))
+    gone = [member for member in chosen if rows[member.device]["deleted_at"] is not None]
+    _turn_back(connection, rollout, [m for m in chosen if m not in gone], start_before=start_before)
+    # Nobody waits for a device that was removed; should it come back, it is told.
+    _turn_back(connection, rollout, gone, start_before=None, motion=Motion.REVERTED)
     return len(chosen)
 
 
@@ -156,23 +168,30 @@ def _is_activated(member: Member, slot: Slot | None) -> bool:
 
 
 def _turn_back(
-    connection: sa.Connection, rollout: Record, moving: Sequence[Member], *, start_before: int | None
+    connection: sa.Connection,
+    rollout: Record,
+    moving: Sequence[Member],
+    *,
+    start_before: int | None,
+    motion: Motion = Motion.BACK,
 ) -> None:
     """Issue documents that name what the devices had, and note that they are to go back.
 
     Only what disturbs a device that works has a lease (`start_before`), for it takes a place in the site's
     budget. What stops a device on its way holds for ever: it may come back after years.
     """
-    known = _releases(connection, rollout.model)
+    if not moving:
+        return
+    known = releases_of(connection, rollout.model)
     have = load_slots(connection, rollout.model, [member.device for member in moving])
     wanted = {}
     for member in moving:
         slot = have.get((member.device, rollout.model)) or Slot(device=member.device, model=rollout.model)
-        origin = _allowed(
+        origin = first_allowed(
             known, member.device_class, (member.origin, slot.committed, slot.previous), rollout.release
         )
         wanted[member.device] = Wanted(
-            release=origin, version=_version(known, origin), start_before=start_before or 0
+            release=origin, version=version_of(known, origin), start_before=start_before or 0
         )
     generations = issue(connection, rollout.model, wanted)
     changes = []
@@ -180,7 +199,7 @@ def _turn_back(
         epoch, number = generations[member.device]
         after = attrs.evolve(
             member,
-            motion=Motion.BACK,
+            motion=motion,
             back_epoch=epoch,
             back_number=number,
             start_before=member.start_before if start_before is None else start_before,
@@ -195,71 +214,29 @@ def _next(
 ) -> list[Member]:
     """Return the next members that fulfil conditions, their devices locked."""
     ordered = (members.c.exposures, members.c.rank, members.c.device)
-    found = load_members(connection, *where, order_by=ordered, limit=count)
+    return locked_members(
+        connection,
+        lambda: load_members(connection, *where, order_by=ordered, limit=count),
+        lambda: load_members(connection, *where),
+    )
+
+
+def locked_members(
+    connection: sa.Connection,
+    select: Callable[[], list[Member]],
+    again: Callable[[], list[Member]] | None = None,
+) -> list[Member]:
+    """Return members of one rollout, their devices locked.
+
+    Args:
+        connection: Within a transaction.
+        select: What selects them.
+        again: The same, where that selects some of many. A report may have come in before the lock: only
+            what still fulfils the conditions is returned.
+    """
+    found = select()
     if connection.dialect.name == "sqlite" or not found:
         return found
     lock_devices(connection, (member.device for member in found))
-    # A report may have come in between: only what still fulfils the conditions.
-    rollout = found[0].rollout
-    now = {member.device: member for member in load_members(connection, members.c.rollout == rollout, *where)}
+    now = {member.device: member for member in (again or select)()}
     return [now[member.device] for member in found if member.device in now]
-
-
-def _releases(connection: sa.Connection, model: str) -> dict[str, sa.RowMapping]:
-    statement = sa.select(releases).where(releases.c.model == model)
-    return {row["digest"]: row for row in connection.execute(statement).mappings()}
-
-
-def _version(known: Mapping[str, sa.RowMapping], digest: str) -> str:
-    return str(known[digest]["version"]) if digest in known else ""
-
-
-def _withdrawn(known: Mapping[str, sa.RowMapping], digest: str, device_class: str) -> bool:
-    classes = json.loads(known[digest]["withdrawn"]) if digest in known else []
-    return "*" in classes or device_class in classes
-
-
-def _origin(slot: Slot, release: str) -> str:
-    """Return what a device has now, as far as is known."""
-    return next((digest for digest in (slot.committed, slot.release) if digest and digest != release), "")
-
-
-def _allowed(
-    known: Mapping[str, sa.RowMapping], device_class: str, digests: Iterable[str], not_this: str
-) -> str:
-    """Return the first release that may be run; empty where there is none, which takes the model away."""
-    for digest in digests:
-        if digest and digest != not_this and not _withdrawn(known, digest, device_class):
-            return digest
-    return ""
-
-
-def _next_step(known: Mapping[str, sa.RowMapping], release: str, slot: Slot, device_class: str) -> str | None:
-    """Return what a device is to install next on its way to a release: a stepping stone, or itself.
-
-    None where a stepping stone is not known here, or withdrawn.
-    """
-    by_version = {row["version"]: digest for digest, row in known.items()}
-    target, seen = release, {release}
-    while target in known and (needs := known[target]["requires"]) is not None:
-        stone = needs if needs in known else by_version.get(needs)
-        if stone is None or stone in seen or _withdrawn(known, stone, device_class):
-            return None
-        if slot.committed == target or _passed(known, slot.committed, stone):
-            break
-        seen.add(stone)
-        target = stone
-    return None if _withdrawn(known, target, device_class) else target
-
-
-def _passed(known: Mapping[str, sa.RowMapping], committed: str, stone: str) -> bool:
-    """Whether a device with this release has been at the stepping stone, or is."""
-    by_version = {row["version"]: digest for digest, row in known.items()}
-    for _ in known:
-        if committed == stone:
-            return True
-        needs = known[committed]["requires"] if committed in known else None
-        if needs is None:
-            return False
-        committed = needs if needs in known else by_version.get(needs, "")
-    return False
