@@ -22,6 +22,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from edgeinfer.backends.tensorrt_ import caches
 from tests.backends.fake_cuda import FakeCuda
 
 MAGIC = b"FAKE"
@@ -61,6 +62,7 @@ def install(
         lean: The version of a lean runtime beside it, or None.
         gpus: Name and compute capability of each GPU.
     """
+    monkeypatch.setattr(caches, "_KEPT", {})
     cuda = FakeCuda(*gpus)
     trt = make_module(module, version, cuda)
     modules = {module: trt}

@@ -14,7 +14,11 @@ __all__ = ["SlotPool"]
 
 @final
 class SlotPool:
-    """Hands out slots, makes them up to a limit, and lets further requests wait."""
+    """Hands out slots, makes them up to a limit, and lets further requests wait.
+
+    Attributes:
+        slots: Those that were made, handed out or not.
+    """
 
     def __init__(self, make: Callable[[], Slot], limit: int) -> None:
         self._make, self._limit = make, limit
@@ -25,6 +29,12 @@ class SlotPool:
         self.slots: list[Slot] = []
 
     def take(self) -> Slot:
+        """Return a slot that nobody else has, until `give`.
+
+        Raises:
+            SessionClosedError: The pool is closed.
+            InferenceError: All slots were withdrawn.
+        """
         with self._changed:
             while self._limit > 0 and self._full():
                 self._changed.wait()
@@ -68,11 +78,13 @@ class SlotPool:
             self._limit += 1
 
     def give(self, slot: Slot) -> None:
+        """Take a slot back."""
         with self._changed:
             self._free.append(slot)
             self._changed.notify_all()
 
     def close(self) -> list[Slot]:
+        """Wait until all slots are given back, and return them."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
