@@ -24,12 +24,11 @@ __all__ = ["check_running", "conformance_checks", "options_for_flavour"]
 HEAD = '<ir_version: 8, opset_import: ["" : 15]>\n'
 
 
-def options_for_flavour() -> dict[str, Any]:
+def options_for_flavour(sources: tuple[str, ...] = ()) -> dict[str, Any]:
     # TensorRT 8 would load cuBLAS and cuDNN, which a machine may lack; its own kernels do without them.
-    flavour = find_flavours()[0]
-    return (
-        {} if flavour.strongly_typed else {"tactic_sources": ("edge_mask_convolutions", "jit_convolutions")}
-    )
+    if find_flavours()[0].strongly_typed:
+        return {}
+    return {"tactic_sources": sources or ("edge_mask_convolutions", "jit_convolutions")}
 
 
 def text_model(text: str) -> onnx.ModelProto:
@@ -137,7 +136,17 @@ def check_running(results: Results, options: Mapping[str, Any]) -> None:
             return {"refused": str(error), "requires": dict(artifact.manifest.requires)}
         raise AssertionError("an engine of another GPU was accepted")
 
+    def layer_times() -> dict[str, Any]:
+        with ei.load(ei.compile(relu, "tensorrt", options={**options, "dims": {"N": (1, 2, 2)}})) as session:
+            for count in (2, 1, 2):
+                np.testing.assert_allclose(session.infer({"x": x[:count]})["y"], x[:count] ** 2 - x[:count])
+                times = session.profile({"x": x[:count]}, runs=5)
+                assert times, "no layer was timed"
+                assert all(time.us > 0 for time in times), times
+        return {"layers": [(time.name, round(time.us, 2)) for time in times]}
+
     checks = [dynamic, ownership_and_graphs, threads, device_arrays, bound, data_dependent, preflight]
+    checks.append(layer_times)
     if len(find_gpus()[0]) > 1:
         checks.append(lambda: two_gpus(relu, options))
         checks[-1].__name__ = "two_gpus"

@@ -159,10 +159,11 @@ def precision_part(
     models: Mapping[str, Prepared],
     options: Mapping[str, Any],
     batches: tuple[int, ...] = (1, 32),
+    variants: tuple[str, ...] = tuple(VARIANTS),
 ) -> None:
     """Build and measure one engine after the other; rows as they come."""
     for batch in batches:
-        for variant in VARIANTS:
+        for variant in variants:
             for name, model in models.items():
                 if batch != 1 and name in ONE_AT_A_TIME:
                     continue

@@ -56,13 +56,23 @@ class Results:
                 raise
 
 
-def latency(run: Callable[[], object], seconds: float = 1.0, runs: int | None = None) -> dict[str, float]:
-    """Return p50 and p99 in ms of as many runs as a time holds, or of a number of runs within that time."""
+def latency(
+    run: Callable[[], object],
+    seconds: float = 1.0,
+    runs: int | None = None,
+    before: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
+    """Return p50 and p99 in ms of as many runs as a time holds, or of a number of runs within that time.
+
+    What is called `before` each run is not timed.
+    """
     for _ in range(20):
+        before()
         run()
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 50 or (time.perf_counter() < end and len(times) != runs):
+        before()
         start = time.perf_counter()
         run()
         times.append((time.perf_counter() - start) * 1e3)

@@ -27,7 +27,7 @@ from host_copies import MODELS as HOST_MODELS
 from host_copies import host_part, host_table
 from model_table import measure, peer, prepared, table
 from models import ONE_AT_A_TIME, PRECISIONS, available, open_model
-from precisions import Prepared, precision_part, precision_table, prepare_part
+from precisions import VARIANTS, Prepared, precision_part, precision_table, prepare_part
 from results import Results
 
 from edgeinfer.backends.tensorrt_.cuda import find_gpus
@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--batches", default="1,32", help="of precisions and peers, separated by commas")
     parser.add_argument("--peers", default="torch,onnxruntime cuda", help="which, separated by commas")
     parser.add_argument("--peer-seconds", type=float, default=60, help="for each of them")
+    parser.add_argument("--variants", default="", help="of `precisions`, separated by semicolons; all")
+    parser.add_argument("--tactic-sources", default="", help="of TensorRT 8, separated by commas")
     given = parser.parse_args()
     parts = PARTS if given.part == "all" else (given.part,)
     results = Results(given.out, given.minutes, given.scratch)
@@ -59,7 +61,8 @@ def main() -> None:
     results.add(step="environment", flavours=list(map(str, find_flavours())), gpus=gpus, reason=reason)
     if not gpus:
         sys.exit(f"{reason}. This benchmark needs an NVIDIA GPU.")
-    options = {} if parts == ("peers",) else options_for_flavour()
+    sources = tuple(filter(None, given.tactic_sources.split(",")))
+    options = {} if parts == ("peers",) else options_for_flavour(sources)
     chosen = [name for name in names if given.only or name in HOST_MODELS]
     batches = tuple(map(int, given.batches.split(",")))
     folder = given.prepared or results.scratch / "prepared"
@@ -74,7 +77,8 @@ def main() -> None:
         if "peers" in parts:
             peer_part(results, given, models)
         if "precisions" in parts:
-            precision_part(results, models, options, batches)
+            chosen_variants = tuple(filter(None, given.variants.split(";")))
+            precision_part(results, models, options, batches, chosen_variants or tuple(VARIANTS))
         finish(results, precision_table(results.rows))
     if "models" in parts:
         rest = [name for name in names if name not in chosen] if given.part == "all" else names

@@ -65,7 +65,8 @@ class FakeCuda:
         self.streams: dict[int, FakeStream] = {}
         self.graphs: dict[int, int] = {}
         self.fail_capture = False
-        self.allow_pageable = False  # copies from and to memory that is not page-locked
+        self.allow_pageable = False  # copies from and to memory that is not page-locked, of any size
+        self.pageable_bytes = 1 << 20  # beyond, it is slow: the adapter must not do it
         self.fail_copy_in: int | None = None  # how many copies to the device work before one fails
         self.failing: set[str] = set()
         self.device_limit = 1 << 40
@@ -270,16 +271,33 @@ class FakeCuda:
             if self.fail_copy_in < 0:
                 return (Status.cudaErrorInvalidValue,)
         self._check(to, size, kinds[0])
-        self._check(source, size, kinds[1])
+        read = None
+        locked = self._locked_bytes(source, size) if kind == "to device" else size
+        if 0 < locked < size:
+            return (Status.cudaErrorInvalidValue,)
+        if locked == 0 and size <= self.pageable_bytes:
+            read = ctypes.string_at(source, size)  # what is not page-locked is read at once
+        else:
+            self._check(source, size, kinds[1])
         self.events.append(("cudaMemcpyAsync", kind, size))
 
         def copy() -> None:
             self._check(to, size, kinds[0])  # still there when the copy happens
-            self._check(source, size, kinds[1])
-            ctypes.memmove(to, source, size)
+            if read is None:
+                self._check(source, size, kinds[1])
+            ctypes.memmove(to, source if read is None else read, size)
 
         stream.enqueue(copy)
         return (Status.cudaSuccess,)
+
+    def _locked_bytes(self, address: int, size: int) -> int:
+        """How much of a range of the host is page-locked."""
+        with self._lock:
+            return sum(
+                max(0, min(address + size, start + ctypes.sizeof(block.memory)) - max(address, start))
+                for start, block in self.memory.items()
+                if block.kind == "registered"
+            )
 
     def _check(self, address: int, size: int, kind: str) -> None:
         if kind == "device" or not self.allow_pageable:

@@ -22,6 +22,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from edgeinfer.backends.tensorrt_ import caches
 from tests.backends.fake_cuda import FakeCuda
 
 MAGIC = b"FAKE"
@@ -61,6 +62,7 @@ def install(
         lean: The version of a lean runtime beside it, or None.
         gpus: Name and compute capability of each GPU.
     """
+    monkeypatch.setattr(caches, "_KEPT", {})
     cuda = FakeCuda(*gpus)
     trt = make_module(module, version, cuda)
     modules = {module: trt}
@@ -108,6 +110,7 @@ def make_module(name: str, version: str, cuda: FakeCuda) -> Any:
 
     trt.ILogger = ILogger
     trt.IOutputAllocator = type("IOutputAllocator", (), {})
+    trt.IProfiler = type("IProfiler", (), {})
     if not weak:
         trt.IProgressMonitor = type("IProgressMonitor", (), {})
     flags = ["TF32", "GPU_FALLBACK", "SPARSE_WEIGHTS", "REFIT"]
@@ -570,6 +573,7 @@ class Context:
         self._addresses: dict[str, int] = {}
         self._allocators: dict[str, Any] = {}
         self.profile = 0
+        self.profiler: Any = None
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self._cuda.events.append(("set_optimization_profile_async", index))
@@ -613,7 +617,13 @@ class Context:
         # The addresses count at the time of the call, as they do in a captured graph.
         addresses, shapes = dict(self._addresses), dict(self._shapes)
         assert set(shapes) == set(self._engine.inputs), "input shapes are missing"
-        self._cuda.stream_of(stream).enqueue(lambda: self._compute(addresses, shapes))
+        runs = self._cuda.stream_of(stream)
+        runs.enqueue(lambda: self._compute(addresses, shapes))
+        if self.profiler is not None:  # then the call waits for the end, and reports
+            assert runs.recording is None, "a graph that is captured has no layers to report"
+            self._cuda.cudaStreamSynchronize(runs)
+            for index, node in enumerate(self._engine.graph.node):
+                self.profiler.report_layer_time(node.name, 0.001 * (index + 1))
         return True
 
     def _compute(self, addresses: dict[str, int], shapes: dict[str, Shape]) -> None:

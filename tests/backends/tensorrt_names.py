@@ -59,6 +59,7 @@ CLASSES = (
     "INetworkDefinition",
     "IOptimizationProfile",
     "IOutputAllocator",
+    "IProfiler",
     "IProgressMonitor",
     "IRuntimeCache",
     "IRuntimeConfig",
@@ -78,7 +79,10 @@ CLASSES = (
 
 # Methods that the vendor's code calls and applications override: classes do not show them in all versions,
 # the extension modules hold their names.
-OVERRIDES = {"IOutputAllocator": ("notify_shape", "reallocate_output", "reallocate_output_async")}
+OVERRIDES = {
+    "IOutputAllocator": ("notify_shape", "reallocate_output", "reallocate_output_async"),
+    "IProfiler": ("report_layer_time",),
+}
 
 # All that the extension modules import from TensorRT; none of it is ever called here.
 _STUB = "\n".join(

@@ -106,8 +106,9 @@ def test_every_way_to_call_infer_is_measured_at_every_batch(monkeypatch: pytest.
     artifact = script.build(model, shapes, "float32", {}, None)
     calls: list[int] = []
 
-    def latency(run: Any, seconds: float, runs: int) -> dict[str, float]:
+    def latency(run: Any, seconds: float, runs: int, before: Any = lambda: None) -> dict[str, float]:
         for _ in range(4):
+            before()
             run()
         calls.append(4)
         return {"p50_ms": 1.0, "p99_ms": 1.2}
@@ -116,8 +117,9 @@ def test_every_way_to_call_infer_is_measured_at_every_batch(monkeypatch: pytest.
         found = script.measure(artifact, shapes, batch, latency, 0.0)
         assert found["again / bound"] == 1
         assert found["fresh p99 / p50"] == 1.2
+        assert found["made / bound"] == 1
         assert found["aim reached"] is False
-    assert len(calls) == 4 * len(script.BATCHES)
+    assert len(calls) == 5 * len(script.BATCHES)
     gc.collect()
     fake.cuda.assert_nothing_left()
 

@@ -282,27 +282,37 @@ def test_nothing_of_the_callers_is_locked_where_that_is_switched_off(fake: Simpl
     x = rows(1)
     with session(pin_memory=False) as loaded:
         kept = [loaded.infer({"x": x})["y"] for _ in range(5)]
-        assert locked(fake) == 2  # the slot's own, in and out
+        assert locked(fake) == 1  # the slot's own, for what comes out
     assert all(array.flags.owndata for array in kept)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 4])
-def test_a_large_input_goes_in_pieces(fake: SimpleNamespace, threads: int) -> None:
+def test_up_to_1_mib_cuda_copies_by_itself(fake: SimpleNamespace) -> None:
+    with session(WIDE_IN, pin_memory=False) as loaded:
+        for value in range(4):
+            x = rows(value)
+            mark = len(fake.cuda.events)
+            np.testing.assert_array_equal(loaded.infer({"x": x})["y"], x.max())
+            assert copies_in(fake, mark) == [x.nbytes]
+        assert locked(fake) == 1  # the small output's
+
+
+@pytest.mark.parametrize(("threads", "pieces"), [(1, 1), (2, 2), (4, 3)])
+def test_a_large_input_goes_in_pieces(fake: SimpleNamespace, threads: int, pieces: int) -> None:
     with session(copy_threads=threads) as loaded:
         for value in range(4):
-            x = rows(value, 12)  # 3 MiB
-            x += np.arange(12, dtype=np.float32)[:, None]
+            x = rows(value, 21)  # 5.25 MiB: a piece has 2 MiB about, a thread one piece
+            x += np.arange(21, dtype=np.float32)[:, None]
             mark = len(fake.cuda.events)
             np.testing.assert_array_equal(loaded.infer({"x": x})["y"], -x)
             sizes = copies_in(fake, mark)
-            assert len(sizes) >= 4
+            assert len(sizes) == pieces
             assert sum(sizes) == x.nbytes
             del x
 
 
 def test_a_thread_is_woken_only_for_what_is_worth_it(fake: SimpleNamespace) -> None:
     with session(copy_threads=8) as loaded:
-        x = rows(1, 12)  # 3 MiB: a thread gets 2 MiB at least
+        x = rows(1, 8)  # 2 MiB
         np.testing.assert_array_equal(loaded.infer({"x": x})["y"], -x)
         assert not loaded._runner._shared.threads._threads
         x = rows(2, 20)
@@ -312,14 +322,14 @@ def test_a_thread_is_woken_only_for_what_is_worth_it(fake: SimpleNamespace) -> N
 
 def test_a_piece_that_fails_is_the_error_of_the_call_and_the_next_one_works(fake: SimpleNamespace) -> None:
     with session(copy_threads=3) as loaded:
-        for which in range(14):
+        for which in range(5):
             fake.cuda.fail_copy_in = which
-            x = rows(which, 12)
+            x = rows(which, 21)
             try:
                 found = loaded.infer({"x": x})["y"]
             except InferenceError as error:
                 assert "cudaErrorInvalidValue" in str(error)  # noqa: PT017 (not every position fails)
-                assert which < 12
+                assert which < 3
             else:
                 np.testing.assert_array_equal(found, -x)
                 del found

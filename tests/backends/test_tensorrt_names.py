@@ -80,6 +80,7 @@ ROLES: dict[str, dict[str, str]] = {
     "run": {"self._engine": "ICudaEngine"},
     "tensors": {"engine": "ICudaEngine"},
     "graphs": {"context": "IExecutionContext"},
+    "layer_times": {"context": "IExecutionContext"},
     "shapes": {"engine": "ICudaEngine"},
     "slot": {"self._context": "IExecutionContext"},
     "": {"new_runtime(flavour)": "Runtime"},

@@ -33,6 +33,35 @@ def outputs(model: ei.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, feeds)
 
 
+@pytest.mark.parametrize("flavour", [EIGHT_FIVE, TEN], ids=str)
+def test_convolutions_say_the_shape_of_their_kernel(flavour: Flavour) -> None:
+    """Behind DequantizeLinear the parser of 8.5 took it for 1 x 1, and refused the model."""
+    model = filled(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,2,8,8] x, float[3,2,2,4] v, int8[3,2,2,4] w, float[2,3,2,2] u)
+        => (float[1,3,4,2] y, float[1,3,7,5] z, float[1,3,9,9] t) <float s = {0.5}, int8 o = {0}>
+        {
+            d = DequantizeLinear(w, s, o)
+            y = Conv<strides=[2, 4]>(x, d)
+            z = Conv(x, v)
+            t = ConvTranspose<kernel_shape=[2, 2]>(x, u)
+        }""",
+        flavour,
+    )
+    kernels = {
+        node.outputs[0].name: list(node.attributes["kernel_shape"].as_ints())
+        for node in model.ir.graph
+        if "Conv" in node.op_type
+    }
+    assert kernels == {"y": [2, 4], "z": [2, 4], "t": [2, 2]}
+
+
+def test_a_kernel_of_unknown_shape_is_left_to_the_parser() -> None:
+    text = "g (float[1,2,8,8] x, float[3,2,A,B] w) => (float[1,3,C,D] y) { y = Conv(x, w) }"
+    model = filled(f'<ir_version: 8, opset_import: ["" : 17]> {text}', EIGHT_FIVE)
+    assert "kernel_shape" not in next(iter(model.ir.graph)).attributes
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     axis=st.integers(-3, 2),

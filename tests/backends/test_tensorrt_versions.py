@@ -229,6 +229,19 @@ def test_the_timing_cache_is_kept_and_reused(monkeypatch: pytest.MonkeyPatch, tm
     assert config(fake).cache is None
 
 
+def test_without_a_folder_timings_are_kept_in_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = fake_tensorrt.install(monkeypatch)
+    build(FLOAT)
+    assert config(fake).cache.data == b""
+    build(FLOAT)
+    assert config(fake).cache.data == b"t"
+    build(FLOAT, timing_cache=False)
+    assert config(fake).cache is None
+    other = fake_tensorrt.install(monkeypatch, gpus=(("Other GPU", "8.6"),))
+    build(FLOAT)
+    assert config(other).cache.data == b""
+
+
 def test_a_timing_cache_that_does_not_fit_is_started_anew_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

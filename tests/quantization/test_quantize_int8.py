@@ -239,6 +239,8 @@ def test_int8_and_float16_are_timed_against_each_other(model, feeds, ratio, name
     said = [*result.report.notes, *(skipped.reason for skipped in result.report.skipped)]
     wanted = "was not timed against float16" if ratio is None else f"{ratio:.2f}x on a GPU"
     assert any(wanted in text for text in said)
+    of_int8 = [note for note in result.report.notes if "layers in integers" in note]
+    assert [note.startswith("int8, not kept: ") for note in of_int8] == [name == "ToFloat16"]
 
 
 def test_few_feeds_do_not_make_it_smooth_for_these_feeds_only():

@@ -1,4 +1,4 @@
-"""Files of TensorRT that are kept from one run to the next: timings of builds, kernels of TensorRT-RTX.
+"""What TensorRT keeps from one run to the next: timings of builds, kernels of TensorRT-RTX.
 
 What is kept carries its SHA-256 in front: a file that a disk or another program changed never reaches the
 vendor's reader, which may trust it.
@@ -20,6 +20,9 @@ from edgeinfer.backends.tensorrt_.options import TensorRTOptions
 __all__ = ["RuntimeCache", "timing_cache"]
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
+# Without a folder timings are kept while the process lives: a search for the best precision builds many
+# engines that are nearly alike. By flavour, GPU and compute capability.
+_KEPT: dict[tuple[str, str, str], bytes] = {}
 
 
 @contextlib.contextmanager
@@ -28,24 +31,29 @@ def timing_cache(
 ) -> Iterator[list[str]]:
     """Start from the timings of earlier builds with this version on such a GPU, and keep the new ones.
 
+    They are kept in `cache_dir`; where that is None, in this process.
+
     Yields:
         What must be said about it; more may come when the block ends.
     """
     notes: list[str] = []
-    if cache_dir is None or gpu is None or not options.timing_cache or not flavour.has("timing_cache"):
+    if gpu is None or not options.timing_cache or not flavour.has("timing_cache"):
         yield notes
         return
-    path = cache_dir / f"{flavour.name}-{flavour.version}-sm{gpu.compute_capability}.timing"
-    known = _read(path, notes)
+    key = (str(flavour), gpu.name, gpu.compute_capability)
+    name = f"{flavour.name}-{flavour.version}-sm{gpu.compute_capability}.timing"
+    known = _KEPT.get(key, b"") if cache_dir is None else _read(cache_dir / name, notes)
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
-        notes.append(f"the timing cache {path.name} does not fit this TensorRT and was started anew")
+        notes.append(f"the timing cache {name} does not fit this TensorRT and was started anew")
         if not config.set_timing_cache(config.create_timing_cache(b""), False):
             notes.append("TensorRT took no timing cache at all: every build times all kernels")
     yield notes
     made = config.get_timing_cache()
-    if made is not None:
-        _write(path, bytes(made.serialize()), notes)
+    if made is not None and cache_dir is None:
+        _KEPT[key] = bytes(made.serialize())
+    elif made is not None and cache_dir is not None:
+        _write(cache_dir / name, bytes(made.serialize()), notes)
 
 
 class RuntimeCache:

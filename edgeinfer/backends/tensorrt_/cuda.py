@@ -122,7 +122,7 @@ class Cuda:
         return self.call("cudaStreamCreateWithFlags", 1)  # cudaStreamNonBlocking
 
     def to_device(self, device: int, host: int, size: int, stream: Any) -> None:
-        """Enqueue a copy from pinned host memory."""
+        """Enqueue a copy from host memory. What is not page-locked is read before this returns."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self.call("cudaMemcpyAsync", device, host, size, kind, stream)
 

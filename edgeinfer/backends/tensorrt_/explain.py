@@ -10,7 +10,7 @@ from typing import Any
 from edgeinfer.backends.reports import ExecutionReport, LayerExecution
 from edgeinfer.backends.tensorrt_.record import BuildRecord
 
-__all__ = ["execution_report", "parse_layers"]
+__all__ = ["execution_report", "inspect_layers", "names_in", "parse_layers"]
 
 # How the inspector writes types within a format: "Row major linear FP16 format", "Int8 NC/32HW32", "Half".
 _TYPES = (
@@ -30,12 +30,16 @@ _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 def execution_report(trt: Any, engine: Any, record: BuildRecord, notes: Sequence[str]) -> ExecutionReport:
     """Ask the inspector of an engine, and compare with the precision that the graph asked for."""
-    inspector = engine.create_engine_inspector()
-    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    layers = parse_layers(text, known=tuple(record.precisions))
+    layers = inspect_layers(trt, engine, known=tuple(record.precisions))
     if not layers:
         notes = [*notes, "what the engine inspector says of the layers cannot be read"]
     return ExecutionReport(backend="tensorrt", layers=layers, notes=(*notes, *_shortfalls(layers, record)))
+
+
+def inspect_layers(trt: Any, engine: Any, *, known: Sequence[str] = ()) -> tuple[LayerExecution, ...]:
+    """Return what the inspector of an engine says of its layers; see `parse_layers`."""
+    inspector = engine.create_engine_inspector()
+    return parse_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON), known=known)
 
 
 def parse_layers(text: str, *, known: Sequence[str] = ()) -> tuple[LayerExecution, ...]:
@@ -85,10 +89,18 @@ def _nodes(name: str, metadata: str, known: Sequence[str]) -> tuple[str, ...]:
     named = _ONNX_LAYER.findall(metadata)
     if named:
         return tuple(dict.fromkeys(named))
-    # A fused layer is called after its parts: "conv1 + relu1", "conv1.weight + q + conv1 || conv2".
+    parts = set(names_in(name))
+    return tuple(node for node in known if node in parts)
+
+
+def names_in(name: str) -> tuple[str, ...]:
+    """Return the names that a layer's name is made of.
+
+    A fused layer is called after its parts: "conv1 + relu1", "conv1.weight + q + conv1 || conv2".
+    """
     parts = re.split(r" \+ |\|\||[{}\[\],]", name)
-    cleaned = {re.sub(r"^\(?Unnamed Layer.*|\(.*\)$", "", part).strip() for part in parts}
-    return tuple(node for node in known if node in cleaned)
+    cleaned = (re.sub(r"^\(?Unnamed Layer.*|\(.*\)$", "", part).strip() for part in parts)
+    return tuple(dict.fromkeys(part for part in cleaned if part))
 
 
 def _shortfalls(layers: Sequence[LayerExecution], record: BuildRecord) -> tuple[str, ...]:

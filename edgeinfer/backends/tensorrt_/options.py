@@ -70,7 +70,7 @@ class TensorRTOptions:
         tactic_sources: Where kernels may come from: `cublas`, `cublas_lt`, `cudnn`, `edge_mask_convolutions`,
             `jit_convolutions`. None: TensorRT's choice. The first three need those libraries.
         optimization_level: 0 (quickest build) to 5 (longest search). None: TensorRT's default.
-        timing_cache: Reuse and keep the timings of kernels in `cache_dir`.
+        timing_cache: Reuse and keep the timings of kernels in `cache_dir`; without one, in the process.
         tf32: Let float32 convolutions and products run in TF32 (a mantissa of 10 bits, errors of about 1e-3);
             TensorRT's own default, not ours: what is float32 in the graph is computed in float32.
         weak_precisions: TensorRT 8 only: what the builder may choose, of `float16`, `int8`. None: what the

@@ -14,6 +14,7 @@ __all__ = ["fill_gaps"]
 # The newest opset that the parsers of 8.5 and 8.6 know (docs/operators.md of onnx-tensorrt 8.5 and 8.6). They
 # read newer models without complaint, and overlook what became an input or an attribute in opset 18.
 _OLD_OPSET = 17
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 def fill_gaps(model: Model, flavour: Flavour) -> Model:
@@ -33,6 +34,8 @@ def fill_gaps(model: Model, flavour: Flavour) -> Model:
                 found=f"opset {opset}",
                 hint=f"Convert it: ei.optimize(model, [ConvertOpset({_OLD_OPSET})]), or use a newer version.",
             )
+    if any(_missing_kernel(node) for node in _all_nodes(model.ir)):
+        model = _with_kernel_shapes(model)
     if not flavour.has("unnamed_outputs"):
         model = _with_named_outputs(model)
     if not flavour.has("layer_normalization"):
@@ -51,6 +54,32 @@ def _is_misread(node: ir.Node) -> bool:
         return "num_outputs" in node.attributes
     reduces = node.op_type.startswith("Reduce") and node.op_type != "ReduceSum"  # that one changed in 13
     return (reduces and count > 1) or (node.op_type == "Pad" and count > 3)
+
+
+def _missing_kernel(node: ir.Node) -> list[int]:
+    """Return the shape of a convolution's kernel where the node leaves it to the weight; else nothing."""
+    if node.op_type not in ("Conv", "ConvTranspose") or "kernel_shape" in node.attributes:
+        return []
+    weight = node.inputs[1]
+    while weight is not None and weight.shape is None:
+        source = weight.producer()
+        weight = source.inputs[0] if source is not None and source.op_type in _QUANTIZERS else None
+    sizes = list(weight.shape or ())[2:] if weight is not None else []
+    known = [size for size in sizes if isinstance(size, int)]
+    return known if len(known) == len(sizes) else []
+
+
+def _with_kernel_shapes(model: Model) -> Model:
+    """Write the shape of each kernel into its convolution.
+
+    Behind DequantizeLinear the parser does not look at the weight, and takes 1 for each size (seen with 8.5).
+    """
+    changed = model.copy_ir()
+    for node in _all_nodes(changed):
+        sizes = _missing_kernel(node)
+        if sizes:
+            node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", sizes)
+    return Model.from_ir(changed)
 
 
 def _with_named_outputs(model: Model) -> Model:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
 
-from edgeinfer.backends.reports import ExecutionReport
+from edgeinfer.backends.reports import ExecutionReport, LayerTime
 from edgeinfer.backends.tensorrt_.caches import RuntimeCache
 from edgeinfer.backends.tensorrt_.cuda import Cuda
-from edgeinfer.backends.tensorrt_.explain import execution_report
+from edgeinfer.backends.tensorrt_.explain import execution_report, inspect_layers
 from edgeinfer.backends.tensorrt_.flavours import Flavour
+from edgeinfer.backends.tensorrt_.layer_times import LayerClock
 from edgeinfer.backends.tensorrt_.options import TensorRTOptions
 from edgeinfer.backends.tensorrt_.place import Place
+from edgeinfer.backends.tensorrt_.pool import SlotPool
 from edgeinfer.backends.tensorrt_.record import BuildRecord
 from edgeinfer.backends.tensorrt_.shared import Shared
 from edgeinfer.backends.tensorrt_.slot import Slot
 from edgeinfer.backends.tensorrt_.tensors import check_range, read_tensors
-from edgeinfer.errors import InferenceError, SessionClosedError
+from edgeinfer.errors import InferenceError
 
 __all__ = ["TensorRTRunner"]
 
@@ -55,7 +56,7 @@ class TensorRTRunner:
             limit = 1
             self._notes.append(f"{flavour} runs one request at a time: its contexts share no profile")
         self._shared = Shared.of(cuda, options, self._outputs)
-        self._pool = _Pool(lambda: self._new_slot(self._shared), limit)
+        self._pool = SlotPool(lambda: self._new_slot(self._shared), limit)
         self._bound: list[Slot] = []
         self._pool.give(self._pool.take())  # the first slot is made now: loading is when memory may run out
 
@@ -78,12 +79,8 @@ class TensorRTRunner:
         Where contexts share no profile, it waits for the request that runs, and takes its place until the
         binding is closed: `run` raises an error meanwhile.
         """
-        if self._lone:
-            self._free(self._pool.withdraw())
         with contextlib.ExitStack() as undo:
-            undo.callback(self._restore)
-            slot = self._new_slot(None)
-            undo.callback(self._free, slot)
+            slot = self._another_slot(undo, None)
             with self._cuda.current():
                 binding = TensorRTBinding(self._cuda, slot, shapes, self._unbind)
             undo.pop_all()
@@ -126,6 +123,21 @@ class TensorRTRunner:
         with self._cuda.current():
             return execution_report(self._trt, self._engine, self._record, notes)
 
+    def profile(self, feeds: Mapping[str, np.ndarray], runs: int, /) -> Sequence[LayerTime]:
+        """Run with TensorRT's profiler, in a context of its own; see `Profiles`.
+
+        Where contexts share no profile, it waits for the request that runs.
+        """
+        clock = LayerClock(self._trt)
+        with contextlib.ExitStack() as undo:
+            slot = self._another_slot(undo, self._shared, clock)
+            with self._cuda.current():
+                for _ in range(runs + 1):  # the first one warms up
+                    clock.start_run()
+                    slot.run(feeds)
+                told = inspect_layers(self._trt, self._engine) if self._flavour.has("inspector") else ()
+        return clock.layers(told)
+
     def close(self) -> None:
         """Wait for the requests that run, then free everything."""
         slots = self._pool.close()
@@ -145,7 +157,19 @@ class TensorRTRunner:
         while self._runtimes:
             self._runtimes.pop()
 
-    def _new_slot(self, shared: Shared | None) -> Slot:
+    def _another_slot(
+        self, undo: contextlib.ExitStack, shared: Shared | None, clock: LayerClock | None = None
+    ) -> Slot:
+        """Make a slot beside the pool's; where contexts share no profile, in the place of the only one."""
+        if self._lone:
+            withdrawn = self._pool.withdraw()
+            undo.callback(self._pool.restore)
+            self._free(withdrawn)
+        slot = self._new_slot(shared, clock)
+        undo.callback(self._free, slot)
+        return slot
+
+    def _new_slot(self, shared: Shared | None, clock: LayerClock | None = None) -> Slot:
         with self._cuda.current():
             context = (
                 self._engine.create_execution_context()
@@ -157,6 +181,8 @@ class TensorRTRunner:
                     "TensorRT could not create an execution context.",
                     hint="Device memory may be used up: lower max_in_flight or the profile's greatest sizes.",
                 )
+            if clock is not None:
+                clock.listen(context)
             return Slot(
                 self._trt,
                 self._cuda,
@@ -164,7 +190,7 @@ class TensorRTRunner:
                 context,
                 self._inputs,
                 self._outputs,
-                cuda_graphs=self._options.cuda_graphs,
+                cuda_graphs=self._options.cuda_graphs and clock is None,
                 shared=shared,
             )
 
@@ -172,11 +198,8 @@ class TensorRTRunner:
         if slot in self._bound:
             self._bound.remove(slot)
             self._free(slot)
-            self._restore()
-
-    def _restore(self) -> None:
-        if self._lone:
-            self._pool.restore()
+            if self._lone:
+                self._pool.restore()
 
     def _free(self, slot: Slot) -> None:
         with self._cuda.current():
@@ -226,73 +249,3 @@ def _bound_array(place: Place) -> np.ndarray:
     array = np.zeros(place.shape, tensor.public_dtype) if tensor.is_converted else place.view
     array[...] = 0
     return array
-
-
-@final
-class _Pool:
-    """Hands out slots, makes them up to a limit, and lets further requests wait."""
-
-    def __init__(self, make: Callable[[], Slot], limit: int) -> None:
-        self._make, self._limit = make, limit
-        self._free: list[Slot] = []
-        self._making = 0
-        self._closed = False
-        self._changed = threading.Condition()
-        self.slots: list[Slot] = []
-
-    def take(self) -> Slot:
-        with self._changed:
-            while self._limit > 0 and self._full():
-                self._changed.wait()
-            if self._closed:
-                raise SessionClosedError("The session is closed.", hint="Load the artifact again.")
-            if self._limit < 1:
-                raise InferenceError(
-                    "The engine runs one request at a time, and a binding has taken its place.",
-                    where="bind",
-                    hint="Close the binding first, or load the artifact again for a session beside it.",
-                )
-            if self._free:
-                return self._free.pop()  # the one used last: its memory is warm and its graph is there
-            self._making += 1
-        slot = None
-        try:
-            slot = self._make()
-        finally:
-            with self._changed:
-                self._making -= 1
-                if slot is not None:
-                    self.slots.append(slot)
-                self._changed.notify()
-        return slot
-
-    def _full(self) -> bool:
-        return not self._closed and not self._free and len(self.slots) + self._making >= self._limit
-
-    def withdraw(self) -> Slot:
-        """Take a slot out, and make one fewer until `restore`."""
-        slot = self.take()
-        with self._changed:
-            self.slots.remove(slot)
-            self._limit -= 1
-            self._changed.notify_all()  # whoever waits for it learns that there is none
-        return slot
-
-    def restore(self) -> None:
-        """Make one more again."""
-        with self._changed:
-            self._limit += 1
-
-    def give(self, slot: Slot) -> None:
-        with self._changed:
-            self._free.append(slot)
-            self._changed.notify_all()
-
-    def close(self) -> list[Slot]:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-            while len(self._free) < len(self.slots) or self._making:
-                self._changed.wait()
-            slots, self.slots, self._free = self.slots, [], []
-            return slots

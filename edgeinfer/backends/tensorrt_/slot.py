@@ -22,7 +22,7 @@ from edgeinfer.backends.tensorrt_.memory import DeviceBlock, Lease
 from edgeinfer.backends.tensorrt_.place import Place, allocator
 from edgeinfer.backends.tensorrt_.shapes import choose_profile
 from edgeinfer.backends.tensorrt_.shared import Shared
-from edgeinfer.backends.tensorrt_.staging import stage
+from edgeinfer.backends.tensorrt_.staging import send_directly, stage
 from edgeinfer.backends.tensorrt_.tensors import EngineTensor, check_place, check_range
 from edgeinfer.errors import InferenceError, InputError
 
@@ -209,12 +209,12 @@ class Slot:
         return tuple(on_device)
 
     def _send(self, place: Place, feed: np.ndarray, shared: Shared) -> None:
-        if not place.tensor.is_converted and shared.locks is not None and shared.locks.covers(feed):
+        tensor, locks = place.tensor, shared.locks
+        if not tensor.is_converted and locks is not None and locks.covers(feed):
             address = int(feed.__array_interface__["data"][0])
             self._cuda.to_device(place.address, address, place.nbytes, self._stream)
-            return
-        host = place.need_host()
-        stage(self._cuda, shared.threads, feed, host, place.view, place.address, self._stream)
+        elif tensor.is_converted or not send_directly(self._cuda, feed, place.address, self._stream):
+            stage(self._cuda, shared.threads, feed, place, self._stream)
 
     def _take_outputs(self, leases: dict[Place, Lease]) -> None:
         """Borrow memory for the outputs that are not copied by way of the slot's own."""

@@ -14,7 +14,7 @@ from edgeinfer.measure.speedup import NotMeasured, Speedup, measure_speedup
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.search.price import SAME
 from edgeinfer.quantization.search.quantize_int8 import QuantizeInt8
-from edgeinfer.transforms.contract import ReportBuilder, TransformResult
+from edgeinfer.transforms.contract import ReportBuilder, TransformReport, TransformResult
 from edgeinfer.transforms.to_float16 import ToFloat16
 
 __all__ = ["Int8OrFloat16"]
@@ -48,7 +48,7 @@ class Int8OrFloat16:
             measured = "speedup" in result.report.data
             if result.report.modified and (measured or self.known_to_pay):
                 return self._the_faster(model, result, started)
-            notes.include(result.report, applied=False)
+            notes.include(_of_int8(result.report), applied=False)
             if result.report.modified:
                 notes.skip("", f"the gain of int8 on {self.quantize.target} could not be measured")
         else:
@@ -69,7 +69,7 @@ class Int8OrFloat16:
             report = attrs.evolve(int8.report, notes=(*int8.report.notes, f"speed {figures}"), data=data)
             return TransformResult(int8.model, report)
         notes = ReportBuilder()
-        notes.include(int8.report, applied=False)
+        notes.include(_of_int8(int8.report), applied=False)
         notes.skip("", f"float16 is as fast or faster; speed {figures}")
         return _float16(model, half, notes, started)
 
@@ -81,6 +81,13 @@ class Int8OrFloat16:
         if quantize.stopwatch is not None:
             return quantize.stopwatch.compare(half, int8, [feed], seconds=_SECONDS)
         return measure_speedup(half, int8, feed, target=quantize.target, seconds=_SECONDS)
+
+
+def _of_int8(report: TransformReport) -> TransformReport:
+    """Return a report whose notes say that they are of the int8 model, if there is one: it is not kept."""
+    if not report.modified:
+        return report
+    return attrs.evolve(report, notes=[f"int8, not kept: {note}" for note in report.notes])
 
 
 def _float16(model: Model, half: TransformResult, notes: ReportBuilder, started: float) -> TransformResult:
