@@ -36,6 +36,7 @@ from edgeinfer.tuning.space import Space
 from edgeinfer.tuning.state import State
 
 MINUTES = 0.5
+LEFT_S = 30.0  # one that is still importing looks for its parent afterwards
 BUDGET = ei.Budget(latency_p50_ms=1000.0, max_drop=0.5)
 
 
@@ -91,7 +92,7 @@ def left_over(journal: Path) -> list[int]:
             folder = str((entry / "fd" / "2").readlink())
         except OSError:
             continue
-        if b"edgeinfer.tuning.child" in command and folder.startswith(str(journal.parent)):
+        if b"edgeinfer.tuning." in command and folder.startswith(str(journal.parent)):
             found.append(int(entry.name))
     return found
 
@@ -162,7 +163,9 @@ def main() -> None:
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        time.sleep(1.0)  # children see that nobody listens, and end
+        end = time.monotonic() + LEFT_S  # children see that nobody listens, and end
+        while left_over(journal) and time.monotonic() < end:
+            time.sleep(0.1)
         assert not left_over(journal), left_over(journal)
         now = journal.read_bytes() if journal.exists() else b""
         whole = now[: now.rfind(b"\n") + 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 import attrs
+import numpy as np
 import pytest
 
 from edgeinfer.calibration.statistics import as_statistics
@@ -21,6 +22,7 @@ from edgeinfer.quantization.search.quantize_int8 import QuantizeInt8
 from edgeinfer.quantization.search.workbench import Attempt, Workbench
 from tests.quantization.made_up_time import MadeUpTime
 from tests.quantization.qdq_models import CHANNELS, Builder, feeds
+from tests.quantization.weight_models import make
 
 EVERYTHING = attrs.evolve(dialect_of("onnxruntime"), costs=None)  # these layers are too small to gain
 LAYERS = {"first", "second"}
@@ -40,7 +42,17 @@ def _fallback(
     stopwatch: MadeUpTime | None, spend: float = 0.03, meets: Callable[[Attempt], bool] = lambda _: True
 ) -> tuple[FloatFallback, Attempt]:
     model = _net()
-    given = feeds(model, 6)
+    fallback = _fallback_of(model, feeds(model, 6), stopwatch, spend, meets)
+    return fallback, best_recipe(fallback.bench, EFFORTS["fast"], method="minmax")
+
+
+def _fallback_of(
+    model: Model,
+    given: list[dict[str, np.ndarray]],
+    stopwatch: MadeUpTime | None,
+    spend: float = 0.03,
+    meets: Callable[[Attempt], bool] = lambda _: True,
+) -> FloatFallback:
     scorer = Scorer(model, run_outputs(model, given))
 
     def judge(candidate: Model) -> Score:
@@ -51,10 +63,9 @@ def _fallback(
 
     statistics = as_statistics(given, model.signature)
     bench = Workbench(model, EVERYTHING, statistics, statistics, judge)
-    fallback = FloatFallback(
+    return FloatFallback(
         bench, EVERYTHING, given[:1], Price(spend), stopwatch, noise_of=noise_of, meets=meets
     )
-    return fallback, best_recipe(bench, EFFORTS["fast"], method="minmax")
 
 
 @pytest.mark.parametrize(
@@ -160,3 +171,20 @@ def test_a_model_that_is_not_faster_than_what_was_given_stays_in_float(ratio, tr
     assert any("stays in float" in text for text in report.results)
     assert report.data["speedup"] == ratio
     assert any(trial.score is not None for trial in report.data["ledger"].trials) == tries
+
+
+@pytest.mark.parametrize(("ratio", "smooth"), [(1.0, True), (0.5, False)])
+def test_a_node_is_inserted_where_its_decibels_are_worth_its_time(ratio, smooth):
+    model = make(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 16] x) => (float[N, 8] y) { h = MatMul(x, w0)  r = Relu(h)  y = MatMul(r, w1) }""",
+        w0=(16, 32),
+        w1=(32, 8),
+    )
+    rng = np.random.default_rng(0)
+    sizes = np.where(np.arange(16) < 2, 100.0, 1.0)  # a Mul before the first layer makes them alike
+    given = [{"x": (rng.standard_normal((8, 16)) * sizes).astype(np.float32)} for _ in range(24)]
+    fallback = _fallback_of(model, given, MadeUpTime(lambda _: ratio))
+    effort = attrs.evolve(EFFORTS["fast"], prepares=True)
+    found = best_recipe(fallback.bench, effort, pays=fallback.pays)
+    assert ("SmoothQuant" in found.recipe.steps()) == smooth

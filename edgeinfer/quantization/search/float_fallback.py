@@ -132,6 +132,12 @@ class FloatFallback:
                 return None
         return speed
 
+    def pays(self, best: Attempt, closer: Attempt) -> bool:
+        """Whether an attempt that is closer to float, and may be slower, is worth its time."""
+        gained_db = closer.rank_db - best.rank_db
+        ratio = self._ratio(best.model, closer.model, f"{gained_db:.1f} dB closer, with nodes inserted")
+        return ratio >= 1.0 - max(self.price.spend * gained_db, SAME)
+
     def _costly(self) -> dict[str, str]:
         """Return what the dialect's kernel costs leave in float, with the reasons."""
         if self.dialect.costs is None:

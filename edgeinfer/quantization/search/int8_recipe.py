@@ -1,8 +1,8 @@
 """Making a model int8 step by step, each step kept only when it brings the outputs closer to float.
 
-None of these steps costs time at inference, except SmoothQuant where it inserts a Mul. Which of them help
-depends on the model: on some nets clipped ranges are the better ones, on others bias correction does harm.
-So none is believed: each is tried, and the outputs are compared with float on the judged feeds.
+None of these steps costs time at inference, except SmoothQuant where it inserts a Mul, which is timed. Which
+of them help depends on the model: on some nets clipped ranges are the better ones, on others bias correction
+does harm. So none is believed: each is tried, and the outputs are compared with float on the judged feeds.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def best_recipe(
     *,
     method: str | None = None,
     step: Callable[[str], None] = lambda _: None,
+    pays: Callable[[Attempt, Attempt], bool] = lambda _, __: True,
 ) -> Attempt:
     """Find the steps that bring a model's int8 outputs closest to float.
 
@@ -42,11 +43,12 @@ def best_recipe(
         effort: How much to try.
         method: How ranges are found; None to try those of the effort.
         step: Told of what begins.
+        pays: Whether the second attempt, which is closer and has more nodes, is worth its time.
 
     Returns:
         The attempt of the best recipe.
     """
-    search = _Search(bench, effort, (method,) if method else effort.methods, step)
+    search = _Search(bench, effort, (method,) if method else effort.methods, step, pays)
     search.announce()
     step("ranges")
     bare = [bench.attempt(Recipe(method=name), f"ranges by {name}") for name in search.methods]
@@ -83,6 +85,7 @@ class _Search:
     effort: Effort
     methods: tuple[str, ...]
     step: Callable[[str], None]
+    pays: Callable[[Attempt, Attempt], bool]
 
     def announce(self) -> None:
         """Let the first pass over the feeds gather what all methods need of the float model."""
@@ -115,7 +118,9 @@ class _Search:
                 continue
             recipe = attrs.evolve(best.recipe, before=before)
             attempt = self.bench.attempt(recipe, f"with {type(transform).__name__}", tried=True)
-            if attempt.rank_db > best.rank_db + _PREPARATION_DB:
+            if attempt.rank_db <= best.rank_db + _PREPARATION_DB:
+                continue
+            if len(attempt.model.ir.graph) <= len(best.model.ir.graph) or self.pays(best, attempt):
                 best = attempt
         return best
 

@@ -113,7 +113,7 @@ class Int8Search:
         if slow is not None:
             self._told_slower(slow)
             return None
-        best = best_recipe(bench, effort, method=options.method, step=self.step)
+        best = best_recipe(bench, effort, method=options.method, step=self.step, pays=fallback.pays)
         if not best.is_int8:
             self._stays_float(best, fallback, "nothing in the model gains from int8; it stays in float")
             return None
