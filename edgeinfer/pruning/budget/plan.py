@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import final
 
@@ -11,7 +12,6 @@ import onnx_ir as ir
 
 from edgeinfer.calibration.moments import MomentObserver
 from edgeinfer.display import track
-from edgeinfer.feeds.feeds import FeedIterable
 from edgeinfer.graph.channels.groups import Dependencies
 from edgeinfer.pruning.budget.allocate import allocate_closely
 from edgeinfer.pruning.budget.cost import CostModel
@@ -19,9 +19,9 @@ from edgeinfer.pruning.budget.criteria import Criterion, Ranking, rank
 from edgeinfer.pruning.budget.latency_plan import plan_by_latency
 from edgeinfer.pruning.budget.observed_shapes import observe_shapes
 from edgeinfer.pruning.budget.proposal import Proposal, Trial, chosen_channels
-from edgeinfer.pruning.budget.sensitivity import measured_errors, plan_error, scored_outputs
+from edgeinfer.pruning.budget.sensitivity import Fold, measured_errors, plan_error, scored_outputs
 from edgeinfer.pruning.budget.settings import Settings
-from edgeinfer.pruning.reconstruction.batches import few, split_feeds
+from edgeinfer.pruning.reconstruction.batches import few, halves
 from edgeinfer.pruning.reconstruction.statistics import input_moments
 
 __all__ = ["Plan", "plan"]
@@ -70,38 +70,46 @@ def plan(
     layers = {layer.name: layer for layer in dependencies.layers}
     needed = list(dict.fromkeys(name for group in groups for name in group.consumers))
     criterion: Criterion = settings.criterion
-    moments: Mapping[str, MomentObserver] = {}
-    judged: FeedIterable = ()
+    parts = [] if feeds is None else halves(feeds)
     if feeds is None:
         criterion = criterion if criterion in ("magnitude", "random") else "magnitude"
-    else:
-        fit, held = split_feeds(feeds)
-        # Where few are held out, those that were fitted to help: a plan is compared with others like it.
-        judged = held if held is fit else (*held, *fit)
-        moments = input_moments(model, [layers[n] for n in needed], fit, columns)
+    seen = [input_moments(model, [layers[n] for n in needed], part, columns) for part in parts]
     rankings = {
-        group.name: rank(group, layers, moments, criterion, settings.seed)
+        group.name: rank(group, layers, _merged(seen, group.consumers), criterion, settings.seed)
         for group in track(groups, "ranking channels", progress=settings.progress)
     }
     errors: Mapping[str, Sequence[float]] = {name: ranking.errors for name, ranking in rankings.items()}
     scored, notes = scored_outputs(model)
-    some = few(judged, settings.measure) if scored else []
-    if some:
-        errors = measured_errors(model, groups, rankings, moments, some, progress=settings.progress)
+    folds: list[Fold] = []
+    if scored and settings.measure and parts:
+        some = [few(part, math.ceil(settings.measure / len(parts))) for part in parts]
+        pairs = zip(some, reversed(seen), strict=True)  # each with the moments of the other half
+        folds = [Fold(feeds=judged, moments=moments) for judged, moments in pairs]
+        errors = measured_errors(model, groups, rankings, folds, progress=settings.progress)
 
     def error_of(counts: Mapping[str, int]) -> float:
-        return plan_error(model, groups, chosen_channels(rankings, counts), moments, some)
+        return plan_error(model, groups, chosen_channels(rankings, counts), folds)
 
-    trial = error_of if some else None
+    trial = error_of if folds else None
     made = plan_by_latency if settings.budget.metric == "latency" else _plan_by_cost
     proposal = made(model, dependencies, errors, rankings, settings, budget, trial)
     return Plan(
         removed=chosen_channels(rankings, proposal.counts),
         before=proposal.before,
         after=proposal.after,
-        moments=moments,
+        moments=_merged(seen, needed),
         notes=(*proposal.notes, *(notes if feeds is not None else ())),
     )
+
+
+def _merged(seen: Sequence[Mapping[str, MomentObserver]], names: Sequence[str]) -> dict[str, MomentObserver]:
+    """Return the moments of some layers over all that was seen."""
+    merged = {}
+    for name in names if seen else ():
+        merged[name] = MomentObserver(seen[0][name].layout)
+        for moments in seen:
+            merged[name].add(moments[name])
+    return merged
 
 
 def _plan_by_cost(

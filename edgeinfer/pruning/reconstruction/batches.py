@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from edgeinfer.feeds.feeds import Feed, FeedIterable
 
-__all__ = ["Batches", "few", "is_held_out", "one_sample", "split_feeds"]
+__all__ = ["Batches", "few", "halves", "is_held_out", "one_sample"]
 
 # One in five is held out, so that many give at least four to judge by.
 _LEAST = 20
@@ -79,12 +79,10 @@ def is_held_out(index: int) -> bool:
     return index % 5 == 4
 
 
-def split_feeds(feeds: FeedIterable) -> tuple[list[Feed], list[Feed]]:
-    """Return the feeds to fit to and those held out; both are all of them where there are fewer than five."""
-    pairs = [(is_held_out(index), feed) for index, feed in enumerate(feeds)]
-    held = [feed for out, feed in pairs if out]
-    fit = [feed for out, feed in pairs if not out]
-    return fit, held or fit
+def halves(feeds: FeedIterable) -> list[list[Feed]]:
+    """Return every other feed, and the rest, if there is more than one."""
+    listed = list(feeds)
+    return [part for part in (listed[::2], listed[1::2]) if part]
 
 
 def few(feeds: FeedIterable, samples: int) -> list[Mapping[str, np.ndarray]]:
