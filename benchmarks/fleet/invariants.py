@@ -43,7 +43,7 @@ def main() -> None:
             if error:
                 failures += 1
                 print(f"seed {seed}: {error}", flush=True)
-            if done % 500 == 0:
+            if done % 100 == 0:
                 print(
                     f"{done} seeds (to {seed}), {failures} failures, {time.time() - began:.0f} s", flush=True
                 )

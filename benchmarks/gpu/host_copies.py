@@ -2,8 +2,8 @@
 
 Part of `run.py` (`--part host` runs it alone). The aim: `infer` at most 1.3 times the bound mode at batch 1,
 8 and 32, and its p99 at most 1.10 times its p50. Four ways to call `infer` are told apart: one array that
-comes again, new arrays each time that lie in memory alone, new arrays that were made just before and lie in
-the caches, and outputs that stay on the GPU.
+comes again, new arrays each time (many in turns), new arrays that were made just before and lie in the
+caches, and outputs that stay on the GPU.
 """
 
 from __future__ import annotations

@@ -123,10 +123,11 @@ class OnnxModule(torch.nn.Module):
         for node in model.graph.node:
             if node.op_type == "Constant":
                 weights[node.output[0]] = numpy_helper.to_array(attributes(node)["value"])
-        # Shapes and axes stay on the host, as they would in PyTorch code.
+        # Shapes, axes and the scales of Resize stay on the host, as they would in PyTorch code.
+        scales = {name for n in model.graph.node if n.op_type == "Resize" for name in n.input[1:]}
         self.values = {
             name: torch.from_numpy(np.array(array)).to("cuda", dtype)
-            if array.dtype.kind == "f"
+            if array.dtype.kind == "f" and name not in scales
             else torch.from_numpy(np.array(array))
             for name, array in weights.items()
         }

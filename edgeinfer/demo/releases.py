@@ -23,7 +23,7 @@ OPTIONS = {"threads": 1}
 
 def median_ms(model: Model, target: str, feed: Mapping[str, Any]) -> float:
     """Return the median latency of a model here, in milliseconds."""
-    with load(compile_model(model, target, options=OPTIONS)) as session:
+    with load(compile_model(model, target, options=OPTIONS, trial=False)) as session:
         return benchmark(session, feed, warmup=10, runs=50, progress=False).p50_ms
 
 

@@ -212,4 +212,4 @@ class Engine:
 
     def artifact_of(self, candidate: Candidate) -> Artifact:
         """Compile a candidate."""
-        return compile_model(self.model_of(candidate))
+        return compile_model(self.model_of(candidate), trial=False)

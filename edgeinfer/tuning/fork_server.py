@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, final
 
-__all__ = ["ForkServer", "Process", "can_fork", "python_path"]
+__all__ = ["ForkServer", "Process", "can_fork", "fork_server", "python_path"]
 
 _SERVING = "edgeinfer.tuning.fork_serving"
 # What the children of a tuning run import; no runtime is among it.
@@ -167,3 +169,25 @@ class _Forked:
         if self._code is None:
             raise subprocess.TimeoutExpired("a forked child", limit)
         return self._code
+
+
+_OPEN: ContextVar[ForkServer | None] = ContextVar("_OPEN", default=None)
+
+
+@contextlib.contextmanager
+def fork_server(folder: Path) -> Iterator[ForkServer | None]:
+    """Give the server that is open around this, or else a new one; None where children are not forked.
+
+    Args:
+        folder: Where a new one writes its log.
+    """
+    around = _OPEN.get()
+    if around is not None or not can_fork():
+        yield around
+        return
+    with ForkServer(folder / "fork_server.log") as server:
+        token = _OPEN.set(server)
+        try:
+            yield server
+        finally:
+            _OPEN.reset(token)

@@ -152,7 +152,7 @@ def make(
     with reference_session(original) as session:
         reference = [list(session.infer(feed).values()) for feed in judged]
     if here:
-        with load(compile_model(model, target, options=dict(options) or None)) as session:
+        with load(compile_model(model, target, options=dict(options) or None, trial=False)) as session:
             outputs = [list(session.infer(feed).values()) for feed in judged]
     else:
         notes.append("closeness was judged in the reference runtime: the target is not on this machine")

@@ -57,7 +57,7 @@ class Stopwatch:
         """
         model = Model.load(folder / task["model"])
         options = dict(task["options"])
-        artifact = compile_model(model, Target.parse(task["target"]), options=options or None)
+        artifact = compile_model(model, Target.parse(task["target"]), options=options or None, trial=False)
         feeds = list(Feeds.of(folder / "feeds", model.signature).take(_FEEDS))
         with load(artifact) as session:
             threads = {name: options[name] for name in task["threads"] if name in options}

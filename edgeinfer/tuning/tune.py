@@ -29,7 +29,7 @@ from edgeinfer.tuning.actions import SAMPLERS, Problem
 from edgeinfer.tuning.advice import devices_that_fit
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.engine import Engine, Timer
-from edgeinfer.tuning.fork_server import ForkServer, can_fork
+from edgeinfer.tuning.fork_server import ForkServer, fork_server
 from edgeinfer.tuning.inputs import keep_inputs
 from edgeinfer.tuning.journal import Journal
 from edgeinfer.tuning.optuna_sampler import require_optuna
@@ -153,7 +153,7 @@ def tune(
             load=load,
             notes=tuple(feeds.notes),
         )
-        with _fork_server(folder) as server:
+        with fork_server(folder) as server:
             with _timer(folder, parsed, capabilities, on, first, server) as timer:
                 engine = Engine(
                     problem=problem,
@@ -230,15 +230,6 @@ def _require_float(state: State, problem: Problem) -> None:
                 where=str(state.start.get("target")),
                 found=f"{stage.outcome}: {stage.reason}",
             )
-
-
-@contextlib.contextmanager
-def _fork_server(folder: Path) -> Iterator[ForkServer | None]:
-    if not can_fork():
-        yield None
-        return
-    with ForkServer(folder / "fork_server.log") as server:
-        yield server
 
 
 @contextlib.contextmanager

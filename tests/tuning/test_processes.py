@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeinfer.tuning.fork_server import ForkServer, can_fork
+from edgeinfer.tuning.fork_server import ForkServer, can_fork, fork_server
 from edgeinfer.tuning.processes import Child, ChildError
 
 MODULE = "tests.tuning.misbehaving"
@@ -98,6 +98,17 @@ def test_a_server_that_was_killed_is_started_again(tmp_path):
         os.kill(server.pid, signal.SIGKILL)
         with Child(tmp_path / "log", server, module=MODULE) as process:
             assert process.ask({"task": "say", "answer": {"a": 1}}, 30) == {"a": 1}
+
+
+@pytest.mark.skipif(not can_fork(), reason="children are not forked here")
+def test_runs_within_one_server_share_it(tmp_path):
+    with fork_server(tmp_path) as outer, fork_server(tmp_path) as inner:
+        assert inner is outer is not None
+        pid = outer.pid
+    assert _ended(pid)
+    with fork_server(tmp_path) as other:
+        assert other is not None
+        assert other.pid != pid
 
 
 @pytest.mark.skipif(not can_fork(), reason="children are not forked here")

@@ -35,9 +35,9 @@ __all__ = ["CopyThreads", "default_threads", "send_directly", "stage"]
 
 # Up to this CUDA copies an array faster than we do.
 _DIRECT_MOST_BYTES = 1 << 20
-# A thread copies one piece, of this size at least: each further piece, and each further thread, has to wait
+# A thread for each of these that is begun, and a piece for each thread: every further piece or thread waits
 # for the interpreter's lock and to be woken up. More than six threads hinder each other.
-_PIECE_LEAST_BYTES = 2 << 20
+_THREAD_BYTES = 2 << 20
 _THREADS_MOST = 6
 _INVALID_VALUE = 1  # cudaErrorInvalidValue
 
@@ -206,6 +206,6 @@ def stage(cuda: Cuda, threads: CopyThreads, array: np.ndarray, place: Place, str
 
 
 def _cuts(size: int, threads: int) -> Iterator[tuple[int, int]]:
-    step = -(-size // max(1, min(threads, -(-size // _PIECE_LEAST_BYTES))))
+    step = -(-size // max(1, min(threads, -(-size // _THREAD_BYTES))))
     step = -(-step // mmap.PAGESIZE) * mmap.PAGESIZE
     return ((start, min(start + step, size)) for start in range(0, size, step))

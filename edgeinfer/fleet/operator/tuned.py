@@ -11,6 +11,7 @@ import attrs
 
 from edgeinfer.artifact.artifact import Artifact
 from edgeinfer.artifact.manifest import Cost
+from edgeinfer.atomic import scratch_folder
 from edgeinfer.budget import Budget
 from edgeinfer.devices.profile import Target
 from edgeinfer.devices.remote.device import RemoteDevice
@@ -20,6 +21,7 @@ from edgeinfer.fleet.device.release import Release
 from edgeinfer.fleet.operator.variants import needs_of
 from edgeinfer.graph.build import compile_model
 from edgeinfer.model.model import Model, ModelSource
+from edgeinfer.tuning.fork_server import fork_server
 from edgeinfer.tuning.result import TuningResult
 from edgeinfer.tuning.tune import tune
 
@@ -110,21 +112,22 @@ def publish_tuned(
     folder = None if journal is None else Path(journal)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    results = {
-        device_class: tune(
-            model,
-            budget,
-            target=targets[device_class],
-            calibration=calibration,
-            evaluate=evaluate,
-            minutes=minutes,
-            journal=None if folder is None else folder / f"{device_class}.jsonl",
-            on=on.get(device_class),
-            options=options,
-            progress=progress,
-        )
-        for device_class, budget in budgets.items()
-    }
+    with fork_server(scratch_folder()):  # one for all classes
+        results = {
+            device_class: tune(
+                model,
+                budget,
+                target=targets[device_class],
+                calibration=calibration,
+                evaluate=evaluate,
+                minutes=minutes,
+                journal=None if folder is None else folder / f"{device_class}.jsonl",
+                on=on.get(device_class),
+                options=options,
+                progress=progress,
+            )
+            for device_class, budget in budgets.items()
+        }
     artifacts = {device_class: _artifact(result) for device_class, result in results.items()}
     needs = {
         device_class: attrs.evolve(needs_of(artifact), device_class=(device_class,))

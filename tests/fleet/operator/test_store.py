@@ -23,7 +23,7 @@ from edgeinfer.fleet.operator.figures import figures_by_model
 from edgeinfer.fleet.operator.gates import FailureRate
 from edgeinfer.fleet.operator.member import Member
 from edgeinfer.fleet.operator.outcomes import Motion, Outcome, is_eligible
-from edgeinfer.fleet.operator.publisher import Publisher
+from edgeinfer.fleet.operator.publisher import _CHANGED, Publisher
 from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.simulator.world import MemoryShelf
 from edgeinfer.fleet.operator.specification import Specification
@@ -78,6 +78,15 @@ def started(database, devices=40, **options):
 def test_migrations_make_the_tables_of_the_code(database):
     with database.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_a_round_of_the_publisher_does_not_look_at_all_devices(database):
+    if not database.is_sqlite:
+        pytest.skip("the plan of PostgreSQL depends on its statistics")
+    with database.reading() as connection:
+        text = str(_CHANGED.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True}))
+        steps = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}")]
+    assert steps == ["SCAN devices USING INDEX devices_changed"]  # that index holds no other devices
 
 
 def test_opening_twice_at_once_migrates_once(url):

@@ -74,6 +74,9 @@ devices = Table(
     _number("wanted"),  # counts changes of what the device is to run
     _number("published"),  # `wanted` when its document was last published
 )
+# Of the devices whose document is to be published, so that none of the others is looked at.
+_CHANGED = devices.c.wanted != devices.c.published
+Index("devices_changed", devices.c.device, sqlite_where=_CHANGED, postgresql_where=_CHANGED)
 
 # A model on a device: what it is to run, and what it runs.
 slots = Table(
