@@ -107,7 +107,8 @@ class Layout:
         rank = len(self.kernel)
         view = sliding_window_view(x, self._reach(), axis=tuple(range(2, 2 + rank)))
         steps = tuple(slice(None, None, step) for step in (1, 1, *self.strides, *self.dilations))
-        return view[steps].transpose(1, *range(2 + rank, 2 + 2 * rank), 0, *range(2, 2 + rank))
+        windows: np.ndarray = view[steps]
+        return windows.transpose(1, *range(2 + rank, 2 + 2 * rank), 0, *range(2, 2 + rank))
 
     def _picked(self, x: np.ndarray, windows: np.ndarray, where: tuple[np.ndarray, ...]) -> np.ndarray:
         """Return the windows at some positions.
@@ -118,7 +119,8 @@ class Layout:
             return windows[:, where[0]]
         channels = np.moveaxis(x, 1, 0)
         numbers = np.arange(channels[0].size).reshape(len(x), 1, *x.shape[2:])
-        at: np.ndarray = self._windows(numbers)[0][(..., *where)]
+        index = (..., *where)
+        at: np.ndarray = self._windows(numbers)[0][index]
         return channels.reshape(len(channels), -1).take(at.ravel(), axis=1)
 
     def _reach(self) -> list[int]:
