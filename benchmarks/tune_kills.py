@@ -3,7 +3,7 @@
     python benchmarks/tune_kills.py [KILLS] [--seed 0] [--folder OUT]
 
 A process tunes a small model from a journal and is killed after a random time or a random number of journal
-lines, KILLS times (20); then it is let to its end. Then it is checked that
+lines, KILLS times (20); one that came to its end is followed by a new one. It is checked that
 
 1. what was in the journal at each kill is still there, byte for byte but for a line that was cut off;
 2. every record is what the planner decides from the records before it: the proposals are those of a run that
@@ -36,6 +36,7 @@ from edgeinfer.tuning.space import Space
 from edgeinfer.tuning.state import State
 
 MINUTES = 0.5
+LAST = "layers"  # the record that a run ends with
 LEFT_S = 30.0  # one that is still importing looks for its parent afterwards
 BUDGET = ei.Budget(latency_p50_ms=1000.0, max_drop=0.5)
 
@@ -141,19 +142,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("tune_kills"))
     parser.add_argument("--child", action="store_true", help="(used by the script itself)")
     arguments = parser.parse_args()
-    journal = arguments.folder.resolve() / "journal.jsonl"
     if arguments.child:
-        tune(journal)
+        tune(arguments.folder / "journal.jsonl")
         return
     shutil.rmtree(arguments.folder, ignore_errors=True)
-    arguments.folder.mkdir(parents=True)
     draw = random.Random(arguments.seed)
     kinds: Counter[str] = Counter()
-    kept = b""
+    kept, runs = b"", 0
     for kill in range(arguments.kills):
+        folder = arguments.folder.resolve() / f"run-{runs}"
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = folder / "journal.jsonl"
         lines = kept.count(b"\n")
         more, wait = draw.choice((0, 0, 1, 1, 2)), draw.uniform(0.0, 3.0)
-        command = [sys.executable, __file__, "--child", "--folder", str(arguments.folder)]
+        command = [sys.executable, __file__, "--child", "--folder", str(folder)]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < end:
@@ -174,12 +176,19 @@ def main() -> None:
         last = json.loads(kept.splitlines()[-1])["kind"] if kept else "nothing"
         kinds[last] += 1
         print(f"kill {kill + 1}: {kept.count(bytes([10]))} records, the last one is {last!r}", flush=True)
+        if last == LAST or kill + 1 == arguments.kills:
+            check_result(journal, kept)
+            kept, runs = b"", runs + 1
+    print(f"{arguments.kills} kills of {runs} runs, after {dict(kinds)}")
+
+
+def check_result(journal: Path, kept: bytes) -> None:
+    """Let a run go on to its end, and look at what it gives."""
     result = tune(journal)
     records = [json.loads(line) for line in journal.read_text().splitlines()]
     assert journal.read_bytes().startswith(kept)
     checked = check_decisions(records)
     assert result.best.recipe.apply(model()).digest == result.best.model.digest
-    print(f"{arguments.kills} kills, after {dict(kinds)}")
     print(f"{len(records)} records; {checked} decisions are what the records before them lead to")
     print(f"best: candidate {result.chosen}, {result.best.candidate.describe()}; recipe replayed bit for bit")
 

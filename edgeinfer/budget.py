@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import attrs
 
-from edgeinfer.display import Table
 from edgeinfer.errors import OptionsError
+
+if TYPE_CHECKING:
+    from edgeinfer.display import Table
 
 __all__ = ["Budget", "Violation", "format_bytes", "parse_bytes"]
 
@@ -210,6 +212,8 @@ class Budget:
 
     def table(self) -> Table:
         """Return one row a limit."""
+        from edgeinfer.display import Table
+
         rows = [
             (name, f"{'at least' if name.startswith('min_') else 'at most'} {_show(name, value)}")
             for name, value in self.limits.items()

@@ -13,7 +13,7 @@ import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, final
+from typing import TYPE_CHECKING, Protocol, final
 
 import attrs
 import numpy as np
@@ -35,13 +35,15 @@ from edgeinfer.artifact.manifest import (
 from edgeinfer.artifact.payload import Payload, check_options, describe_file
 from edgeinfer.artifact.signature import Signature
 from edgeinfer.atomic import Content, FolderReader, write_folder
-from edgeinfer.display import Table
 from edgeinfer.errors import (
     ArtifactError,
     ArtifactFormatError,
     ArtifactIntegrityError,
     ArtifactSaveError,
 )
+
+if TYPE_CHECKING:
+    from edgeinfer.display import Table
 
 __all__ = ["Artifact", "Cost", "FileEntry", "Golden", "Manifest", "Payload"]
 
@@ -285,6 +287,8 @@ class Artifact:
 
     def table(self) -> Table:
         """Return an overview for people."""
+        from edgeinfer.display import Table
+
         m = self.manifest
         rows: list[tuple[object, ...]] = [
             ("backend", f"{m.backend} {m.backend_version}, device {m.device or 'default'}"),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import attrs
 import numpy as np
 
-from edgeinfer.display import Table
 from edgeinfer.values import as_tuple
+
+if TYPE_CHECKING:
+    from edgeinfer.display import Table
 
 __all__ = ["ExecutionReport", "LayerExecution", "LayerTime", "typical_us"]
 
@@ -94,6 +96,8 @@ class ExecutionReport:
 
     def table(self) -> Table:
         """Return one row a layer."""
+        from edgeinfer.display import Table
+
         summary = ", ".join(f"{count} {precision or '?'}" for precision, count in self.precisions.items())
         rows = [
             (layer.name, layer.op_type, layer.device, layer.precision, layer.kernel) for layer in self.layers

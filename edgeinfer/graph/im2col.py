@@ -107,8 +107,9 @@ class Layout:
         rank = len(self.kernel)
         view = sliding_window_view(x, self._reach(), axis=tuple(range(2, 2 + rank)))
         steps = tuple(slice(None, None, step) for step in (1, 1, *self.strides, *self.dilations))
-        windows: np.ndarray = view[steps]
-        return windows.transpose(1, *range(2 + rank, 2 + 2 * rank), 0, *range(2, 2 + rank))
+        axes = (1, *range(2 + rank, 2 + 2 * rank), 0, *range(2, 2 + rank))
+        windows: np.ndarray = view[steps].transpose(axes)
+        return windows
 
     def _picked(self, x: np.ndarray, windows: np.ndarray, where: tuple[np.ndarray, ...]) -> np.ndarray:
         """Return the windows at some positions.

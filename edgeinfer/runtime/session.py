@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from time import perf_counter_ns
 from types import TracebackType
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
@@ -27,7 +27,6 @@ from edgeinfer.artifact.signature import Signature
 from edgeinfer.backends.protocol import Bindable, Binding, Explains, Profiles, Runner
 from edgeinfer.backends.reports import ExecutionReport, LayerTime
 from edgeinfer.budget import Budget, Violation
-from edgeinfer.display import Table
 from edgeinfer.errors import (
     ArtifactError,
     EdgeInferError,
@@ -46,6 +45,9 @@ from edgeinfer.runtime.session_options import SessionOptions
 from edgeinfer.runtime.steady import Measure, ProcessHold
 from edgeinfer.runtime.streaming import stream_in_order
 from edgeinfer.runtime.thread_hold import ThreadHold
+
+if TYPE_CHECKING:
+    from edgeinfer.display import Table
 
 __all__ = ["BoundSession", "Session", "SessionOptions"]
 
@@ -344,6 +346,8 @@ class Session:
 
     def table(self) -> Table:
         """Return an overview."""
+        from edgeinfer.display import Table
+
         rows: list[tuple[object, ...]] = [
             ("backend", f"{self.backend}, device {self.device or 'default'}"),
             *(("input", f"{spec.name} {spec.describe()}") for spec in self.signature.inputs),
