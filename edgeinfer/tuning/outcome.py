@@ -14,7 +14,8 @@ from edgeinfer.tuning.actions import Problem
 from edgeinfer.tuning.advice import Advice, Nearest, advise
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.estimate import Estimator
-from edgeinfer.tuning.planner import MAKING_PART, dropped, entrants, space_of, survivors
+from edgeinfer.tuning.halving import entrants, survivors
+from edgeinfer.tuning.planner import MAKING_PART, dropped, space_of
 from edgeinfer.tuning.recipe import Recipe
 from edgeinfer.tuning.result import TuningResult
 from edgeinfer.tuning.space import FLOAT
