@@ -81,5 +81,6 @@ def test_seeds_come_to_rest():
         play(Scenario(seed, devices=(18, 28))).world.database.close()
     # 19: a clone accepted a document and is gone. 106: a rollback was aborted while a device was away.
     # 5122: a release was withdrawn since the backup, and a device has left it.
-    for seed in (19, 106, 5122):
+    # 10106: a device was reflashed that had a release which was withdrawn since.
+    for seed in (19, 106, 5122, 10106):
         run_seed(seed).world.database.close()
