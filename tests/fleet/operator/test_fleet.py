@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 
 import pytest
 
@@ -123,3 +124,24 @@ def test_the_command_line(fleet, tmp_path, capsys):
 def test_names_are_where_the_design_has_them():
     for name in ("open", "Stage", "FailureRate", "Rejected", "Regression", "Release", "Rollout", "Fleet"):
         assert getattr(ei.fleet, name) is not None
+
+
+def test_a_restored_database_learns_from_the_metadata_what_is_withdrawn(fleet, tmp_path):
+    fleet, toy = fleet
+    release = toy.publish("m", "1")
+    enroll(fleet)
+    rollout = fleet.rollout(release, stages=STAGES, gates=[FailureRate(max=0.14)]).start()
+    file = tmp_path / "fleet" / "fleet.db"
+    with sqlite3.connect(file) as live, sqlite3.connect(tmp_path / "backup.db") as backup:
+        live.backup(backup)
+    fleet.tick()
+    fleet.quarantine(release, reason="wrong labels")
+    fleet.tick()
+    with sqlite3.connect(tmp_path / "backup.db") as backup, sqlite3.connect(file) as live:
+        backup.backup(live)
+    assert rollout.record.state.value == "RUNNING"
+    fleet.tick()
+    assert rollout.record.withdrawn == {"*"}
+    assert rollout.record.state.value == "ABORTED"
+    for path in (toy.public / "desired").glob("*.json"):
+        assert release.digest not in path.read_text()

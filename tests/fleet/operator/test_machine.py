@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from edgeinfer.fleet.operator.simulator.scenario import Scenario, play
+from edgeinfer.fleet.operator.simulator.scenario import Scenario, play, run_seed
 
 
 class Fleet(RuleBasedStateMachine):
@@ -79,3 +79,8 @@ def test_seeds_come_to_rest():
     # 20005: a quarantine of one class, and a stage that has nobody else to wait for.
     for seed in (17, 107, 3002, 20005):
         play(Scenario(seed, devices=(18, 28))).world.database.close()
+    # 19: a clone accepted a document and is gone. 106: a rollback was aborted while a device was away.
+    # 5122: a release was withdrawn since the backup, and a device has left it.
+    # 10106: a device was reflashed that had a release which was withdrawn since.
+    for seed in (19, 106, 5122, 10106):
+        run_seed(seed).world.database.close()

@@ -25,6 +25,7 @@ from edgeinfer.fleet.operator.simulator.world import World
 from edgeinfer.fleet.operator.specification import Specification
 from edgeinfer.fleet.operator.store import rollouts as store
 from edgeinfer.fleet.operator.store.inventory import DeviceRow, remove_device, save_release, save_site
+from edgeinfer.fleet.operator.store.members import load_members
 from edgeinfer.fleet.operator.store.schema import audit
 
 OLD, NEW, STONE = "a" * 64, "b" * 64, "c" * 64
@@ -418,7 +419,7 @@ def test_two_controllers_do_nothing_twice():
     trial.world.on_tick = second.tick
     trial.start().until(State.COMPLETED)
     with trial.db.reading() as connection:
-        members = store.load_members(connection)
+        members = load_members(connection)
     assert {member.exposures for member in members} == {1}
 
 

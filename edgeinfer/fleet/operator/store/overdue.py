@@ -53,18 +53,18 @@ def expire(connection: sa.Connection, rollout: Record, now: int) -> int:
     statement = _overdue(tuple(stage.timeout for stage in rollout.specification.stages))
     values = {"number": rollout.id, "its_now": now}
     overdue = locked_members(connection, lambda: members_of(connection.execute(statement, values)))
-    changes, stay = [], []
+    changes, reverts = [], []
     for member in overdue:
         if member.outcome is Outcome.ACCEPTED:
             # It stays in flight: nobody knows that it works.
             changes.append((member, attrs.evolve(member, outcome=Outcome.TIMED_OUT, code="silent")))
         elif member.motion is Motion.BACK and member.outcome is Outcome.SUCCESS:
-            stay.append(member)
+            reverts.append(member)
         else:
             motion = Motion.REVERTED if member.motion is Motion.BACK else Motion.STILL
             changes.append((member, attrs.evolve(member, motion=motion)))
     change_members(connection, changes)
-    return len(changes) + _end_reverts(connection, rollout, stay)
+    return len(changes) + _end_reverts(connection, rollout, reverts)
 
 
 def _end_reverts(connection: sa.Connection, rollout: Record, overdue: Sequence[Member]) -> int:
@@ -83,12 +83,12 @@ def _end_reverts(connection: sa.Connection, rollout: Record, overdue: Sequence[M
     changes, wanted = [], {}
     for member in overdue:
         slot = have.get((member.device, rollout.model))
-        asked = slot is not None and slot.generation == member.back
-        if asked and slot is not None and not slot.start_before:
+        asked = slot if slot is not None and slot.generation == member.back else None
+        if asked is not None and not asked.start_before:
             continue  # it was called back on its way, which holds for ever
         changes.append((member, attrs.evolve(member, motion=Motion.STILL)))
         withdrawn = is_withdrawn(known, member.target, member.device_class)
-        if asked and rollout.state is not State.ROLLING_BACK and not withdrawn:
+        if asked is not None and rollout.state is not State.ROLLING_BACK and not withdrawn:
             wanted[member.device] = Wanted(release=member.target, version=version_of(known, member.target))
     issue(connection, rollout.model, wanted)
     change_members(connection, changes)

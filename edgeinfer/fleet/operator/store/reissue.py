@@ -13,7 +13,7 @@ from edgeinfer.fleet.operator.store.database import chunks, one_of, raise_value,
 from edgeinfer.fleet.operator.store.members import change_members, load_members
 from edgeinfer.fleet.operator.store.schema import devices, members, rollouts
 from edgeinfer.fleet.operator.store.slots import Slot, Wanted, issue
-from edgeinfer.fleet.operator.store.stepping import is_withdrawn, releases_of, version_of
+from edgeinfer.fleet.operator.store.stepping import first_allowed, is_withdrawn, releases_of, version_of
 
 __all__ = ["answer_again"]
 
@@ -55,11 +55,14 @@ def answer_again(
                 )
         old = {device: slots[device, model].generation for device in wanted}
         _renumber(connection, model, old, issue(connection, model, wanted))
-    _begin_again(connection, reflashed, slots)
+    _begin_again(connection, reflashed, slots, classes)
 
 
 def _begin_again(
-    connection: sa.Connection, reflashed: Sequence[str], slots: Mapping[tuple[str, str], Slot]
+    connection: sa.Connection,
+    reflashed: Sequence[str],
+    slots: Mapping[tuple[str, str], Slot],
+    classes: Mapping[str, str],
 ) -> None:
     """Let devices install again what they are to run; the lease of their document may be long over."""
     for part in chunks(reflashed):
@@ -74,7 +77,14 @@ def _begin_again(
         # What is on its way in a rollout has a place in the site's budget, and gets a new lease from there.
         steered = {(row.device, row.model) for row in connection.execute(moving)}
         for (device, model), slot in slots.items():
-            if device in part and slot.epoch and slot.start_before and (device, model) not in steered:
+            if device not in part or not slot.epoch or (device, model) in steered:
+                continue
+            known = releases_of(connection, model)
+            if is_withdrawn(known, slot.release, classes[device]):
+                before = first_allowed(known, classes[device], (slot.previous,), slot.release)
+                wanted = Wanted(release=before, version=version_of(known, before))
+                issue(connection, model, {device: wanted})
+            elif slot.start_before:
                 issue(connection, model, {device: Wanted(release=slot.release, version=slot.version)})
 
 
