@@ -182,8 +182,7 @@ def _apply(batch: _Batch, report: Report, data: bytes, epoch: int) -> bool:
     )
     if report.phase in SERVING:
         _note_figures(batch, report)
-    ended = report.phase.final and slot.answer != (generation, report.phase.value, report.code)
-    if report.log or ended:  # that all goes on as it was is no news
+    if report.log or report.phase.final:
         batch.log.append({"at": now, "device": device, "model": report.model, "phase": report.phase.value,
                           "code": report.code, "log": dumps(list(report.log))})  # fmt: skip
     return True
