@@ -47,7 +47,7 @@ _LOG = logging.getLogger(__name__)
 # An agent that is told to hurry: one in the field polls by the minute and watches for hours.
 _HURRIED = AgentOptions(poll_s=1.0, tick_s=0.05, soak_s=0.2, staging_runs=20, soak_requests=1)
 # In medians of the float model here: the cameras must be fast, the line's computers may take their time.
-_SLOWEST = {"camera": 1.6, "line": 12.0}
+_SLOWEST = {"camera": 2.0, "line": 12.0}
 _LARGEST = {"camera": 500_000, "line": 1_200_000}  # bytes
 _LONGEST_S = 300.0
 
