@@ -75,7 +75,8 @@ class Oracle:
         limit = self._budgets.get(device.site)
         if limit is None:
             return
-        disturbed = sum(d.disturbed for d in self._world.devices.values() if d.site == device.site)
+        single = (d for d in self._world.devices.values() if d.name not in self._world.cloned)
+        disturbed = sum(d.disturbed for d in single if d.site == device.site)
         self.most_disturbed[device.site] = max(self.most_disturbed[device.site], disturbed)
         self._hold(
             disturbed <= limit, "a site's budget is exceeded", f"{device.site}: {disturbed} of {limit}"

@@ -115,7 +115,6 @@ class Scenario:
         self.world.run(600)
         self.number = commands.draft(self.world.database, model="m", release=NEW, specification=specification)
         self._backup: sqlite3.Connection | None = None
-        self._cloned: set[str] = set()
 
     def add(self, count: int = 1) -> None:
         """Enrol further devices."""
@@ -173,9 +172,7 @@ class Scenario:
 
     def clone(self) -> None:
         """Let a second device go by the name of another."""
-        name = self.random.choice(sorted(self.world.devices))
-        self._cloned.add(name)
-        self.world.clone(name)
+        self.world.clone(self.random.choice(sorted(self.world.devices)))
 
     def partition(self) -> None:
         """Cut the operator off, or connect it again."""
@@ -273,7 +270,7 @@ class Scenario:
             # A device that could not install it stays with what it had, and says so.
             if row is None or device.phase.value in ("rejected", "failed", "rolled_back", "degraded"):
                 continue
-            if name in self._cloned:  # what its clone has answered is not asked again; it is flagged
+            if name in self.world.cloned:  # what its clone has answered is not asked again; it is flagged
                 continue
             if row["wanted"] and device.running != row["wanted"]:
                 raise InvariantError(

@@ -73,6 +73,7 @@ class World:
         self.quality: dict[str, Mapping[str, Quality] | Quality] = {}
         self.devices: dict[str, SimulatedDevice] = {}
         self.clones: list[SimulatedDevice] = []
+        self.cloned: set[str] = set()  # names that two devices have or had: what one does is held for both
         self.database = database or (memory or Memory()).anew(lambda: self.now)
         self.shelf = MemoryShelf()
         self.controller = Controller(self.database, Publisher(self.shelf, lambda _: ()))
@@ -116,6 +117,7 @@ class World:
         twin = self._made(DeviceRow(device=name, device_class=original.device_class, site=original.site))
         twin.floor, twin.sequence, twin.incarnation = original.floor, original.sequence, original.incarnation
         self.clones.append(twin)
+        self.cloned.add(name)
         self._at(self.now + self.random.randrange(self._poll_s), "poll", twin)
         self._at(self.now + self.random.randrange(self._heartbeat_s), "heartbeat", twin)
 
