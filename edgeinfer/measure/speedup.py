@@ -32,9 +32,9 @@ __all__ = ["NotMeasured", "Speedup", "Stopwatch", "TargetStopwatch", "feeds_to_t
 Feed: TypeAlias = "Mapping[str, np.ndarray]"
 
 # Runs of one model in a row before it is the other's turn; the fastest of them counts, because a shared
-# machine can only make a run slower. Slow models take turns after each run, for the sake of time.
-_BURST = 5
-_SLOW_S = 0.05
+# machine can only make a run slower. Of slow models fewer make a turn, for the sake of time.
+_MOST_RUNS = 5
+_TURN_S = 0.03
 _MOST_SHAPES = 3
 _MOST_SESSIONS = 3
 _LEAST_TURNS, _SURE_TURNS = 5, 9
@@ -228,7 +228,7 @@ def _turns_ms(
     """Return the times of each session for all feeds together, turn by turn."""
     given = [dict(feed) for feed in feeds]
     warm_up = [_fastest_s(session, given, 2, clock) for session in sessions]
-    burst = _BURST if max(warm_up) < _SLOW_S else 1
+    burst = min(max(int(_TURN_S / max(*warm_up, 1e-9)), 1), _MOST_RUNS)
     times: list[list[float]] = [[] for _ in sessions]
     end = time.perf_counter() + seconds
     while len(times[0]) < _LEAST_TURNS or (time.perf_counter() < end and not _is_clear(*times)):

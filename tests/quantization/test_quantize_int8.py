@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import numpy as np
 import onnx
 import onnx.helper as oh
@@ -13,6 +14,7 @@ from edgeinfer.errors import CalibrationError, PreconditionError, TransformError
 from edgeinfer.measure.speedup import NotMeasured, Speedup, measure_speedup
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.qdq.marks import quantized_for
+from edgeinfer.quantization.search.effort import EFFORTS
 from edgeinfer.quantization.search.int8_or_float16 import Int8OrFloat16
 from edgeinfer.quantization.search.model_runs import run_outputs
 from edgeinfer.quantization.search.output_score import output_sqnr_db
@@ -20,6 +22,7 @@ from edgeinfer.quantization.search.quantize_int8 import QuantizeInt8
 from edgeinfer.quantization.search.sensitivity import sensitivity
 from edgeinfer.testing.models import classifier_model
 from edgeinfer.transforms import FuseBatchNorm, Pipeline, QuantizeStatic, Simplify
+from tests.quantization import qdq_models
 
 CLOSE_DB = 15.0  # what eight bits of a net of two layers reach at the least
 
@@ -91,6 +94,26 @@ def test_a_tolerance_gives_layers_back_to_float_and_says_which(model, feeds):
     if result.report.modified:
         assert _sqnr(model, result.model, feeds) >= wanted - 0.01
         assert result.report.data["sqnr_db"] >= wanted
+
+
+@pytest.mark.parametrize("measured", [0, 1, 2])
+def test_a_tolerance_is_kept_where_few_layers_are_measured(monkeypatch, measured):
+    """The layers that were not measured go back, too, when those that were do not suffice."""
+    monkeypatch.setitem(EFFORTS, "fast", attrs.evolve(EFFORTS["fast"], layers=measured))
+    b = qdq_models.Builder(1, 16, 12, 12)
+    x = b.input
+    for number in range(6):
+        x = b.node("Relu", b.conv(x, f"conv{number}", 16, 16), name=f"relu{number}")
+    model = b.model(b.conv(x, "last", 16, 8), 1, 8, 12, 12)
+    given = qdq_models.feeds(model, 6)
+    plain = QuantizeInt8(calibration=given, target="onnxruntime", measure=False, effort="fast").apply(model)
+    wanted = plain.report.data["sqnr_db_at_least"] + 4
+    result = QuantizeInt8(
+        calibration=given, target="onnxruntime", measure=False, effort="fast", min_sqnr_db=wanted
+    ).apply(model)
+    assert result.report.modified  # some layers in float suffice
+    assert len([reason for _, reason in result.report.skipped if "given back" in reason]) > measured
+    assert result.report.data["sqnr_db_at_least"] >= wanted
 
 
 def test_a_tolerance_that_nothing_meets_leaves_the_model_in_float(model, feeds):

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import accumulate
 from typing import final
 
 import attrs
@@ -38,6 +39,8 @@ from edgeinfer.quantization.search.workbench import Attempt, Recipe, Workbench
 __all__ = ["FloatFallback"]
 
 _MOST_GUESSES = 4  # before the search halves what is left
+# Where not the fewest layers are looked for: what is aimed at above the tolerance, and what is near enough.
+_MARGIN_DB, _ENOUGH_DB = 0.5, 4.0
 
 
 @final
@@ -50,9 +53,10 @@ class FloatFallback:
         feeds: What models are timed on.
         price: What a decibel is worth.
         stopwatch: Measures time; None where speed may not be measured.
-        noise_of: Returns the noise of layers at the outputs, as a share of the signal, by node.
+        noise_of: Returns the noise of layers at the outputs, as a share of the signal, by node; see `Judge`.
         meets: Whether an attempt keeps the tolerance.
         least_db: The decibels of the tolerance, where it has any: a first guess at how many layers it takes.
+        fewest: Whether to look for the fewest layers that meet it; else the first number found is taken.
         seconds: How long two models are timed against each other.
         shapes: The shapes of tensors for one feed, to judge kernel costs by.
 
@@ -70,15 +74,17 @@ class FloatFallback:
         price: Price,
         stopwatch: Stopwatch | None,
         *,
-        noise_of: Callable[[Attempt, Collection[str]], Mapping[str, float]],
+        noise_of: Callable[[Attempt, Collection[str], bool], Mapping[str, float]],
         meets: Callable[[Attempt], bool],
         least_db: float | None = None,
+        fewest: bool = True,
         seconds: float = 0.5,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         self.bench, self.dialect, self.feeds = bench, dialect, feeds
         self.price, self.stopwatch, self.seconds = price, stopwatch, seconds
-        self.noise_of, self.meets, self.least_db = noise_of, meets, least_db
+        self.noise_of, self.meets = noise_of, meets
+        self.least_db, self.fewest = least_db, fewest
         self.shapes = shapes
         self.reasons: dict[str, str] = {}
         self.gains: LayerGains | None = None
@@ -179,15 +185,22 @@ class FloatFallback:
 
     # ---- decibels against time ----
 
-    def meet(self, whole: Attempt) -> Attempt:
-        """Return the attempt with the fewest layers in float, in one order, that meets the tolerance."""
-        ranked = self._ranked(whole, None)
+    def meet(self, whole: Attempt) -> Attempt | None:
+        """Return the attempt with the fewest layers in float, in one order, that meets the tolerance.
+
+        Returns:
+            None where none does, so that the model is better left in float.
+        """
+        ranked = self._ranked(whole, None, summed=True)
         order = [each.node for each in ranked]
+        order += sorted(integer_nodes(whole.model.ir) - set(order))  # those whose noise is not known
+        # The noise of the layers behind each number of the ranked, 0 behind the last.
+        behind = [*accumulate((each.noise for each in reversed(ranked)), initial=0.0)][::-1]
         low, high = 0, len(order)  # with the first `high` in float it is met, with the first `low` it is not
         found, below = None, whole
         guesses = 0
-        while high - low > 1:
-            middle = self._guess(ranked, low, below) if guesses < _MOST_GUESSES else None
+        while high - low > 1 and (found is None or self._too_fine(found)):
+            middle = self._guess(behind, low, below) if guesses < _MOST_GUESSES else None
             guesses += 1
             if middle is None:
                 # Few layers usually do, so the first steps are small: 1, 2, 4, …
@@ -199,24 +212,26 @@ class FloatFallback:
             else:
                 low, below = middle, attempt
         self._leave(dict.fromkeys(order[:high], "given back to float to meet the tolerance"), fixed=False)
-        return found or self._attempt(whole, order, "all layers in float")
+        return found
 
-    def _guess(self, ranked: Sequence[Candidate], low: int, below: Attempt) -> int | None:
+    def _too_fine(self, found: Attempt) -> bool:
+        """Whether to look for fewer layers in float than an attempt has that meets the tolerance."""
+        beyond_db = found.score.lower_db - self.least_db if self.least_db is not None else math.inf
+        return self.fewest or beyond_db > _ENOUGH_DB
+
+    def _guess(self, behind: Sequence[float], low: int, below: Attempt) -> int | None:
         """Return how many layers in float meet the tolerance if noise adds up, or None.
 
         Args:
-            ranked: The layers in order.
+            behind: The noise that is left with each number of layers in float.
             low: With so many of them in float it is not met.
             below: That attempt.
         """
-        if self.least_db is None or not math.isfinite(below.score.lower_db):
+        if self.least_db is None or low >= len(behind) or not math.isfinite(below.score.lower_db):
             return None
-        missing_db = self.least_db - below.score.lower_db
-        allowed = sum(each.noise for each in ranked[low:]) * 10.0 ** (-missing_db / 10)
-        for number in range(low, len(ranked)):
-            if sum(each.noise for each in ranked[number:]) <= allowed:
-                return number
-        return None
+        missing_db = self.least_db - below.score.lower_db + (0.0 if self.fewest else _MARGIN_DB)
+        allowed = behind[low] * 10.0 ** (-missing_db / 10)
+        return next(number for number, noise in enumerate(behind) if noise <= allowed)
 
     def bargain(self, whole: Attempt) -> Attempt:
         """Return the attempt with cheap, noisy layers in float if that is worth its time, else `whole`."""
@@ -271,14 +286,16 @@ class FloatFallback:
 
     # ---- what the decisions have in common ----
 
-    def _ranked(self, whole: Attempt, nodes: Collection[str] | None) -> list[Candidate]:
+    def _ranked(
+        self, whole: Attempt, nodes: Collection[str] | None, *, summed: bool = False
+    ) -> list[Candidate]:
         """Return the layers in integers, or some of them, by noise per time, most first."""
         integer = integer_nodes(whole.model.ir)
         if self._candidates is None:
             self._candidates = candidates(self.bench.model, self.feeds[0], self.gains)
         listed = [each for each in self._candidates if each.node in integer]
         wanted = [each for each in listed if nodes is None or each.node in nodes]
-        noise = self.noise_of(whole, [each.node for each in wanted])
+        noise = self.noise_of(whole, [each.node for each in wanted], summed)
         known = [attrs.evolve(each, noise=noise[each.node]) for each in wanted if each.node in noise]
         return by_noise_per_time(known)
 

@@ -32,7 +32,6 @@ from edgeinfer.transforms.contract import ReportBuilder
 
 __all__ = ["Int8Search", "SearchOptions"]
 
-_FINAL_SECONDS = 1.0
 # How many reasons for layers in float are shown before everything else.
 _REASONS = 3
 
@@ -124,17 +123,20 @@ class Int8Search:
             return None
         best = checked
         self.step("layers in float")
+        traded: Attempt | None = best
         if not self.judge.meets(best):
-            best = fallback.meet(best)
+            traded = fallback.meet(best)
         elif effort.places:
-            best = fallback.bargain(best)
-        inner = integer_nodes(best.model.ir)
-        if effort.places and best.is_int8:
-            best = fallback.outputs(best)
-        ran = self._as_it_runs(fallback, best, checked) if best.is_int8 else best
-        if isinstance(ran, str) or not ran.is_int8:
+            traded = fallback.bargain(best)
+        inner = integer_nodes(traded.model.ir) if traded is not None else frozenset()
+        if traded is not None and effort.places and traded.is_int8:
+            traded = fallback.outputs(traded)
+        ran: Attempt | str | None = traded
+        if traded is not None and traded.is_int8:
+            ran = self._as_it_runs(fallback, traded, checked)
+        if isinstance(ran, str) or ran is None or not ran.is_int8:
             why = ran if isinstance(ran, str) else "the tolerance leaves no layer in int8; it stays in float"
-            self._stays_float(best, fallback, why)
+            self._stays_float(traded or best, fallback, why)
             return None
         best = ran
         self.report.data["sqnr_db"] = best.score.sqnr_db
@@ -170,9 +172,12 @@ class Int8Search:
             self.to_time,
             Price(options.spend),
             self.stopwatch,
-            noise_of=self.judge.noise_of(bench, statistics, options.effort.layers),
+            noise_of=self.judge.noise_of(
+                bench, statistics, options.effort.layers, options.effort.layer_feeds
+            ),
             meets=self.judge.meets,
             least_db=self.judge.least_db,
+            fewest=options.effort.fewest,
             seconds=options.effort.seconds,
             shapes=shapes,
         )
@@ -218,8 +223,10 @@ class Int8Search:
         self.judge.on_target = True
         return attrs.evolve(best, score=on_target)
 
-    def _as_it_runs(self, fallback: FloatFallback, best: Attempt, checked: Attempt) -> Attempt | str:
+    def _as_it_runs(self, fallback: FloatFallback, best: Attempt, checked: Attempt) -> Attempt | str | None:
         """Return what the search ended with, with its score on the target, or why it does not run there.
+
+        None is returned where nothing meets the tolerance there.
 
         Args:
             fallback: Gives layers back where the target is below the tolerance and the graph is not.
@@ -287,14 +294,14 @@ class Int8Search:
 
     def _pays(self, after: Model) -> bool:
         """Time the int8 model against the one that was given; tell, and return whether to keep it."""
-        report = self.report
+        report, seconds = self.report, self.options.effort.final_seconds
         if self.stopwatch is None:
             report.result("the speed was not measured: measuring is off")
             return True
-        speed = self.stopwatch.compare(self.given, after, self.to_time, seconds=_FINAL_SECONDS)
+        speed = self.stopwatch.compare(self.given, after, self.to_time, seconds=seconds)
         if isinstance(speed, NotMeasured) and self.given is not self.model:
             # The target may not take what transforms before this one have rewritten.
-            against_ours = self.stopwatch.compare(self.model, after, self.to_time, seconds=_FINAL_SECONDS)
+            against_ours = self.stopwatch.compare(self.model, after, self.to_time, seconds=seconds)
             if not isinstance(against_ours, NotMeasured):
                 report.note(f"timed against the rewritten float model, not the given one: {speed.reason}")
                 speed = against_ours

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, final
+
+import numpy as np
 
 from edgeinfer.calibration.kept_feeds import KeptFeeds
 from edgeinfer.calibration.statistics import Statistics
@@ -12,7 +14,7 @@ from edgeinfer.model.model import Model
 from edgeinfer.quantization.search.closed_loop import find_feedback
 from edgeinfer.quantization.search.layer_gains import integer_nodes
 from edgeinfer.quantization.search.layer_noise import SwitchedModel
-from edgeinfer.quantization.search.local_noise import noisiest_layers
+from edgeinfer.quantization.search.local_noise import local_noise
 from edgeinfer.quantization.search.model_runs import Loop, run_outputs
 from edgeinfer.quantization.search.output_score import BROKEN, Score, Scorer
 from edgeinfer.quantization.search.scored_tensors import scored_tensors
@@ -23,7 +25,6 @@ __all__ = ["FLOOR_DB", "Judge", "Tolerance"]
 
 # At 20 dB models were measured to lose about two points of their metric, see docs/quantization.md.
 FLOOR_DB = 20.0
-_NOISE_FEEDS = 4  # enough to rank layers by
 _IN_A_ROW = 12  # feeds of a loop; what a state forgets meanwhile does not count
 
 
@@ -118,44 +119,73 @@ class Judge:
         return bool(self.metrics["metric"] >= self.metrics["metric_float"] - max_drop)
 
     def noise_of(
-        self, bench: Workbench, statistics: Statistics, most: int
-    ) -> Callable[[Attempt, Collection[str]], dict[str, float]]:
-        """Return what measures the noise of layers at the outputs, as a share of the signal, by node.
+        self, bench: Workbench, statistics: Statistics, most: int, feeds: int
+    ) -> Callable[[Attempt, Collection[str], bool], dict[str, float]]:
+        """Return what tells the noise of layers at the outputs, as a share of the signal, by node.
+
+        It is called with an attempt, the names of nodes, and whether noise is summed over the feeds, as a
+        tolerance counts it, or averaged in decibels, as attempts are ranked.
 
         Args:
             bench: Made the attempts.
             statistics: Of the float model.
-            most: How many layers to measure one by one; of more, those whose own rounding is coarsest.
+            most: How many layers to measure one by one. Of more, those whose own rounding is coarsest are
+                measured; the others are taken to pass on as much of theirs as those do.
+            feeds: How many of the judged feeds to measure a layer on.
         """
 
-        def noise_of(whole: Attempt, names: Collection[str]) -> dict[str, float]:
+        def noise_of(whole: Attempt, names: Collection[str], summed: bool) -> dict[str, float]:
             quantized, _ = bench.quantized(whole.recipe, whole.keep_float)
-            layers = list(names)
-            if len(layers) > most:
+            own: dict[str, float] = {}
+            coarsest = list(names)
+            if len(coarsest) > most:
                 prepared, _ = bench.prepared(whole.recipe.before)
-                layers = noisiest_layers(prepared, quantized, bench.dialect, statistics, layers, most)
-            scores = self._single_layers(bench, whole, quantized, layers)
-            return {name: float(10.0 ** (-score.mean_db / 10)) for name, score in scores.items()}
+                own = local_noise(prepared, quantized, bench.dialect, statistics, names)
+                coarsest = sorted(own, key=lambda name: -own[name])[:most]
+            scores = self._single_layers(
+                bench, whole, quantized, coarsest, self._telling(whole, summed, feeds)
+            )
+            decibels = {name: score.sqnr_db if summed else score.mean_db for name, score in scores.items()}
+            noise = {name: float(10.0 ** (-db / 10)) for name, db in decibels.items()}
+            passed_on = [noise[name] / own[name] for name in noise if own.get(name)]
+            share = float(np.median(passed_on)) if passed_on else 0.0
+            return {name: share * its for name, its in own.items()} | noise
 
         return noise_of
 
     def _single_layers(
-        self, bench: Workbench, whole: Attempt, quantized: Model, layers: Collection[str]
+        self,
+        bench: Workbench,
+        whole: Attempt,
+        quantized: Model,
+        layers: Collection[str],
+        feeds: Sequence[int],
     ) -> dict[str, Score]:
         """Return the scores with each layer alone in integers."""
         if self.on_target:
-            singles = self.check.singles(bench, whole, layers, integer_nodes(quantized.ir))
+            singles = self.check.singles(bench, whole, layers, integer_nodes(quantized.ir), feeds)
             return {node: BROKEN if isinstance(each, NotRun) else each for node, each in singles.items()}
         switched = SwitchedModel.of(quantized, bench.dialect)
         known = [name for name in layers if name in switched.of_layer]
         scores = switched.scores(
             [[name] for name in known],
-            self.feeds[:_NOISE_FEEDS],
-            self._scorer.first(_NOISE_FEEDS),
+            [self.feeds[number] for number in feeds],
+            self._scorer.only(feeds),
             tensors=self._tensors,
             loop=self._loop,
         )
         return dict(zip(known, scores, strict=True))
+
+    def _telling(self, whole: Attempt, summed: bool, count: int) -> list[int]:
+        """Return the numbers of the feeds to measure layers on.
+
+        A sum over the feeds is often made by a few of them, in which a layer clips what the others do not
+        show. A state is carried from one feed to the next, so that its feeds are the first ones.
+        """
+        every = list(range(len(self.feeds)))
+        if summed and self._loop is None and len(whole.score.noise) == len(every):
+            every.sort(key=lambda number: -whole.score.noise[number])
+        return sorted(every[:count])
 
     def describe(self) -> list[str]:
         """Return sentences on what is judged."""

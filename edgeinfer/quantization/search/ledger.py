@@ -44,7 +44,7 @@ class Trial:
 
     def to_dict(self) -> dict[str, object]:
         """Return the figures as JSON-compatible values."""
-        plain = attrs.asdict(self, filter=lambda field, _: field.name != "reports")
+        plain = attrs.asdict(self, filter=lambda field, _: field.name not in ("reports", "noise"))
         return plain | {"notes": [note for report in self.reports for note in report.notes]}
 
 

@@ -16,18 +16,17 @@ from edgeinfer.model.model import Model
 from edgeinfer.quantization.placement.fused_kernels import DATA
 from edgeinfer.quantization.placement.placement import place
 
-__all__ = ["noisiest_layers"]
+__all__ = ["local_noise"]
 
 
-def noisiest_layers(
+def local_noise(
     prepared: Model,
     quantized: Model,
     dialect: QDQDialect,
     statistics: Statistics,
     names: Collection[str],
-    most: int,
-) -> list[str]:
-    """Return the layers whose own inputs and weights are rounded most coarsely, as a share of their power.
+) -> dict[str, float]:
+    """Return how coarsely the inputs and weights of layers are rounded, as a share of their power, by node.
 
     A tensor in steps of d has noise of d² / 12 a value, and a weight's rounding is known. How much of it
     reaches the outputs is not in it.
@@ -37,8 +36,7 @@ def noisiest_layers(
         quantized: What was made of it.
         dialect: The target's.
         statistics: Of the float model; it knows the distributions.
-        names: The layers to choose from, by their nodes.
-        most: How many to return.
+        names: The layers, by their nodes.
     """
     nodes = {node.name or "": node for node in quantized.ir.graph}
     regions = [
@@ -59,7 +57,7 @@ def noisiest_layers(
             array = region.weight.astype(np.float64)
             share += float(np.square(layer.array() - array).sum() / max(np.square(array).sum(), 1e-30))
         noise[name] = share
-    return sorted(noise, key=lambda name: -noise[name])[:most]
+    return noise
 
 
 def _mean_square(observer: RangesObserver) -> float:

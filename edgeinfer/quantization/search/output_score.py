@@ -24,6 +24,7 @@ import onnx_ir as ir
 
 from edgeinfer.model.model import Model
 from edgeinfer.numerics.closeness import ClosenessAccumulator
+from edgeinfer.values import as_tuple
 
 __all__ = ["BROKEN", "Outputs", "Score", "Scorer", "output_sqnr_db"]
 
@@ -47,12 +48,14 @@ class Score:
             will hardly go below.
         mean_db: The mean over the feeds of the decibels of its worst output, saturation undone.
         rank_db: The lower end of the interval of that: what to compare versions of a model by.
+        noise: The noise of its worst output, feed by feed, as a share of the mean signal of a feed.
     """
 
     sqnr_db: float
     lower_db: float
     mean_db: float
     rank_db: float
+    noise: tuple[float, ...] = attrs.field(default=(), converter=as_tuple, repr=False)
 
 
 BROKEN = Score(sqnr_db=-math.inf, lower_db=-math.inf, mean_db=-math.inf, rank_db=-math.inf)
@@ -81,17 +84,19 @@ class Scorer:
         """Return the score of a version's outputs, feed by feed."""
         ranks = [self._rank_db(index, undo, outputs) for index, undo in self._undo]
         pooled = [_pooled_db(self.reference, outputs, index) for index in range(len(self.reference[0]))]
+        worst = min(pooled, key=lambda one: one[1])
         return Score(
-            sqnr_db=min(db for db, _ in pooled),
-            lower_db=min(db for _, db in pooled),
+            sqnr_db=min(db for db, *_ in pooled),
+            lower_db=worst[1],
+            noise=worst[2],
             mean_db=min(db for db, _ in ranks),
             rank_db=min(db for _, db in ranks),
         )
 
-    def first(self, count: int) -> Scorer:
-        """Return a scorer of the first feeds alone."""
+    def only(self, feeds: Sequence[int]) -> Scorer:
+        """Return a scorer of some of the feeds, by their numbers."""
         scorer = Scorer.__new__(Scorer)
-        scorer.reference, scorer._undo = self.reference[:count], self._undo
+        scorer.reference, scorer._undo = [self.reference[feed] for feed in feeds], self._undo
         return scorer
 
     def _rank_db(
@@ -120,8 +125,8 @@ def output_sqnr_db(reference: Outputs, outputs: Outputs) -> float:
     return min(_pooled_db(reference, outputs, index)[0] for index in range(len(reference[0])))
 
 
-def _pooled_db(reference: Outputs, outputs: Outputs, index: int) -> tuple[float, float]:
-    """Return the SQNR of one output over all feeds, and the lower end of its interval.
+def _pooled_db(reference: Outputs, outputs: Outputs, index: int) -> tuple[float, float, list[float]]:
+    """Return the SQNR of one output over all feeds, the lower end of its interval, and its noise by feed.
 
     The figure is a ratio of two sums, whose logarithm varies like `signal / mean signal - noise / mean noise`
     from feed to feed (the delta method).
@@ -136,9 +141,10 @@ def _pooled_db(reference: Outputs, outputs: Outputs, index: int) -> tuple[float,
         noise.append(float(np.square(difference[np.isfinite(a)]).sum()))
     sqnr_db = float(total.result().sqnr_db)
     if not math.isfinite(sqnr_db) or not sum(signal):
-        return sqnr_db, sqnr_db
+        return sqnr_db, sqnr_db, []
     varies = np.array(signal) / np.mean(signal) - np.array(noise) / np.mean(noise)
-    return sqnr_db, sqnr_db - 10.0 / math.log(10.0) * _half_width(varies)
+    lower_db = sqnr_db - 10.0 / math.log(10.0) * _half_width(varies)
+    return sqnr_db, lower_db, [each / float(np.mean(signal)) for each in noise]
 
 
 def _half_width(values: np.ndarray) -> float:

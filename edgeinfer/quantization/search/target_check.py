@@ -73,35 +73,40 @@ class TargetCheck:
             return f"{self.target} is not here: there is {', '.join(names) or 'no device'}"
         return None
 
-    def score(self, model: Model, count: int | None = None) -> Score | NotRun:
+    def score(self, model: Model, only: Sequence[int] | None = None) -> Score | NotRun:
         """Return how close a model is to float on the target.
 
         Args:
             model: The model.
-            count: Run only the first feeds.
+            only: The numbers of some feeds, to run no others.
         """
         absent = self.absent()
         if absent is not None:
             return NotRun(reason=absent, refused=False)
-        if count is None and self._last is not None and self._last[0] == model.digest:
+        if only is None and self._last is not None and self._last[0] == model.digest:
             return self._last[1]
-        feeds = self._feeds[:count]
+        feeds = self._feeds if only is None else [self._feeds[number] for number in only]
         try:
             outputs = run_outputs(model, feeds, self.target, tensors=self._tensors, loop=self._loop)
         except EdgeInferError as error:
             line = str(error.what).splitlines()[0].rstrip(".")
             return NotRun(reason=f"{self.target} refuses it: {line}", refused=True)
-        if count is not None:
-            return self._scorer.first(count).score(outputs)
+        if only is not None:
+            return self._scorer.only(only).score(outputs)
         self._last = model.digest, self._scorer.score(outputs)
         return self._last[1]
 
     def refuses_float(self, model: Model) -> bool:
         """Whether the target does not even take the float model, so that nothing can be said of int8."""
-        return isinstance(self.score(model, 1), NotRun)
+        return isinstance(self.score(model, [0]), NotRun)
 
     def singles(
-        self, bench: Workbench, whole: Attempt, nodes: Collection[str], every: Collection[str]
+        self,
+        bench: Workbench,
+        whole: Attempt,
+        nodes: Collection[str],
+        every: Collection[str],
+        feeds: Sequence[int] = range(_FEEDS),
     ) -> Mapping[str, Score | NotRun]:
         """Return the scores on the target with each layer alone in integers.
 
@@ -110,10 +115,11 @@ class TargetCheck:
             whole: The attempt that they are variants of.
             nodes: The layers.
             every: All layers that the attempt has in integers.
+            feeds: The numbers of the feeds to run.
         """
         found: dict[str, Score | NotRun] = {}
         for node in nodes:
             others = {*whole.keep_float, *every} - {node}
             model, _ = bench.quantized(whole.recipe, others)
-            found[node] = self.score(model, _FEEDS)
+            found[node] = self.score(model, feeds)
         return found
