@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from edgeinfer.runtime.open import infer, load
     from edgeinfer.runtime.session import Session
     from edgeinfer.runtime.steady import Steady
-    from edgeinfer.transforms.contract import Pipeline
+    from edgeinfer.transforms.pipeline import Pipeline
     from edgeinfer.tuning.recipe import Recipe
     from edgeinfer.tuning.result import TuningResult
     from edgeinfer.tuning.tune import tune
@@ -51,7 +51,7 @@ _ATTRIBUTES = {
     "EdgeInferError": "edgeinfer.errors",
     "Feeds": "edgeinfer.feeds.feeds",
     "Model": "edgeinfer.model.model",
-    "Pipeline": "edgeinfer.transforms.contract",
+    "Pipeline": "edgeinfer.transforms.pipeline",
     "Preprocessing": "edgeinfer.feeds.preprocessing",
     "Recipe": "edgeinfer.tuning.recipe",
     "Session": "edgeinfer.runtime.session",

@@ -15,7 +15,8 @@ from edgeinfer.errors import OptionsError, TransformOptionError
 from edgeinfer.graph.build import compile_model
 from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.recipe import hand_down, recipe
-from edgeinfer.transforms.contract import GIVEN_KEY, Pipeline, Transform
+from edgeinfer.transforms.contract import GIVEN_KEY, Transform
+from edgeinfer.transforms.pipeline import Pipeline
 
 __all__ = ["compile", "optimize"]
 

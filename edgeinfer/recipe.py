@@ -14,7 +14,8 @@ from edgeinfer.backends.registry import get_backend
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import EdgeInferError, TransformError, TransformOptionError
 from edgeinfer.model.model import Model
-from edgeinfer.transforms.contract import Pipeline, Transform
+from edgeinfer.transforms.contract import Transform
+from edgeinfer.transforms.pipeline import Pipeline
 
 __all__ = ["hand_down", "recipe"]
 

@@ -24,17 +24,16 @@ if TYPE_CHECKING:
     from edgeinfer.transforms.contract import (
         Applied,
         GraphTransform,
-        Pipeline,
         ReportBuilder,
         Skipped,
         Transform,
         TransformReport,
         TransformResult,
-        as_transform,
     )
     from edgeinfer.transforms.convert_opset import ConvertOpset
     from edgeinfer.transforms.fix_shapes import FixShapes
     from edgeinfer.transforms.fuse_batchnorm import FuseBatchNorm
+    from edgeinfer.transforms.pipeline import Pipeline, as_transform
     from edgeinfer.transforms.simplify import Simplify
     from edgeinfer.transforms.to_float16 import ToFloat16
 
@@ -43,13 +42,11 @@ _HOME = {
         (
             "Applied",
             "GraphTransform",
-            "Pipeline",
             "ReportBuilder",
             "Skipped",
             "Transform",
             "TransformReport",
             "TransformResult",
-            "as_transform",
         ),
         "edgeinfer.transforms.contract",
     ),
@@ -59,6 +56,7 @@ _HOME = {
     "EqualizeWeights": "edgeinfer.quantization.methods.equalize_weights",
     "FixShapes": "edgeinfer.transforms.fix_shapes",
     "FuseBatchNorm": "edgeinfer.transforms.fuse_batchnorm",
+    "Pipeline": "edgeinfer.transforms.pipeline",
     "PruneChannels": "edgeinfer.pruning.prune_channels",
     "PruneHeads": "edgeinfer.pruning.prune_heads",
     "PruneNM": "edgeinfer.pruning.prune_nm",
@@ -72,6 +70,7 @@ _HOME = {
     "Simplify": "edgeinfer.transforms.simplify",
     "SmoothQuant": "edgeinfer.quantization.methods.smooth_quant",
     "ToFloat16": "edgeinfer.transforms.to_float16",
+    "as_transform": "edgeinfer.transforms.pipeline",
 }
 
 __all__ = [

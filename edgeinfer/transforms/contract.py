@@ -13,28 +13,25 @@ rewrites, names the layers that were passed over, checks, and makes the report. 
 A non-match that can be expected is a `skipped` entry. A broken contract or precondition is an exception.
 
 `GraphTransform` is an `onnx_ir.passes.FunctionalPass`, so each transform can stand in an
-`onnx_ir.passes.Sequential`; and any `onnx_ir.passes.PassBase` can stand in a `Pipeline` (`as_transform`).
+`onnx_ir.passes.Sequential`; and any `onnx_ir.passes.PassBase` can stand in a `Pipeline`.
 """
 
 from __future__ import annotations
 
 import abc
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, final, runtime_checkable
 
-import attrs
 import onnx_ir as ir
 
 import edgeinfer.terminal  # noqa: F401 (progress by rich from now on)
-from edgeinfer.artifact.history import HistoryEntry
-from edgeinfer.budget import format_bytes
-from edgeinfer.errors import EdgeInferError, InvalidModelError, TransformContractError, TransformError
+from edgeinfer.errors import EdgeInferError, InvalidModelError, TransformContractError
 from edgeinfer.graph.inline_functions import inline_functions
 from edgeinfer.graph.layer_like import Place, layer_like
 from edgeinfer.graph.opset import convert_opset
 from edgeinfer.model.model import Model
-from edgeinfer.model.plain_config import config_of, plain_config
+from edgeinfer.model.plain_config import config_of
 from edgeinfer.model.transform_report import Applied, Skipped, TransformReport
 from edgeinfer.transforms.options import OurErrors
 
@@ -42,14 +39,11 @@ __all__ = [
     "GIVEN_KEY",
     "Applied",
     "GraphTransform",
-    "OnnxIrPass",
-    "Pipeline",
     "ReportBuilder",
     "Skipped",
     "Transform",
     "TransformReport",
     "TransformResult",
-    "as_transform",
 ]
 
 
@@ -246,144 +240,6 @@ class GraphTransform(ir.passes.FunctionalPass, metaclass=OurErrors):
         """Run as an `onnx_ir` pass."""
         result = self.apply(Model.load(model))
         return ir.passes.PassResult(result.model.copy_ir(), result.report.modified)
-
-
-@final
-@attrs.frozen
-class OnnxIrPass:
-    """An `onnx_ir.passes.PassBase` as a Transform."""
-
-    wrapped: ir.passes.PassBase
-
-    def apply(self, model: Model, /) -> TransformResult:
-        """Run the pass on a copy."""
-        started = time.perf_counter()
-        name = type(self.wrapped).__name__
-        try:
-            result = self.wrapped(model.copy_ir())
-            after = Model.from_ir(result.model, path=model.path)
-        except EdgeInferError as error:
-            raise TransformContractError(f"{name} made an invalid graph.", found=str(error)) from error
-        except Exception as error:
-            raise TransformError(f"The pass {name} failed: {error}") from error
-        report = ReportBuilder()
-        if after.digest != model.digest:
-            report.apply("", f"ran the onnx_ir pass {name}")
-        else:
-            report.skip("", "the pass had nothing to do")
-        return TransformResult(after, report.finish(name, model, after, started))
-
-
-def _as_transforms(items: Iterable[object]) -> tuple[Transform, ...]:
-    return tuple(as_transform(item) for item in items)
-
-
-@final
-@attrs.frozen
-class Pipeline:
-    """Transforms, applied in order, with the history kept in the model's metadata. A Transform itself.
-
-    Args:
-        transforms: Transforms, Pipelines, or `onnx_ir` passes.
-        on_step: Called with each step's report when it is done.
-    """
-
-    transforms: tuple[Transform, ...] = attrs.field(default=(), converter=_as_transforms)
-    on_step: Callable[[TransformReport], None] | None = attrs.field(
-        default=None, kw_only=True, eq=False, repr=False
-    )
-
-    def apply(self, model: Model, /) -> TransformResult:
-        """Apply every transform and record each in the history.
-
-        Raises:
-            TransformError: A transform cannot be applied, or raised something of its own.
-        """
-        steps: list[TransformReport] = []
-        current = model
-        for transform in self.transforms:
-            current, report = _applied(transform, current)
-            if report.modified and not report.steps:
-                current = current.with_history((*current.history, _history_entry(report)))
-            steps.extend(report.steps or (report,))
-            if self.on_step is not None:
-                self.on_step(report)
-        report = TransformReport(
-            name="Pipeline",
-            config={"transforms": [step.name for step in steps]},
-            applied=[entry for step in steps for entry in step.applied],
-            skipped=[entry for step in steps for entry in step.skipped],
-            notes=[note for step in steps for note in step.notes],
-            results=[*_sizes(model, current), *(text for step in steps for text in step.results)],
-            data={name: value for step in steps for name, value in step.data.items()},
-            modified=current.digest != model.digest,
-            digest_before=model.digest,
-            digest_after=current.digest,
-            seconds=sum(step.seconds for step in steps),
-            steps=steps,
-        )
-        return TransformResult(current, report)
-
-
-def _sizes(before: Model, after: Model) -> list[str]:
-    """Return the sizes of the weights, where they differ."""
-    old, new = (format_bytes(model.nbytes) for model in (before, after))
-    return [] if old == new else [f"weights {old} -> {new}"]
-
-
-def _applied(transform: Transform, model: Model) -> TransformResult:
-    """Apply a transform that a third party may have written."""
-    name = type(transform).__name__
-    try:
-        result: object = transform.apply(model)
-    except EdgeInferError:
-        raise
-    except Exception as error:
-        raise TransformError(f"{name} failed: {type(error).__name__}: {error}") from error
-    if isinstance(result, tuple) and len(result) == 2:
-        after, report = result
-        if isinstance(after, Model) and isinstance(report, TransformReport):
-            return TransformResult(after, report)
-    raise TransformContractError(
-        f"{name} gave back something else than a transform does.",
-        where=f"{name}.apply",
-        expected="TransformResult(model, report)",
-        found=type(result).__name__,
-        hint="`edgeinfer.transforms` has TransformResult, TransformReport and ReportBuilder.",
-    )
-
-
-def as_transform(item: object) -> Transform:
-    """Return `item` as a Transform: ours, anything with `apply`, or an `onnx_ir` pass.
-
-    Raises:
-        TransformError: It is none of these.
-    """
-    if isinstance(item, type):
-        raise TransformError(
-            f"{item.__name__} is a class, not a transform.", hint=f"Write {item.__name__}() with parentheses."
-        )
-    if isinstance(item, Transform):
-        return item
-    if isinstance(item, ir.passes.PassBase):
-        return OnnxIrPass(item)
-    raise TransformError(
-        "That is not a transform.",
-        expected="an object with apply(model), or an onnx_ir.passes.PassBase",
-        found=type(item).__name__,
-    )
-
-
-def _history_entry(report: TransformReport) -> HistoryEntry:
-    return HistoryEntry(
-        name=report.name,
-        config=plain_config(report.config),
-        digest_before=report.digest_before,
-        digest_after=report.digest_after,
-        applied=len(report.applied),
-        skipped=len(report.skipped),
-        notes=report.notes,
-    )
 
 
 def _name_the_rest(layers: Iterable[Place], report: ReportBuilder, transform: GraphTransform) -> None:

@@ -26,7 +26,8 @@ from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.model.plain_config import plain_config
 from edgeinfer.model.transform_report import TransformReport
 from edgeinfer.quantization.qdq.marks import ranges_of
-from edgeinfer.transforms.contract import Pipeline, Transform
+from edgeinfer.transforms.contract import Transform
+from edgeinfer.transforms.pipeline import Pipeline
 from edgeinfer.tuning.graph_delta import diff, patch
 from edgeinfer.values import as_tuple
 

@@ -19,7 +19,7 @@ from edgeinfer.errors import PreconditionError
 from edgeinfer.graph.layer_like import layer_like
 from edgeinfer.model.model import Model
 from edgeinfer.transforms import GraphTransform, Pipeline, Transform
-from edgeinfer.transforms.contract import as_transform
+from edgeinfer.transforms.pipeline import as_transform
 
 CONVOLUTIONS = """
 <ir_version: 8, opset_import: ["" : 13]>

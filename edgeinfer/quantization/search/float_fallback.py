@@ -97,23 +97,26 @@ class FloatFallback:
         """Decide what stays in float for its time alone; `bench.keep_float` and `reasons` get it.
 
         Args:
-            fit: Measure; else the dialect's kernel costs decide.
+            fit: Measure; else the dialect's kernel costs decide, unless they leave no layer in int8.
         """
         costly = self._costly()
         plain = Recipe(method="minmax")  # the ranges do not matter for speed
-        if not fit or self.stopwatch is None:
-            self._leave(costly)
-            return
-        whole, _ = self.bench.quantized(plain)
-        if costly:
+        whole = None
+        if costly and self.stopwatch is not None:
             without, _ = self.bench.quantized(plain, costly)
-            if self._faster(
-                without, whole, f"{len(costly)} layers that kernel costs leave in float, in int8"
-            ):
-                costly = {}
-            else:
-                whole = without
+            # Without `fit` the costs decide, unless they leave no layer in int8: that is worth a measurement.
+            if fit or not integer_nodes(without.ir):
+                whole, _ = self.bench.quantized(plain)
+                number = f"{len(costly)} layers that kernel costs leave in float, in int8"
+                if self._faster(without, whole, number):
+                    costly = {}
+                else:
+                    whole = without
         self._leave(costly)
+        if not fit or self.stopwatch is None:
+            return
+        if whole is None:
+            whole, _ = self.bench.quantized(plain)
         if not integer_nodes(whole.ir):
             return
         gains = layer_gains(self.bench.model, whole, self.feeds[0], self.stopwatch, self.dialect)
