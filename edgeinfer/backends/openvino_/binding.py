@@ -8,7 +8,7 @@ from typing import Any, final
 import numpy as np
 
 from edgeinfer.backends.openvino_.compile import Compiled
-from edgeinfer.backends.openvino_.engine import NO_INPUTS, Engine, Infer
+from edgeinfer.backends.openvino_.engine import Engine, Infer
 from edgeinfer.backends.openvino_.narrowing import check_values, is_wide
 from edgeinfer.backends.openvino_.tensors import new_tensor
 from edgeinfer.errors import InferenceError
@@ -102,17 +102,7 @@ class OpenVINOBinding:
         infer, compiled = self._infer, self._compiled
         assert infer is not None
         assert compiled is not None
-        guard = compiled.guard
-        if guard is not None:
-            guard.acquire()
-        try:
-            found = infer(NO_INPUTS, True, False)
-        except Exception:
-            self._engine.give_up(compiled)
-            raise
-        finally:
-            if guard is not None:
-                guard.release()
+        found = self._engine.run(compiled, infer, self._raw, True, False)
         if self._engine.compiled is compiled or self._engine.closed:
             return found
         self._prepare()  # a call in another thread failed meanwhile

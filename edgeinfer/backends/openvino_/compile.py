@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, final
 
@@ -15,6 +14,7 @@ import attrs
 from edgeinfer.backends.onnx_payload import OnnxSource
 from edgeinfer.backends.onnx_wire import without_initializers
 from edgeinfer.backends.openvino_.narrowing import check_graph, graphs_of
+from edgeinfer.backends.openvino_.turns import OneAtATime, Overlapping, Turns
 from edgeinfer.errors import CompileError, OptionsError
 from edgeinfer.values import as_tuple
 
@@ -38,17 +38,17 @@ class Compiled:
         model: OpenVINO's `CompiledModel`.
         dynamic: Whether shapes within it depend on the inputs: then it remembers the shapes of the last run,
             those of a failed one, too.
-        reports_errors: Whether `infer` raises what goes wrong. Where one thread runs a dynamic graph it does
-            not, and leaves the old output (2026.4): `start_async` and `wait` do.
-        guard: Held during a run of a dynamic graph that all threads share; such runs follow one another
-            anyway. So a thread whose run failed has given the graph up before another one runs it.
+        reports_errors: Whether `infer` may be called. Where one thread runs a dynamic graph it does not raise
+            what goes wrong, and leaves the old output (2026.4): `start_async` and `wait` do. `Overlapping`
+            needs them, too.
+        turns: How the runs of a dynamic graph follow one another.
         notes: For the execution report.
     """
 
     model: Any
     dynamic: bool
     reports_errors: bool
-    guard: threading.Lock | None = None
+    turns: Turns | None = None
     notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
 
@@ -118,16 +118,15 @@ def _compiled(
     model = compile_model(config)
     if dynamic is None:
         dynamic = _is_dynamic(model.get_runtime_model())
-    reports = True
-    if dynamic and device.startswith("CPU"):
-        streams, threads = model.get_property("NUM_STREAMS"), model.get_property("INFERENCE_NUM_THREADS")
-        if streams and threads <= streams:
-            reports = streams == 1
-            if reports:  # without a stream the calling thread runs the graph, and errors reach it
-                model = compile_model({**config, "NUM_STREAMS": 0})
-    one_graph = dynamic and device.startswith("CPU") and model.get_property("NUM_STREAMS") < 2
-    guard = threading.Lock() if one_graph else None
-    return Compiled(model=model, dynamic=dynamic, reports_errors=reports, guard=guard, notes=notes)
+    if not (dynamic and device.startswith("CPU")):
+        return Compiled(model=model, dynamic=dynamic, reports_errors=True, notes=notes)
+    streams, threads = model.get_property("NUM_STREAMS"), model.get_property("INFERENCE_NUM_THREADS")
+    if (
+        streams == 1 and threads <= 1
+    ):  # without a stream the calling thread runs the graph, and errors reach it
+        model = compile_model({**config, "NUM_STREAMS": 0})
+    turns: Turns = Overlapping() if streams > 1 else OneAtATime()
+    return Compiled(model=model, dynamic=True, reports_errors=streams < 2, turns=turns, notes=notes)
 
 
 def _is_dynamic(model: Any) -> bool:

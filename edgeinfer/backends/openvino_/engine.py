@@ -81,6 +81,29 @@ class Engine:
         raw = extension_class.create_infer_request(compiled.model)
         return (raw.infer if compiled.reports_errors else _waiting(raw)), raw
 
+    def run(
+        self, compiled: Compiled, infer: Infer, request: Any, shared: bool, strings: bool
+    ) -> Mapping[Any, np.ndarray]:
+        """Run a request once, whose inputs are set.
+
+        Args:
+            compiled: What the request was made of. It is given up if the run fails.
+            infer: How to run it; see `new_request`.
+            request: The request.
+            shared: Whether the outputs may share OpenVINO's memory.
+            strings: Whether strings are `str`.
+        """
+        turns = compiled.turns
+        try:
+            if turns is None:
+                return infer(NO_INPUTS, shared, strings)
+            return turns.run(
+                lambda: infer(NO_INPUTS, shared, strings), request, lambda: self.give_up(compiled)
+            )
+        except Exception:
+            self.give_up(compiled)
+            raise
+
     def close(self) -> None:
         """Free the compiled model and its requests."""
         self.closed = True

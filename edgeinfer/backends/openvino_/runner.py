@@ -83,17 +83,7 @@ class OpenVINORunner:
             buffer[...] = feeds[name]
         for one in checked:
             one.put(feeds[one.name])
-        guard = compiled.guard
-        if guard is not None:
-            guard.acquire()
-        try:
-            outputs = [*infer(NO_INPUTS, False, True).values()]
-        except Exception:
-            engine.give_up(compiled)
-            raise
-        finally:
-            if guard is not None:
-                guard.release()
+        outputs = [*engine.run(compiled, infer, raw, False, True).values()]
         for index, convert in self._converts:
             outputs[index] = convert(raw, index, outputs[index])
         if engine.compiled is not compiled and not engine.closed:  # a call in another thread failed meanwhile
