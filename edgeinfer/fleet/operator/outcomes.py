@@ -52,6 +52,8 @@ class Motion(str, enum.Enum):
     BACK = "BACK"  # away from it: held, aborted or rolled back
     REVERTED = "REVERTED"  # it was asked back, and is
     AGAIN = "AGAIN"  # to be tried once more: a retryable failure, or facts that changed after a rejection
+    STUCK = "STUCK"  # it failed late and has the release all the same (DEGRADED); a rollback takes it back
+    KEPT = "KEPT"  # it was asked back and could not: it has the release
 
     @property
     def in_flight(self) -> bool:

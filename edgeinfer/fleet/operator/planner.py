@@ -245,7 +245,7 @@ def _roll_back(tallies: Tallies, rollout: Record, now: int) -> tuple[Action, ...
     in_flight = tallies.in_flight()
     have: dict[str, int] = {}
     for cell, counts in sorted(tallies.cells.items(), key=lambda item: item[0]):
-        done = counts.by_state.get((Outcome.SUCCESS, Motion.STILL), 0)
+        done = counts.by_state.get((Outcome.SUCCESS, Motion.STILL), 0) + counts.moving(Motion.STUCK)
         have[cell.site] = have.get(cell.site, 0) + done
     actions = [
         Revert(
@@ -259,7 +259,10 @@ def _roll_back(tallies: Tallies, rollout: Record, now: int) -> tuple[Action, ...
     ]
     if actions or any(have.values()) or tallies.counts(lambda _: True).moving(Motion.BACK):
         return tuple(actions)
-    return (_move(rollout, State.ROLLED_BACK, "no device has the release any more, as far as is known"),)
+    kept = tallies.counts(lambda _: True).moving(Motion.KEPT)
+    could_not = f"{kept} devices could not go back, and have it still; else " if kept else ""
+    reason = f"{could_not}no device has the release any more, as far as is known"
+    return (_move(rollout, State.ROLLED_BACK, reason),)
 
 
 def _move(rollout: Record, state: State, reason: str) -> Move:

@@ -32,7 +32,7 @@ from edgeinfer.fleet.operator.store.database import (
 from edgeinfer.fleet.operator.store.enrolment import verify_report
 from edgeinfer.fleet.operator.store.ingested import Ingested, Refusal
 from edgeinfer.fleet.operator.store.members import change_members, members_of_devices
-from edgeinfer.fleet.operator.store.reissue import answer_again
+from edgeinfer.fleet.operator.store.reissue import answer_again, let_stay
 from edgeinfer.fleet.operator.store.schema import devices, releases, report_log, rollouts
 from edgeinfer.fleet.operator.store.slots import Slot, load_slots, lock_devices, save_slots
 
@@ -295,3 +295,4 @@ def _change_members(connection: sa.Connection, batch: _Batch, facts: Mapping[int
                     after = absorb(after, heard, release=row["release"], retries=row["retries"])
             changes.append((before, after))
     change_members(connection, changes)
+    let_stay(connection, changes, batch.slots, facts)

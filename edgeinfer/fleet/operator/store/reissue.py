@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 import attrs
 import sqlalchemy as sa
 
-from edgeinfer.fleet.operator.member import Generation
-from edgeinfer.fleet.operator.outcomes import Motion
+from edgeinfer.fleet.operator.member import Generation, Member
+from edgeinfer.fleet.operator.outcomes import Motion, Outcome
+from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.store.database import chunks, one_of, raise_value, value_of
 from edgeinfer.fleet.operator.store.members import change_members, load_members
 from edgeinfer.fleet.operator.store.schema import devices, members, rollouts
 from edgeinfer.fleet.operator.store.slots import Slot, Wanted, issue
 from edgeinfer.fleet.operator.store.stepping import first_allowed, is_withdrawn, releases_of, version_of
 
-__all__ = ["answer_again"]
+__all__ = ["answer_again", "let_stay"]
 
 
 def answer_again(
@@ -56,6 +57,36 @@ def answer_again(
         old = {device: slots[device, model].generation for device in wanted}
         _renumber(connection, model, old, issue(connection, model, wanted))
     _begin_again(connection, reflashed, slots, classes)
+
+
+def let_stay(
+    connection: sa.Connection,
+    changes: Sequence[tuple[Member, Member]],
+    slots: Mapping[tuple[str, str], Slot],
+    facts: Mapping[int, sa.RowMapping],
+) -> None:
+    """Let devices that lost a release after their rollout was over keep what they have gone on to.
+
+    Their document ran out, and nothing will issue another one: they would be taken for wrong for ever. What a
+    rollout still wants of them is left to it, with its windows and budgets.
+
+    Args:
+        connection: Within a transaction; the devices are locked.
+        changes: (before, after) of devices in rollouts.
+        slots: (device, model) -> what they are to run, and what they run.
+        facts: Rollout -> its row.
+    """
+    for before, after in changes:
+        if (before.outcome, after.outcome) != (Outcome.SUCCESS, Outcome.OFFLINE):
+            continue
+        row = facts[before.rollout]
+        state, model = State(row["state"]), row["model"]
+        if state is State.COMPLETED or (state.live and state is not State.ROLLING_BACK):
+            continue
+        slot, known = slots[before.device, model], releases_of(connection, model)
+        if slot.generation == before.forward and not is_withdrawn(known, slot.running, before.device_class):
+            wanted = Wanted(release=slot.running, version=version_of(known, slot.running))
+            issue(connection, model, {before.device: wanted})
 
 
 def _begin_again(
