@@ -90,9 +90,8 @@ class _Batch:
     values: dict[str, dict[str, tuple[str, dict[str, float]]]] = attrs.field(factory=dict)
     updates: dict[str, dict[str, Any]] = attrs.field(factory=dict)
     log: list[dict[str, Any]] = attrs.field(factory=list)
-    ahead: dict[tuple[str, str], int] = attrs.field(
-        factory=dict
-    )  # slots whose device knows more -> its epoch
+    ahead: dict[tuple[str, str], int] = attrs.field(factory=dict)  # slot whose device knows more -> its epoch
+    again: dict[str, dict[str, str]] = attrs.field(factory=dict)  # reflashed device -> model -> what it had
 
 
 def _ingest(
@@ -210,9 +209,11 @@ def _note_figures(batch: _Batch, report: Report) -> None:
 
 def _begin_again(batch: _Batch, report: Report, update: dict[str, Any]) -> None:
     """Take note that a device was reflashed: it counts from one again, and needs a new document."""
-    update |= {"incarnation": report.incarnation, "flag": "reflashed", "again": True}
+    update |= {"incarnation": report.incarnation, "flag": "reflashed"}
+    had = batch.again.setdefault(report.device, {})
     for key, slot in list(batch.slots.items()):
         if key[0] == report.device:
+            had.setdefault(key[1], slot.committed)
             batch.slots[key] = attrs.evolve(slot, sequence=0, fingerprint="", running="", committed="")
 
 
@@ -235,7 +236,6 @@ def _told(slot: Slot, report: Report, fingerprint: str, now: int) -> Slot:
 
 def _write(connection: sa.Connection, batch: _Batch) -> None:
     save_slots(connection, [batch.slots[key] for key in batch.heard])
-    again = [device for device, update in batch.updates.items() if update.pop("again", False)]
     _update_devices(connection, batch.updates, batch.rows)
     models = {model for _, model in batch.heard}
     facts = _rollouts(connection, models)
@@ -258,7 +258,7 @@ def _write(connection: sa.Connection, batch: _Batch) -> None:
     if batch.log:
         execute_many(connection, _LOG, batch.log)
     classes = {device: row["device_class"] for device, row in batch.rows.items()}
-    answer_again(connection, batch.ahead, batch.slots, again, classes)
+    answer_again(connection, batch.ahead, batch.slots, batch.again, classes)
 
 
 def _update_devices(

@@ -23,7 +23,7 @@ def answer_again(
     connection: sa.Connection,
     ahead: Mapping[tuple[str, str], int],
     slots: Mapping[tuple[str, str], Slot],
-    reflashed: Sequence[str],
+    reflashed: Mapping[str, Mapping[str, str]],
     classes: Mapping[str, str],
 ) -> None:
     """Issue documents anew.
@@ -33,7 +33,7 @@ def answer_again(
         ahead: (device, model) of devices that answered a document which this database does not know to have
             issued -> its epoch. The database was restored from a backup: the epoch rises above all of them.
         slots: (device, model) -> what they are to run.
-        reflashed: Devices that began a new life, and need a document for it.
+        reflashed: Devices that began a new life, and need a document for it -> model -> what was committed.
         classes: Device -> hardware class.
     """
     if ahead:
@@ -91,11 +91,14 @@ def let_stay(
 
 def _begin_again(
     connection: sa.Connection,
-    reflashed: Sequence[str],
+    reflashed: Mapping[str, Mapping[str, str]],
     slots: Mapping[tuple[str, str], Slot],
     classes: Mapping[str, str],
 ) -> None:
-    """Let devices install again what they are to run; the lease of their document may be long over."""
+    """Let devices install again what they had; the lease of its document may be long over.
+
+    What they were to run and did not, because they refused it or it came too late, is a rollout's to give.
+    """
     for part in chunks(reflashed):
         connection.execute(
             sa.update(devices).where(devices.c.device.in_(part)).values(wanted=devices.c.wanted + 1)
@@ -111,12 +114,12 @@ def _begin_again(
             if device not in part or not slot.epoch or (device, model) in steered:
                 continue
             known = releases_of(connection, model)
-            if is_withdrawn(known, slot.release, classes[device]):
-                before = first_allowed(known, classes[device], (slot.previous,), slot.release)
-                wanted = Wanted(release=before, version=version_of(known, before))
+            had = reflashed[device].get(model) or slot.release
+            if is_withdrawn(known, had, classes[device]):
+                had = first_allowed(known, classes[device], (slot.previous,), had)
+            if had != slot.release or slot.start_before:
+                wanted = Wanted(release=had, version=version_of(known, had))
                 issue(connection, model, {device: wanted})
-            elif slot.start_before:
-                issue(connection, model, {device: Wanted(release=slot.release, version=slot.version)})
 
 
 def _renumber(
