@@ -17,7 +17,7 @@ from typing import final
 
 import attrs
 
-__all__ = ["Counts", "Motion", "Outcome", "is_eligible"]
+__all__ = ["Counts", "Motion", "Outcome", "devices_text", "is_eligible"]
 
 
 class Outcome(str, enum.Enum):
@@ -140,6 +140,11 @@ class Counts:
     def eligible(self) -> int:
         """Devices that may be given a document: see `is_eligible`."""
         return sum(count for state, count in self.by_state.items() if is_eligible(*state))
+
+
+def devices_text(count: int) -> str:
+    """Return a number of devices for people."""
+    return "1 device" if count == 1 else f"{count} devices"
 
 
 def is_eligible(outcome: Outcome, motion: Motion) -> bool:

@@ -209,7 +209,7 @@ def test_a_rollback_ends_only_when_no_device_can_go_back_any_more():
     (asked,) = plan(stuck, rolling, NOW)
     assert asked.count == 3
     (end,) = plan(tallies((0, "x", Outcome.SUCCESS, Motion.KEPT, 2)), rolling, NOW)
-    assert (end.state, end.reason[:30]) == (State.ROLLED_BACK, "2 devices could not go back, a")
+    assert (end.state, end.reason[:30]) == (State.ROLLED_BACK, "2 devices could not go back; e")
 
 
 def test_a_device_that_went_back_because_it_was_told_to_is_no_failure():
@@ -287,4 +287,4 @@ def test_a_stage_in_which_nothing_committed_and_nothing_will_waits_for_people():
     gone = tallies((0, "x", *withdrawn, 1), (1, "x", *WAITING, 5))
     (move,) = plan(gone, rollout, NOW)
     assert move.state is State.PAUSED
-    assert "0 devices have committed; 1 must" in move.reason
+    assert "0 committed, and 1 device must" in move.reason

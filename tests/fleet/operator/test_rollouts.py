@@ -410,7 +410,8 @@ def test_a_device_that_could_not_go_back_is_told_from_those_that_did():
     refuse, stays.step = stays.step, lambda now, quality: stays.end(Phase.REJECTED, now, "golden")
     commands.roll_back(trial.db, trial.number, reason="too warm")
     trial.until(State.ROLLED_BACK)
-    assert "1 devices could not go back" in trial.log[-1]["reason"]
+    assert "1 device could not go back" in trial.log[-1]["reason"]
+    assert "1 could not go back" in str(trial.rollout.status())
     assert (trial.running(OLD), trial.running(NEW)) == (21, 1)
     stays.step = refuse  # an operator has put it right, and asks once more
     commands.roll_back(trial.db, trial.number, reason="repaired")

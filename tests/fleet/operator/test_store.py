@@ -40,7 +40,8 @@ from edgeinfer.fleet.operator.store.inventory import (
 )
 from edgeinfer.fleet.operator.store.members import add_members, change_members, load_members
 from edgeinfer.fleet.operator.store.overdue import expire
-from edgeinfer.fleet.operator.store.schema import audit, cells, figures, members, metadata
+from edgeinfer.fleet.operator.store.retention import Retention
+from edgeinfer.fleet.operator.store.schema import audit, cells, figures, members, metadata, report_log
 from edgeinfer.fleet.operator.store.steering import _ELIGIBLE
 
 KEY = b"k" * 32
@@ -356,6 +357,22 @@ def test_members_and_cells_change_together(database):
         change_members(connection, [(member, attrs.evolve(member, outcome=Outcome.SUCCESS))])
         found = {row.outcome: row.devices for row in connection.execute(sa.select(cells))}
     assert found == {"WAITING": 0, "SUCCESS": 1}
+
+
+def test_old_lines_go_once_a_day_and_young_ones_stay(database):
+    day = 86_400
+    with database.transaction() as connection:
+        now = database.now(connection)
+        connection.execute(sa.insert(report_log), [{"at": now - days * day} for days in (0, 29, 31, 900)])
+        connection.execute(
+            sa.insert(audit),
+            [{"at": now - days * day, "actor": "x", "action": "y", "reason": ""} for days in (0, 700, 800)],
+        )
+    retention = Retention(database)
+    assert (retention.step(), retention.step()) == (3, 0)
+    with database.reading() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(report_log)).scalar_one() == 2
+        assert connection.execute(sa.select(sa.func.count()).select_from(audit)).scalar_one() == 2
 
 
 def test_a_failed_transaction_leaves_nothing(database):

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from edgeinfer.fleet.operator.cohorts import Candidate
 from edgeinfer.fleet.operator.evidence import Tallies
 from edgeinfer.fleet.operator.member import Member
-from edgeinfer.fleet.operator.outcomes import Motion
+from edgeinfer.fleet.operator.outcomes import Motion, devices_text
 from edgeinfer.fleet.operator.planner import Action, Expose, Move, Revert
 from edgeinfer.fleet.operator.record import Record, State
 from edgeinfer.fleet.operator.specification import Specification
@@ -222,7 +222,7 @@ def apply(connection: sa.Connection, rollout: Record, actions: Sequence[Action],
         if count:
             name, _, reason = text.partition(": ")
             note(connection, now=now, rollout=rollout.id, actor=CONTROLLER, action=name,
-                 reason=f"{count} devices: {reason}")  # fmt: skip
+                 reason=f"{devices_text(count)}: {reason}")  # fmt: skip
     return True
 
 
