@@ -182,8 +182,9 @@ def _apply(batch: _Batch, report: Report, data: bytes, epoch: int) -> bool:
     if report.phase in SERVING:
         _note_figures(batch, report)
     if report.log or report.phase.final:
+        log = dumps(list(report.log)) if report.log else "[]"
         batch.log.append({"at": now, "device": device, "model": report.model, "phase": report.phase.value,
-                          "code": report.code, "log": dumps(list(report.log))})  # fmt: skip
+                          "code": report.code, "log": log})  # fmt: skip
     return True
 
 
