@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -25,6 +26,7 @@ from edgeinfer.fleet.operator.member import Member
 from edgeinfer.fleet.operator.outcomes import Motion, Outcome, is_eligible
 from edgeinfer.fleet.operator.publisher import _CHANGED, Publisher
 from edgeinfer.fleet.operator.record import State
+from edgeinfer.fleet.operator.regression import Regression
 from edgeinfer.fleet.operator.simulator.world import MemoryShelf
 from edgeinfer.fleet.operator.specification import Specification
 from edgeinfer.fleet.operator.stages import Stage
@@ -70,7 +72,8 @@ def started(database, devices=40, **options):
     for digest, version in ((OLD, "1"), (NEW, "2")):
         save_release(database, digest=digest, model="m", version=version)
     options.setdefault("stages", [Stage(count=20), Stage(percent=100)])
-    specification = Specification(gates=[FailureRate(max=0.14)], **options)
+    gates = [FailureRate(max=0.14), *options.pop("more", ())]
+    specification = Specification(gates=gates, on_fail="pause", **options)
     number = commands.draft(database, model="m", release=NEW, specification=specification)
     commands.start(database, number)
     return number
@@ -359,6 +362,34 @@ def test_members_and_cells_change_together(database):
     assert found == {"WAITING": 0, "SUCCESS": 1}
 
 
+def test_a_shadow_that_disagrees_stops_the_rollout(database):
+    number = started(
+        database,
+        stages=[Stage(count=20, shadow=True, soak="1h"), Stage(percent=100)],
+        more=[Regression("agreement", margin=0.02)],
+    )
+    shelf = MemoryShelf()
+    controller = Controller(database, Publisher(shelf, lambda _: ()))
+    controller.tick()
+    documents = {name: json.loads(data)["signed"]["assignments"][0] for name, data in shelf.documents.items()}
+    assert {document["stage"] for document in documents.values()} == {"shadow"}
+    found = {}
+    for disagreeing in (False, True):  # first what the release before brought, which says nothing of this one
+        ingest(
+            database,
+            [
+                report(name, 1 + disagreeing, phase=Phase.COMMITTED, generation=document["generation"],
+                       digest=NEW if disagreeing else OLD, metrics={"agreement": 0.9 + 0.001 * n})
+                for n, (name, document) in enumerate(documents.items())
+            ],
+        )  # fmt: skip
+        controller.tick()
+        found[disagreeing] = commands.get(database, number).state
+    assert found[True] is State.FAILED
+    with database.reading() as connection:
+        assert "Regression(agreement) failed" in store.audit_of(connection, number)[-1]["reason"]
+
+
 def test_old_lines_go_once_a_day_and_young_ones_stay(database):
     day = 86_400
     with database.transaction() as connection:
@@ -393,7 +424,7 @@ def test_figures_are_read_as_agents_report_them():
         {
             "defects.latency_ms": latency,
             "defects.requests": 200.0,
-            "defects.errors": 4.0,
+            "defects.errors": 0.02,
             "counter.requests": 0.0,
             "counter.errors": 0.0,
             "temperature_c": 61.0,

@@ -52,7 +52,10 @@ def answer_again(
                 wanted[device] = Wanted(release=slot.running, version=version_of(known, slot.running))
             else:
                 wanted[device] = Wanted(
-                    release=slot.release, version=slot.version, start_before=slot.start_before
+                    release=slot.release,
+                    version=slot.version,
+                    start_before=slot.start_before,
+                    shadow=bool(slot.shadow),
                 )
         old = {device: slots[device, model].generation for device in wanted}
         _renumber(connection, model, old, issue(connection, model, wanted))

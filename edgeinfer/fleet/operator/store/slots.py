@@ -28,6 +28,7 @@ class Slot:
     release: str = ""
     version: str = ""
     start_before: int = 0
+    shadow: int = 0
     reported_epoch: int = 0
     reported_number: int = 0
     sequence: int = 0
@@ -67,11 +68,19 @@ class Slot:
 @final
 @attrs.frozen(kw_only=True)
 class Wanted:
-    """What a device is to run. An empty `release` takes the model away from it."""
+    """What a device is to run. An empty `release` takes the model away from it.
+
+    Attributes:
+        release: Its digest.
+        version: Its version.
+        start_before: When the document runs out; 0 for never.
+        shadow: It first runs beside the present release.
+    """
 
     release: str
     version: str = ""
     start_before: int = 0
+    shadow: bool = False
 
 
 _NAMES: sa.BindParameter[Any] = sa.bindparam("names", expanding=True)
@@ -142,6 +151,7 @@ def issue(connection: sa.Connection, model: str, wanted: Mapping[str, Wanted]) -
                 release=want.release,
                 version=want.version,
                 start_before=want.start_before,
+                shadow=int(want.shadow),
             )
         )
     save_slots(connection, changed)

@@ -98,7 +98,10 @@ def expose(
             change_members(connection, [(member, refused)])
             continue
         wanted[member.device] = Wanted(
-            release=target, version=version_of(known, target), start_before=start_before
+            release=target,
+            version=version_of(known, target),
+            start_before=start_before,
+            shadow=rollout.specification.stages[stage].shadow,
         )
         changes[member.device] = attrs.evolve(
             member,
