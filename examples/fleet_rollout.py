@@ -3,45 +3,52 @@
     pip install 'edgeinfer[fleet]'
     python examples/fleet_rollout.py [--agents 50] [--page fleet_rollout.html]
 
-Each device is a process of its own, `edgeinfer agent run`, that was enrolled over HTTP with a one-time token.
-The first release is the digits model. The second one averages over sixteen turned images: too slow for the
-cameras, and fast enough for the computers at the line. Nobody notices before the cameras among the canaries
-refuse it: the gate fails, and the release is taken back from those that had installed it.
+Each device is a process with an agent in it, as `edgeinfer agent run` has it, enrolled over HTTP with a
+one-time token. The processes are forked from one that has done the imports; each model is tried in one that
+starts from nothing, as on any device. The first release is the digits model. The second one averages over
+sixteen turned images: too slow for the cameras, and fast enough for the computers at the line. Nobody notices
+before the cameras among the canaries refuse it: the gate fails, and the release is taken back from those that
+had installed it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
+import multiprocessing
 import os
 import secrets
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import urllib3
 
 import edgeinfer as ei
-from edgeinfer.demo.data import load_digits, model_path
-from edgeinfer.demo.releases import median_ms, publish_for_classes
-from edgeinfer.demo.turned_views import with_turned_views
-from edgeinfer.fleet import FailureRate, Rejected, Stage
+from edgeinfer.fleet.device.agent import Agent
 from edgeinfer.fleet.device.enrolment import enroll
-from edgeinfer.fleet.operator.server.options import ServerOptions
-from edgeinfer.fleet.operator.server.running import background
+from edgeinfer.fleet.device.options import AgentOptions
+from edgeinfer.fleet.device.probe import SystemProbe
+from edgeinfer.fleet.device.staging import ProcessChecker
 
+# Each of the agents' processes imports this file, so what they do not need is imported where it is used.
 TARGETS = {"camera": "onnxruntime", "line": "onnxruntime"}
 SLOWEST = {"camera": 3.0, "line": 60.0}  # in medians of the first release on this machine
 # An agent that is told to hurry: one in the field polls by the minute and watches for hours.
-HURRIED = {"poll_s": 5.0, "tick_s": 0.2, "soak_s": 1.0, "staging_runs": 50, "soak_requests": 1}
+HURRIED = AgentOptions(poll_s=3.0, tick_s=0.2, soak_s=1.0, staging_runs=50, soak_requests=1)
 LONGEST_S = 1_800.0
 
 
 def main() -> None:
+    from edgeinfer.demo.data import load_digits, model_path
+    from edgeinfer.demo.releases import median_ms, publish_for_classes
+    from edgeinfer.demo.turned_views import with_turned_views
+    from edgeinfer.fleet.operator.server.options import ServerOptions
+    from edgeinfer.fleet.operator.server.running import background
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         "--agents", type=int, default=50, help="at least 24: a 30 %% fault at 95 %% needs 9 canaries"
@@ -92,7 +99,7 @@ def main() -> None:
         rows = list(fleet.devices)
         back = sum(row["running"] == good.digest for row in rows)
         print(f"\n{back} of {len(rows)} devices run the first release")
-        print(f"{sum(agent.poll() is None for agent in agents)} of {len(agents)} agents are alive")
+        print(f"{sum(agent.is_alive() for agent in agents)} of {len(agents)} agents are alive")
         figures = urllib3.request("GET", f"{url}/metrics").data.decode()
         print("\n".join(line for line in figures.splitlines() if line.startswith("edgeinfer_reports_total")))
         print(f"The page of the second rollout: {arguments.page}; {time.monotonic() - began:.0f} s in all")
@@ -101,14 +108,14 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def running_agents(
-    fleet: ei.fleet.Fleet, url: str, folder: Path, count: int
-) -> Iterator[list[subprocess.Popen[bytes]]]:
+def running_agents(fleet: ei.fleet.Fleet, url: str, folder: Path, count: int) -> Iterator[list[BaseProcess]]:
     """Enrol devices and run their agents, one process each."""
     folder.mkdir()
-    options = [part for name, value in HURRIED.items() for part in ("--option", f"{name}={value}")]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    agents = []
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([Agent.__module__, "edgeinfer.fleet.device.staging", "urllib3"])
+    versions = ProcessChecker(SystemProbe()).facts()  # one machine, one answer to which runtimes work
+    agents: list[BaseProcess] = []
     try:
         for number in range(count):
             device_class = list(TARGETS)[number % 2]
@@ -117,29 +124,27 @@ def running_agents(
                 home.name, device_class=device_class, site=f"hall {1 + number % 4 // 2}"
             )
             enroll(home, url, token)
-            with (folder / f"{home.name}.log").open("wb") as log:
-                command = [
-                    sys.executable,
-                    "-m",
-                    "edgeinfer",
-                    "agent",
-                    "run",
-                    str(home),
-                    "--source",
-                    url,
-                    *options,
-                ]
-                agents.append(subprocess.Popen(command, stderr=log, env={**os.environ, **threads}))
+            agents.append(context.Process(target=run_agent, args=(home, url, versions)))
+            agents[-1].start()
         yield agents
     finally:
         for agent in agents:
-            agent.send_signal(signal.SIGTERM)
+            agent.terminate()
         for agent in agents:
-            agent.wait()
+            agent.join()
+
+
+def run_agent(home: Path, url: str, versions: Mapping[str, str]) -> None:
+    """Be a device until it is switched off."""
+    logging.basicConfig(filename=f"{home}.log", level=logging.INFO, format="%(asctime)s %(message)s")
+    checker = ProcessChecker(SystemProbe(), versions=versions)
+    Agent(home, source=url, options=HURRIED, checker=checker).run()
 
 
 def roll_out(fleet: ei.fleet.Fleet, release: ei.fleet.Release) -> ei.fleet.Rollout:
     """Move the fleet to a release, and say what happens. The server's controller does it all."""
+    from edgeinfer.fleet import FailureRate, Rejected, Stage
+
     rollout = fleet.rollout(
         release,
         stages=[Stage(percent=40), Stage(percent=70), Stage(percent=100)],
@@ -162,7 +167,7 @@ def roll_out(fleet: ei.fleet.Fleet, release: ei.fleet.Release) -> ei.fleet.Rollo
     return rollout
 
 
-def memory_mb(agents: list[subprocess.Popen[bytes]]) -> float:
+def memory_mb(agents: list[BaseProcess]) -> float:
     """Return what the processes hold in memory, what they share counted in part (PSS), in megabytes."""
     texts = [Path(f"/proc/{agent.pid}/smaps_rollup").read_text() for agent in agents]
     return sum(int(text.partition("Pss:")[2].split()[0]) for text in texts) / 1e3

@@ -203,6 +203,7 @@ def _stage(text: str) -> Any:
         "per_hour": float,
         "growth": float,
         "needs_approval": _yes,
+        "shadow": _yes,
     }
     values: dict[str, Any] = {}
     for part in text.split(","):

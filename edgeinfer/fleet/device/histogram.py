@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
@@ -40,8 +40,9 @@ class Histogram:
             )
         self._error = float(relative_error)
         self._log_growth = math.log((1 + self._error) / (1 - self._error))
-        self._positive: Counter[int] = Counter()
-        self._negative: Counter[int] = Counter()
+        # Counter would be slower to make, and a report has some of these.
+        self._positive: defaultdict[int, int] = defaultdict(int)
+        self._negative: defaultdict[int, int] = defaultdict(int)
         self._zero = 0
         self._sum = 0.0
         self._min, self._max = math.inf, -math.inf
@@ -56,7 +57,7 @@ class Histogram:
     @property
     def count(self) -> int:
         """How many values were added."""
-        return self._positive.total() + self._negative.total() + self._zero
+        return sum(self._positive.values()) + sum(self._negative.values()) + self._zero
 
     @property
     def sum(self) -> float:
@@ -96,8 +97,9 @@ class Histogram:
             raise FleetError(
                 "Histograms of unlike errors cannot be merged.", expected=self._error, found=other._error
             )
-        self._positive.update(other._positive)
-        self._negative.update(other._negative)
+        for own, added in ((self._positive, other._positive), (self._negative, other._negative)):
+            for index, count in added.items():
+                own[index] += count
         self._zero += other._zero
         self._sum += other._sum
         self._min, self._max = min(self._min, other._min), max(self._max, other._max)
@@ -118,7 +120,7 @@ class Histogram:
         if not count:
             return [None] * len(shares)
         buckets = self._ascending()
-        seen = list(itertools.accumulate(of_bucket for _, _, of_bucket in buckets))
+        seen = list(itertools.accumulate([of_bucket for _, _, of_bucket in buckets]))
         found: list[float | None] = []
         for share in shares:
             sign, index, _ = buckets[bisect.bisect_right(seen, share * (count - 1))]
@@ -170,11 +172,14 @@ class Histogram:
         found = cls(relative_error=float(values["relative_error"]))
         last = found._bucket(_MOST)
         for name, buckets in (("positive", found._positive), ("negative", found._negative)):
-            buckets.update({int(index): count for index, count in values.get(name, {}).items()})
-            counts = buckets.values()
-            if not all(type(count) is int for count in counts) or min(counts, default=1) <= 0:
+            given = values.get(name)
+            if given is None:
+                continue
+            counts = given.values()
+            buckets.update(zip(map(int, given), counts, strict=True))
+            if not set(map(type, counts)) <= {int} or min(counts, default=1) <= 0:
                 raise ValueError(f"a count is no positive number: {counts}")
-            if max(map(abs, buckets), default=0) > last + 1:
+            if max(buckets, default=0) > last + 1 or min(buckets, default=0) < -last - 1:
                 raise ValueError(f"there are no such buckets: {buckets.keys()}")
         found._zero = values.get("zero", 0)
         if type(found._zero) is not int or found._zero < 0:

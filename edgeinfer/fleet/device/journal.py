@@ -79,6 +79,7 @@ class Update:
         restarts: How often the agent itself was started again in this update, without a reboot.
         deferred_until: Until when an application may put the activation off; 0 before it is ready.
         soak: What the soak has seen.
+        agreement: Model -> the share of live requests in which a shadow answered as the model before.
         code: Why it is where it is, in one word for programs.
         detail: The same for people.
     """
@@ -92,6 +93,7 @@ class Update:
     restarts: int = 0
     deferred_until: int = 0
     soak: SoakRecord = attrs.field(factory=SoakRecord)
+    agreement: Mapping[str, float] = attrs.field(factory=dict)
     code: str = ""
     detail: str = ""
 

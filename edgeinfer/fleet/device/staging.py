@@ -111,13 +111,22 @@ class ProcessChecker:
         probe: Reads temperature, power and the child's memory meanwhile.
         may_lack: Limits of the budget that are let pass where the device has no sensor for them.
         nice: How far the child steps back behind what serves (see nice(2)).
+        versions: Runtime -> version of those that work here, where that is known already: as to the second of
+            several agents on one machine. None asks them.
     """
 
-    def __init__(self, probe: Probe, *, may_lack: frozenset[str] = frozenset(), nice: int = 0) -> None:
+    def __init__(
+        self,
+        probe: Probe,
+        *,
+        may_lack: frozenset[str] = frozenset(),
+        nice: int = 0,
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
         self._probe = probe
         self._may_lack = may_lack
         self._nice = nice
-        self._versions: Mapping[str, str] | None = None
+        self._versions = versions
 
     def facts(self) -> Mapping[str, str]:
         """Ask each runtime, once, in a process of its own: together they need the memory of all."""

@@ -137,7 +137,8 @@ def shadow(device: Device, update: Update) -> Update:
             what = f"{change.model}: {verdict.detail}"
             return device.enter(update, phase, verdict.code, what, metrics=metrics, blame=blame)
     device.report_again(attrs.evolve(update, code="compared"), metrics)
-    return device.enter(update, Phase.READY)
+    agreement = {model: _number(found.get("shadow_agreement")) for model, found in metrics.items()}
+    return device.enter(attrs.evolve(update, agreement=agreement), Phase.READY)
 
 
 def _compared(device: Device, change: Change, running: Generation, pin: Pin) -> StagingResult:

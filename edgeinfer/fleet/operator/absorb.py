@@ -19,6 +19,7 @@ __all__ = ["RETRYABLE", "Heard", "absorb"]
 RETRYABLE = frozenset(
     {"clock", "disk", "download", "lease", "lease_expired", "network", "temperature", "timeout"}
 )
+_TOO_LATE = frozenset({"lease", "lease_expired"})  # of these: another document, another lease
 # Codes of devices that went back because they were told to: that says nothing of the release either.
 _ASKED = frozenset({"superseded", "withdrawn"})
 _FINAL = {
@@ -74,19 +75,41 @@ def absorb(member: Member, heard: Heard, *, release: str, retries: int) -> Membe
         member = attrs.evolve(member, motion=Motion.STILL)
     elif _has_lost_it(member, heard):
         member = attrs.evolve(member, outcome=Outcome.OFFLINE, motion=Motion.STILL, code="")
-    if member.motion is Motion.BACK and heard.generation >= member.back and heard.phase.final:
-        member = attrs.evolve(member, motion=Motion.REVERTED)
+    if member.motion in (Motion.BACK, Motion.KEPT) and heard.generation >= member.back and heard.phase.final:
+        has_it = heard.generation == member.back and heard.digest == member.target
+        return _kept(member, heard, retries) if has_it else attrs.evolve(member, motion=Motion.REVERTED)
     return member
 
 
-def _has_lost_it(member: Member, heard: Heard) -> bool:
-    """Whether a device knows nothing of the document that it had accepted, and it is too late to begin.
+def _kept(member: Member, heard: Heard, retries: int) -> Member:
+    """Return what becomes of a device that could not go back: it is asked again, or keeps the release."""
+    if member.motion is Motion.KEPT:
+        return member
+    failed = heard.phase is Phase.DEGRADED or member.outcome is Outcome.FAILED
+    again = heard.code in _TOO_LATE or (heard.code in RETRYABLE and member.attempts < retries)
+    asked = Motion.STUCK if failed else Motion.STILL
+    return attrs.evolve(
+        member,
+        outcome=Outcome.FAILED if failed else Outcome.SUCCESS,
+        motion=asked if again else Motion.KEPT,
+        attempts=member.attempts + 1,
+    )
 
-    It was reset, or what accepted the document was another device of its name.
+
+def _has_lost_it(member: Member, heard: Heard) -> bool:
+    """Whether a device knows nothing of the document that it had answered, and it is too late to begin.
+
+    It was reset; or what accepted the document was another device of its name; or it has gone on since to
+    something that this database, which came from a backup, does not know.
     """
     accepted = member.motion is Motion.FORWARD and member.outcome in (Outcome.ACCEPTED, Outcome.TIMED_OUT)
+    gone_on = (
+        (member.outcome, member.motion) == (Outcome.SUCCESS, Motion.STILL)
+        and heard.digest != member.target
+        and heard.generation > (0, 0)  # else it was reflashed, and gets a document at once: see `reissue`
+    )
     ran_out = heard.at > member.start_before + GRACE_S
-    return accepted and ran_out and heard.phase.final and heard.generation < member.forward
+    return (accepted or gone_on) and ran_out and heard.phase.final and heard.generation < member.forward
 
 
 def _answered(member: Member, heard: Heard, release: str, retries: int) -> Member:
@@ -95,9 +118,10 @@ def _answered(member: Member, heard: Heard, release: str, retries: int) -> Membe
         if member.target != release:  # a stepping stone; the next document is one step further
             waits = Motion.STILL if forward else member.motion
             return attrs.evolve(member, outcome=Outcome.WAITING, motion=waits, attempts=0)
-        return _decided(member, Outcome.SUCCESS, heard.code)
+        return _decided(member, Outcome.SUCCESS, heard)
     if heard.phase is Phase.COMMITTED:
-        return _decided(member, Outcome.FAILED, heard.code or "another digest is loaded")
+        failed = _decided(member, Outcome.FAILED, heard)
+        return attrs.evolve(failed, code=heard.code or "another digest is loaded")
     if heard.phase is Phase.ROLLED_BACK and heard.code in _ASKED:
         return member
     if heard.phase in _FINAL:
@@ -110,12 +134,15 @@ def _answered(member: Member, heard: Heard, release: str, retries: int) -> Membe
                 attempts=member.attempts + 1,
                 code=heard.code,
             )
-        return _decided(member, _FINAL[heard.phase], heard.code)
+        return _decided(member, _FINAL[heard.phase], heard)
     if not heard.phase.final and member.outcome in (Outcome.WAITING, Outcome.OFFLINE, Outcome.TIMED_OUT):
         return attrs.evolve(member, outcome=Outcome.ACCEPTED, code=heard.code)
     return member
 
 
-def _decided(member: Member, outcome: Outcome, code: str) -> Member:
-    motion = Motion.STILL if member.motion in (Motion.FORWARD, Motion.AGAIN) else member.motion
-    return attrs.evolve(member, outcome=outcome, motion=motion, code=code)
+def _decided(member: Member, outcome: Outcome, heard: Heard) -> Member:
+    motion = member.motion
+    if motion not in (Motion.BACK, Motion.KEPT, Motion.REVERTED):
+        stuck = heard.phase is Phase.DEGRADED and heard.digest == member.target
+        motion = Motion.STUCK if stuck else Motion.STILL
+    return attrs.evolve(member, outcome=outcome, motion=motion, code=heard.code)

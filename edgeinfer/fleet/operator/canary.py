@@ -28,7 +28,7 @@ from typing import final
 
 import attrs
 
-__all__ = ["MIN_DEVICES", "Comparison", "Interval", "Sums", "compare_arms"]
+__all__ = ["MIN_DEVICES", "Comparison", "Interval", "Sums", "compare_alone", "compare_arms"]
 
 MIN_DEVICES = 10  # below it, the estimate of the variance is too rough: false alarms exceed alpha
 _BORROWED = 20  # degrees of freedom that the canaries' variance takes from the controls, at most
@@ -114,6 +114,20 @@ def compare_arms(canary: Sums, control: Sums, alpha: float) -> Comparison:
     return Comparison(canaries=canary.count, controls=control.count, interval=interval)
 
 
+def compare_alone(canary: Sums, alpha: float) -> Comparison:
+    """Compare the changes of canaries with none at all, where that is what controls would have.
+
+    Args:
+        canary: Changes of the devices with the new release.
+        alpha: The probability that the interval misses the truth at any look.
+    """
+    interval = None
+    if canary.count >= MIN_DEVICES and math.isfinite(canary.total) and math.isfinite(canary.squares):
+        part, freedom = canary.variance / canary.count, float(canary.count - 1)
+        interval = _mixture(canary.mean, max(part, 1e-12), freedom if part > 0 else math.inf, alpha)
+    return Comparison(canaries=canary.count, controls=0, interval=interval)
+
+
 def _interval(canary: Sums, control: Sums, alpha: float) -> Interval:
     borrowed = min(control.count - 1, _BORROWED)
     freedoms = (canary.count - 1 + borrowed, control.count - 1)
@@ -123,12 +137,16 @@ def _interval(canary: Sums, control: Sums, alpha: float) -> Interval:
     variance = max(sum(parts), 1e-12)
     squares = sum(part**2 / freedom for part, freedom in zip(parts, freedoms, strict=True))
     freedom = variance**2 / squares if squares > 0 else math.inf
+    return _mixture(canary.mean - control.mean, variance, freedom, alpha)
+
+
+def _mixture(estimate: float, variance: float, freedom: float, alpha: float) -> Interval:
+    """Return the interval of an estimate whose variance was estimated with so many degrees of freedom."""
     mixing = _TAU**2
     deviations = math.sqrt(
         (variance + mixing) / mixing * math.log((variance + mixing) / (variance * alpha**2))
     )
     radius = _widened(deviations, freedom) * math.sqrt(variance)
-    estimate = canary.mean - control.mean
     return Interval(estimate=estimate, low=estimate - radius, high=estimate + radius)
 
 

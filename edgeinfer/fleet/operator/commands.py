@@ -128,7 +128,10 @@ def abort(database: Database, number: int, *, reason: str, actor: str = "operato
 
 
 def roll_back(database: Database, number: int, *, reason: str, actor: str = "operator") -> Record:
-    """Take the release back from all devices, as fast as the sites' budgets allow."""
+    """Take the release back from all devices, as fast as the sites' budgets allow.
+
+    A rollout that is rolled back may be again: devices that could not go back are asked once more.
+    """
     _need_reason(reason, "rollback")
 
     def change(connection: sa.Connection, rollout: Record, now: int) -> Record:  # noqa: ARG001
@@ -139,6 +142,7 @@ def roll_back(database: Database, number: int, *, reason: str, actor: str = "ope
             State.AWAITING_APPROVAL,
             *_STOPPED,
             State.ABORTED,
+            State.ROLLED_BACK,
             State.COMPLETED,
         )
         last_of_model(connection, rollout)

@@ -15,7 +15,7 @@ __all__ = ["SERVING", "figures_by_model"]
 SERVING = frozenset({Phase.IDLE, Phase.SOAKING, Phase.COMMITTED})
 # Reports may name a figure as the budget's limit does.
 _NAMES = {metric.limit: metric.name for metric in METRICS.values() if metric.limit is not None}
-_COUNTED = ("errors", "deadline_misses")  # of so many `requests`
+_SHARES = ("errors", "deadline_misses")  # of the requests
 _QUANTILES = {"latency_p50": 0.5, "latency_p99": 0.99}
 
 
@@ -26,7 +26,7 @@ def figures_by_model(model: str, metrics: Mapping[str, Histogram | float]) -> di
         model: The model that the report is about; empty for the device itself.
         metrics: Names may begin with a model and a point: `defects.latency_ms`. A distribution `latency_ms`
             gives `latency_p50` and `latency_p99`, of others the mean is taken. Errors and missed deadlines
-            are shares of the requests; without requests nothing is known of them.
+            are shares of the requests; without `requests` nothing is known of them.
 
     Returns:
         What holds for the device, such as its temperature, is under `model`.
@@ -49,9 +49,9 @@ def _figures(group: Mapping[str, Histogram | float]) -> dict[str, float]:
                 found |= zip(_QUANTILES, map(_finite, quantiles), strict=True)
             elif name in METRICS:
                 found[name] = _finite(value.mean)
-        elif name in _COUNTED:
+        elif name in _SHARES:
             if isinstance(requests, float) and requests > 0:
-                found[name] = _finite(value / requests)
+                found[name] = _finite(value)
         elif (metric := _NAMES.get(name, name)) in METRICS:
             found[metric] = _finite(value)
     return found

@@ -33,6 +33,7 @@ from edgeinfer.fleet.operator.store.ingest import ingest
 from edgeinfer.fleet.operator.store.ingested import Ingested
 from edgeinfer.fleet.operator.store.inventory import save_site
 from edgeinfer.fleet.operator.store.releases import complete_digest, find_release, list_rollouts, remember
+from edgeinfer.fleet.operator.store.retention import Retention
 from edgeinfer.fleet.operator.variants import Artifacts, Tolerance
 
 if TYPE_CHECKING:
@@ -178,10 +179,11 @@ class Fleet:
             stop: Set by another thread; None runs for ever.
         """
         stop = stop or threading.Event()
-        controller = self.controller
+        controller, retention = self.controller, Retention(self.database)
         while not stop.is_set():
             self.collect()
             controller.tick()
+            retention.step()
             stop.wait(interval)
 
     def close(self) -> None:

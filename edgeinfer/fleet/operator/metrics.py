@@ -24,12 +24,15 @@ class Metric:
         relative: Its change is a ratio (a margin of 0.05 is 5 %); else a difference in the figure's own unit.
         lower_is_worse: Whether a fall is the regression.
         limit: The limit of a `Budget` that holds for it.
+        reference: What it is without the release, where that is the same everywhere: a model agrees with
+            itself. None: each device's own figure from before, and what changed for all at the same time.
     """
 
     name: str
     relative: bool
     lower_is_worse: bool = False
     limit: str | None = None
+    reference: float | None = None
 
     def change(self, before: float, after: float) -> float | None:
         """Return by how much it got worse, as a logarithm of a ratio or a difference; None if unknown."""
@@ -63,7 +66,7 @@ METRICS = {
         Metric(name="errors", relative=False),
         Metric(name="deadline_misses", relative=False),
         Metric(name="confidence", relative=False, lower_is_worse=True),
-        Metric(name="agreement", relative=False, lower_is_worse=True),
+        Metric(name="agreement", relative=False, lower_is_worse=True, reference=1.0),
     )
 }
 

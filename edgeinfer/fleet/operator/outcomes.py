@@ -17,7 +17,7 @@ from typing import final
 
 import attrs
 
-__all__ = ["Counts", "Motion", "Outcome", "is_eligible"]
+__all__ = ["Counts", "Motion", "Outcome", "devices_text", "is_eligible"]
 
 
 class Outcome(str, enum.Enum):
@@ -52,6 +52,8 @@ class Motion(str, enum.Enum):
     BACK = "BACK"  # away from it: held, aborted or rolled back
     REVERTED = "REVERTED"  # it was asked back, and is
     AGAIN = "AGAIN"  # to be tried once more: a retryable failure, or facts that changed after a rejection
+    STUCK = "STUCK"  # it failed late and has the release all the same (DEGRADED); a rollback takes it back
+    KEPT = "KEPT"  # it was asked back and could not: it has the release
 
     @property
     def in_flight(self) -> bool:
@@ -138,6 +140,11 @@ class Counts:
     def eligible(self) -> int:
         """Devices that may be given a document: see `is_eligible`."""
         return sum(count for state, count in self.by_state.items() if is_eligible(*state))
+
+
+def devices_text(count: int) -> str:
+    """Return a number of devices for people."""
+    return "1 device" if count == 1 else f"{count} devices"
 
 
 def is_eligible(outcome: Outcome, motion: Motion) -> bool:

@@ -20,7 +20,7 @@ import attrs
 from edgeinfer.fleet.operator.durations import format_duration
 from edgeinfer.fleet.operator.evidence import Cell, Tallies
 from edgeinfer.fleet.operator.gates import FailureRate, Rejected
-from edgeinfer.fleet.operator.outcomes import Counts, Motion, Outcome
+from edgeinfer.fleet.operator.outcomes import Counts, Motion, Outcome, devices_text
 from edgeinfer.fleet.operator.record import Record, State
 from edgeinfer.fleet.operator.regression import Regression
 from edgeinfer.fleet.operator.verdicts import Judgement, Verdict
@@ -138,9 +138,9 @@ def _progress(tallies: Tallies, rollout: Record, now: int) -> Move | None:
     if rollout.soak_started_at is None:
         wanted, committed = _quantile(counts, stage.quantile), counts.of(Outcome.SUCCESS)
         if committed >= wanted:
-            reason = f"{committed} devices of stage {rollout.stage + 1} committed: the soak begins"
+            reason = f"{devices_text(committed)} of stage {rollout.stage + 1} committed: the soak begins"
             return attrs.evolve(_move(rollout, rollout.state, reason), soak_started_at=now)
-        return _waits(rollout, now, counts.settled, f"{committed} devices have committed; {wanted} must")
+        return _waits(rollout, now, counts.settled, f"{committed} committed, and {devices_text(wanted)} must")
     if now < rollout.soak_started_at + stage.soak:
         return None
     judgements = judge_stage(tallies, rollout, rollout.stage)
@@ -245,7 +245,7 @@ def _roll_back(tallies: Tallies, rollout: Record, now: int) -> tuple[Action, ...
     in_flight = tallies.in_flight()
     have: dict[str, int] = {}
     for cell, counts in sorted(tallies.cells.items(), key=lambda item: item[0]):
-        done = counts.by_state.get((Outcome.SUCCESS, Motion.STILL), 0)
+        done = counts.by_state.get((Outcome.SUCCESS, Motion.STILL), 0) + counts.moving(Motion.STUCK)
         have[cell.site] = have.get(cell.site, 0) + done
     actions = [
         Revert(
@@ -259,7 +259,10 @@ def _roll_back(tallies: Tallies, rollout: Record, now: int) -> tuple[Action, ...
     ]
     if actions or any(have.values()) or tallies.counts(lambda _: True).moving(Motion.BACK):
         return tuple(actions)
-    return (_move(rollout, State.ROLLED_BACK, "no device has the release any more, as far as is known"),)
+    kept = tallies.counts(lambda _: True).moving(Motion.KEPT)
+    could_not = f"{devices_text(kept)} could not go back; else " if kept else ""
+    reason = f"{could_not}no device has the release any more, as far as is known"
+    return (_move(rollout, State.ROLLED_BACK, reason),)
 
 
 def _move(rollout: Record, state: State, reason: str) -> Move:

@@ -136,6 +136,7 @@ def document_of(row: sa.RowMapping, found: list[sa.RowMapping], now: int) -> Sig
                 release=slot["release"],
                 version=slot["version"],
                 start_before=slot["start_before"],
+                stage="shadow" if slot["shadow"] else None,
             )
             for slot in found
         ],

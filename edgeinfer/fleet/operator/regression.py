@@ -7,7 +7,7 @@ from typing import final
 import attrs
 
 from edgeinfer.errors import OptionsError
-from edgeinfer.fleet.operator.canary import MIN_DEVICES, Comparison, compare_arms
+from edgeinfer.fleet.operator.canary import MIN_DEVICES, Comparison, compare_alone, compare_arms
 from edgeinfer.fleet.operator.evidence import CANARY, CONTROL, Evidence
 from edgeinfer.fleet.operator.metrics import Metric, metric
 from edgeinfer.fleet.operator.verdicts import Judgement, Verdict
@@ -58,15 +58,20 @@ class Regression:
         """The canaries that the interval needs."""
         return MIN_DEVICES
 
+    @property
+    def needs_controls(self) -> bool:
+        """Whether devices without the release are needed to compare with."""
+        return metric(self.metric).reference is None
+
     def judge(self, evidence: Evidence, *, forgiven: int = 0, alpha: float = 0.01) -> Judgement:
         """Judge a stage; see `Gate`. A failure that an operator answered for is not judged again."""
         if forgiven:
             return self._judgement(Verdict.INCONCLUSIVE, "waived by an operator", applies=False)
-        if not evidence.controls:
+        kind = metric(self.metric)
+        if not evidence.controls and self.needs_controls:
             return self._judgement(
                 Verdict.INCONCLUSIVE, "the last stage has no concurrent controls", applies=False
             )
-        kind = metric(self.metric)
         threshold = kind.threshold(self.margin)
         share = alpha / (1 + len(evidence.by_class))
         entire = self._compare(evidence, None, share)
@@ -76,9 +81,11 @@ class Regression:
                 where = "" if name is None else f" of class {name or '(none)'}"
                 return self._judgement(Verdict.FAIL, f"{self.metric}{where}: {_shown(kind, found)}", found)
         if entire.interval is None:
+            controls = f" and {entire.controls} controls" if self.needs_controls else ""
+            each = " of each" if self.needs_controls else ""
             reason = (
-                f"{entire.canaries} canaries and {entire.controls} controls with a change of {self.metric}; "
-                f"{MIN_DEVICES} of each are needed"
+                f"{entire.canaries} canaries{controls} with a change of {self.metric}; "
+                f"{MIN_DEVICES}{each} are needed"
             )
             return self._judgement(Verdict.INCONCLUSIVE, reason)
         verdict = Verdict.PASS if entire.interval.high < threshold else Verdict.INCONCLUSIVE
@@ -86,6 +93,8 @@ class Regression:
         return self._judgement(verdict, reason, entire)
 
     def _compare(self, evidence: Evidence, device_class: str | None, alpha: float) -> Comparison:
+        if not self.needs_controls:
+            return compare_alone(evidence.sums(CANARY, self.metric, device_class).changes, alpha)
         canary, control = (evidence.sums(arm, self.metric, device_class).changes for arm in (CANARY, CONTROL))
         return compare_arms(canary, control, alpha)
 
@@ -102,4 +111,5 @@ def _shown(kind: Metric, found: Comparison) -> str:
     low, estimate, high = (
         kind.shown(value) for value in (found.interval.low, found.interval.estimate, found.interval.high)
     )
-    return f"{estimate} ({low} to {high}) on {found.canaries} canaries and {found.controls} controls"
+    controls = f" and {found.controls} controls" if found.controls else ""
+    return f"{estimate} ({low} to {high}) on {found.canaries} canaries{controls}"

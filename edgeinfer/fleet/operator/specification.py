@@ -98,7 +98,7 @@ class Specification:
         if first.count is not None and not first.min_per_class:
             for gate in self.gates:
                 _check_size(gate, first.count, "stage 1")
-        if any(isinstance(gate, Regression) for gate in self.gates) and len(self.stages) == 1:
+        if any(map(_needs_controls, self.gates)) and len(self.stages) == 1:
             raise OptionsError(
                 "A comparison with devices that do not have the release needs a stage after the first.",
                 where="stages=",
@@ -159,13 +159,17 @@ def check_cohorts(specification: Specification, cohorts: Sequence[Sequence[Candi
             size = sum(candidate.device_class == name for candidate in first)
             _check_size(gate, size, f"class {name or '(none)'} in stage 1")
     controls = sum(len(cohort) for cohort in cohorts[1:])
-    if any(isinstance(gate, Regression) for gate in specification.gates) and controls < MIN_DEVICES:
+    if any(map(_needs_controls, specification.gates)) and controls < MIN_DEVICES:
         raise OptionsError(
             "There are too few devices to compare with.",
             where="the stages after the first",
             expected=f"at least {MIN_DEVICES} devices",
             found=controls,
         )
+
+
+def _needs_controls(gate: AnyGate) -> bool:
+    return isinstance(gate, Regression) and gate.needs_controls
 
 
 def _check_size(gate: AnyGate, size: int, where: str) -> None:

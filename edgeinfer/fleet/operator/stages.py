@@ -53,6 +53,8 @@ class Stage:
         timeout: A device that accepted and was silent for so long is TIMED_OUT.
         deadline: If the stage has not passed its gates after so long, the rollout pauses.
         needs_approval: Wait for `approve()` before the stage begins.
+        shadow: The release first runs beside the present one, on live requests that the present one answers.
+            Devices whose applications serve too few requests report `shadow_no_data`, and fail.
 
     Raises:
         OptionsError: A value is out of its range, or no device is asked for.
@@ -71,6 +73,7 @@ class Stage:
     timeout: int = attrs.field(default=86_400, converter=_seconds)
     deadline: int | None = attrs.field(default=None, converter=_seconds)
     needs_approval: bool = False
+    shadow: bool = False
 
     def __attrs_post_init__(self) -> None:
         """Refuse a stage that asks for nothing, or for two things."""
@@ -120,6 +123,8 @@ class Stage:
         parts = [" of ".join(part for part in (number, self.group) if part)]
         if self.soak:
             parts.append(f"soak {format_duration(self.soak)}")
+        if self.shadow:
+            parts.append("in shadow first")
         if self.needs_approval:
             parts.append("after approval")
         return ", ".join(parts)

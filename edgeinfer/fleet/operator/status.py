@@ -10,7 +10,7 @@ import attrs
 from edgeinfer.display import Table
 from edgeinfer.fleet.operator.durations import format_duration
 from edgeinfer.fleet.operator.evidence import Tallies
-from edgeinfer.fleet.operator.outcomes import Counts, Outcome
+from edgeinfer.fleet.operator.outcomes import Counts, Motion, Outcome
 from edgeinfer.fleet.operator.pictures import legend, stacked
 from edgeinfer.fleet.operator.planner import judge_stage
 from edgeinfer.fleet.operator.record import Record
@@ -29,6 +29,7 @@ _SHOWN = (
     Outcome.TIMED_OUT,
     Outcome.WITHDRAWN,
 )
+_BACK = {Motion.BACK: "asked back", Motion.REVERTED: "back", Motion.KEPT: "could not go back"}
 
 
 @final
@@ -70,7 +71,7 @@ class RolloutStatus:
                     counts.members,
                     found,
                     "" if rate is None else f"{rate:.1%}",
-                    self._progress(number),
+                    self.describe_stage(number),
                 )
             )
         record = self.record
@@ -89,6 +90,16 @@ class RolloutStatus:
             for judgement in judgements
         ]
         return Table(title="Gates", columns=("stage", "gate", "verdict", "why"), rows=rows)
+
+    def describe_stage(self, stage: int) -> str:
+        """Return how far a stage is, and how many of its devices were taken back.
+
+        Args:
+            stage: Its index.
+        """
+        moved = self.stages[stage].moving
+        back = [f"{moved(motion)} {what}" for motion, what in _BACK.items() if moved(motion)]
+        return ", ".join([self._progress(stage), *back])
 
     def _progress(self, stage: int) -> str:
         record = self.record
@@ -119,6 +130,7 @@ class RolloutStatus:
                     "in_flight": counts.in_flight,
                     "failure_rate": counts.failure_rate,
                     "outcomes": {o.value: counts.of(o) for o in Outcome},
+                    "motions": {m.value: counts.moving(m) for m in Motion},
                 }
                 for stage, counts in zip(self.record.specification.stages, self.stages, strict=True)
             ],

@@ -8,13 +8,18 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from edgeinfer.fleet.device.histogram import Histogram
 from edgeinfer.fleet.device.journal import Journal
 from edgeinfer.fleet.device.phases import Phase
+from edgeinfer.fleet.device.staging import StagingResult
 from edgeinfer.fleet.device.transport import MemoryTransport
+from edgeinfer.fleet.device.verdicts import Verdict
 from edgeinfer.fleet.errors import LocationError, TransportError
+from edgeinfer.fleet.operator.figures import figures_by_model
 from tests.fleet.device.kit import (
     NOW,
     FailingTransport,
+    PassingChecker,
     Shelf,
     artifact_folder,
     assign,
@@ -119,8 +124,9 @@ def test_reports_now_and_then_how_each_model_serves(folder, shelf):
     assert drive(agent) is Phase.COMMITTED
     with connect(folder) as application:
         model = application.model("b", deadline_ms=1e-6)
-        with model.request() as session:
-            session.infer(np.ones((1, 4), np.float32))
+        for _ in range(4):
+            with model.request() as session:
+                session.infer(np.ones((1, 4), np.float32))
         model.observe(confidence=0.5)
         application.allow()
         transport.reports.clear()
@@ -131,8 +137,35 @@ def test_reports_now_and_then_how_each_model_serves(folder, shelf):
     assert {report.phase for report in found.values()} == {Phase.COMMITTED}
     assert found["b"].digest == agent.device.running().models["b"].release
     metrics = found["b"].metrics
-    assert (metrics["requests"], metrics["errors"], metrics["deadline_misses"]) == (1.0, 0.0, 1.0)
-    assert metrics["latency_ms"].count == metrics["confidence"].count == 1
+    assert (metrics["requests"], metrics["errors"], metrics["deadline_misses"]) == (4.0, 0.0, 1.0)
+    assert (metrics["latency_ms"].count, metrics["confidence"].count) == (4, 1)
+    assert metrics["peak_bytes"] > 1e6
+    # The operator's side reads them so.
+    figures = figures_by_model("b", metrics)["b"]
+    assert {"latency_p50", "latency_p99", "confidence", "peak_bytes"} <= set(figures)
+    assert (figures["errors"], figures["deadline_misses"]) == (0.0, 1.0)
+    agent.close()
+
+
+def test_reports_what_a_shadow_found_while_the_release_serves(folder, shelf):
+    class Shadowing(PassingChecker):
+        def shadow(self, request, alive):
+            times = {name: Histogram([1.0]) for name in ("shadow_latency_ms", "shadow_reference_ms")}
+            counts = {"shadow_requests": 1e6, "shadow_errors": 0.0, "shadow_agreement": 0.97}
+            return StagingResult(verdict=Verdict.passed(), metrics={**times, **counts})
+
+    transport = MemoryTransport()
+    agent = make_agent(folder, shelf, transport, options={"report_s": 0.001}, checker=Shadowing())
+    transport.put(shelf.document(assign(shelf.publish("a"), 1)))
+    assert drive(agent) is Phase.COMMITTED
+    transport.put(shelf.document(assign(second_of(shelf, "a"), 2, stage="shadow"), at=NOW + 1))
+    assert drive(agent) is Phase.COMMITTED
+    transport.reports.clear()
+    time.sleep(0.01)
+    agent.step()
+    (found,) = (report for report in reports(transport, agent) if report.model == "a")
+    assert found.phase is Phase.COMMITTED
+    assert figures_by_model("a", found.metrics)["a"]["agreement"] == 0.97
     agent.close()
 
 

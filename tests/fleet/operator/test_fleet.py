@@ -17,7 +17,6 @@ from edgeinfer.fleet.device.reports import Report
 from edgeinfer.fleet.device.transport import FolderTransport
 from edgeinfer.fleet.device.trust import TrustedRepository
 from edgeinfer.fleet.operator.fleet import Fleet
-from edgeinfer.fleet.operator.store.retention import prune
 from tests.fleet.toy_fleet import ToyFleet
 
 STAGES = [Stage(count=20), Stage(percent=100)]
@@ -66,7 +65,6 @@ def test_a_rollout_over_a_folder(fleet, tmp_path):
     assert len(fleet.devices.drifted()) == 10
     assert not list((toy.public / "reports").glob("*/*.json"))
     assert "20 SUCCESS" in str(rollout.status())
-    assert prune(fleet.database) >= 0
 
 
 def test_a_rollout_that_could_not_see_its_threshold_is_refused(fleet):

@@ -192,6 +192,20 @@ def test_a_comparison_passes_below_the_margin_and_fails_above_it():
     assert judged(0.2) is Verdict.FAIL
 
 
+def test_agreement_is_compared_with_a_model_that_agrees_with_itself():
+    gate = Regression("agreement", margin=0.02)
+
+    def judged(lost: float, devices: int = 20) -> Verdict:
+        changes = Sums.of(lost + 0.002 * (-1) ** n for n in range(devices))
+        metrics = {(CANARY, "a", "agreement"): MetricSums(changes=changes)}
+        return gate.judge(evidence(counts(SUCCESS=devices), metrics=metrics)).verdict
+
+    assert (judged(0.001), judged(0.02), judged(0.1)) == (Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.FAIL)
+    assert judged(0.1, devices=9) is Verdict.INCONCLUSIVE
+    # No controls are needed, so one stage is enough.
+    Specification(stages=[Stage(percent=100)], gates=[FailureRate(max=0.3), gate])
+
+
 def test_the_last_stage_has_no_controls_and_says_so():
     found = Evidence(counts=counts(SUCCESS=59), pooled=counts(SUCCESS=59), by_class={}, controls=False)
     judged = Regression("latency_p99", margin=0.05).judge(found)

@@ -175,6 +175,43 @@ def test_a_device_that_lost_its_document_is_given_one_again_when_it_has_run_out(
     assert after(decided, heard(Phase.COMMITTED, (0, 0), digest=OLD)) == (Outcome.FAILED, Motion.STILL)
 
 
+def test_a_device_that_went_on_after_the_backup_is_given_the_release_again():
+    known = member(outcome=Outcome.SUCCESS, motion=Motion.STILL, start_before=NOW - 7200, epoch=2, number=1)
+    assert after(known, heard(Phase.COMMITTED, (1, 9), digest=OLD)) == (Outcome.OFFLINE, Motion.STILL)
+    assert after(known, heard(Phase.COMMITTED, (1, 1), digest=NEW)) == DONE  # it has it
+    assert after(known, heard(Phase.IDLE, (0, 0))) == DONE  # reflashed: it has a document already
+    in_time = attrs.evolve(known, start_before=NOW + 60)
+    assert after(in_time, heard(Phase.COMMITTED, (1, 9), digest=OLD)) == DONE  # it may take the document up
+
+
+def test_a_device_that_could_not_go_back_has_the_release():
+    asked = member(outcome=Outcome.SUCCESS, motion=Motion.BACK, back_epoch=1, back_number=2)
+    back = {"generation": (1, 2), "digest": NEW}
+    late = heard(Phase.FAILED, code="lease", **back)
+    assert after(asked, late, late) == DONE  # to be asked again, under another lease
+    network = heard(Phase.FAILED, code="network", **back)
+    assert after(asked, network) == DONE
+    spent = attrs.evolve(asked, attempts=1)
+    assert after(spent, network) == (Outcome.SUCCESS, Motion.KEPT)
+    golden = heard(Phase.REJECTED, code="golden", **back)
+    assert after(asked, golden) == (Outcome.SUCCESS, Motion.KEPT)
+    assert after(asked, golden, golden) == (Outcome.SUCCESS, Motion.KEPT)
+    went = heard(Phase.COMMITTED, (1, 2), digest=OLD)
+    assert after(asked, golden, went) == (Outcome.SUCCESS, Motion.REVERTED)
+    broken = heard(Phase.DEGRADED, code="errors", **back)
+    assert after(asked, broken) == (Outcome.FAILED, Motion.KEPT)
+    assert after(member(), heard(Phase.DEGRADED, digest=NEW)) == (Outcome.FAILED, Motion.STUCK)
+
+
+def test_a_rollback_ends_only_when_no_device_can_go_back_any_more():
+    rolling = record(state=State.ROLLING_BACK)
+    stuck = tallies((0, "x", Outcome.FAILED, Motion.STUCK, 3), (0, "x", Outcome.FAILED, Motion.STILL, 2))
+    (asked,) = plan(stuck, rolling, NOW)
+    assert asked.count == 3
+    (end,) = plan(tallies((0, "x", Outcome.SUCCESS, Motion.KEPT, 2)), rolling, NOW)
+    assert (end.state, end.reason[:30]) == (State.ROLLED_BACK, "2 devices could not go back; e")
+
+
 def test_a_device_that_went_back_because_it_was_told_to_is_no_failure():
     # It was in its soak when a gate failed elsewhere, when another rollout took it over, or in a quarantine.
     called_back = member(outcome=Outcome.ACCEPTED, motion=Motion.BACK, back_epoch=1, back_number=2)
@@ -250,4 +287,4 @@ def test_a_stage_in_which_nothing_committed_and_nothing_will_waits_for_people():
     gone = tallies((0, "x", *withdrawn, 1), (1, "x", *WAITING, 5))
     (move,) = plan(gone, rollout, NOW)
     assert move.state is State.PAUSED
-    assert "0 devices have committed; 1 must" in move.reason
+    assert "0 committed, and 1 device must" in move.reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -25,6 +26,7 @@ from edgeinfer.fleet.operator.member import Member
 from edgeinfer.fleet.operator.outcomes import Motion, Outcome, is_eligible
 from edgeinfer.fleet.operator.publisher import _CHANGED, Publisher
 from edgeinfer.fleet.operator.record import State
+from edgeinfer.fleet.operator.regression import Regression
 from edgeinfer.fleet.operator.simulator.world import MemoryShelf
 from edgeinfer.fleet.operator.specification import Specification
 from edgeinfer.fleet.operator.stages import Stage
@@ -40,7 +42,8 @@ from edgeinfer.fleet.operator.store.inventory import (
 )
 from edgeinfer.fleet.operator.store.members import add_members, change_members, load_members
 from edgeinfer.fleet.operator.store.overdue import expire
-from edgeinfer.fleet.operator.store.schema import audit, cells, figures, members, metadata
+from edgeinfer.fleet.operator.store.retention import Retention
+from edgeinfer.fleet.operator.store.schema import audit, cells, figures, members, metadata, report_log
 from edgeinfer.fleet.operator.store.steering import _ELIGIBLE
 
 KEY = b"k" * 32
@@ -69,7 +72,8 @@ def started(database, devices=40, **options):
     for digest, version in ((OLD, "1"), (NEW, "2")):
         save_release(database, digest=digest, model="m", version=version)
     options.setdefault("stages", [Stage(count=20), Stage(percent=100)])
-    specification = Specification(gates=[FailureRate(max=0.14)], **options)
+    gates = [FailureRate(max=0.14), *options.pop("more", ())]
+    specification = Specification(gates=gates, on_fail="pause", **options)
     number = commands.draft(database, model="m", release=NEW, specification=specification)
     commands.start(database, number)
     return number
@@ -358,6 +362,50 @@ def test_members_and_cells_change_together(database):
     assert found == {"WAITING": 0, "SUCCESS": 1}
 
 
+def test_a_shadow_that_disagrees_stops_the_rollout(database):
+    number = started(
+        database,
+        stages=[Stage(count=20, shadow=True, soak="1h"), Stage(percent=100)],
+        more=[Regression("agreement", margin=0.02)],
+    )
+    shelf = MemoryShelf()
+    controller = Controller(database, Publisher(shelf, lambda _: ()))
+    controller.tick()
+    documents = {name: json.loads(data)["signed"]["assignments"][0] for name, data in shelf.documents.items()}
+    assert {document["stage"] for document in documents.values()} == {"shadow"}
+    found = {}
+    for disagreeing in (False, True):  # first what the release before brought, which says nothing of this one
+        ingest(
+            database,
+            [
+                report(name, 1 + disagreeing, phase=Phase.COMMITTED, generation=document["generation"],
+                       digest=NEW if disagreeing else OLD, metrics={"agreement": 0.9 + 0.001 * n})
+                for n, (name, document) in enumerate(documents.items())
+            ],
+        )  # fmt: skip
+        controller.tick()
+        found[disagreeing] = commands.get(database, number).state
+    assert found[True] is State.FAILED
+    with database.reading() as connection:
+        assert "Regression(agreement) failed" in store.audit_of(connection, number)[-1]["reason"]
+
+
+def test_old_lines_go_once_a_day_and_young_ones_stay(database):
+    day = 86_400
+    with database.transaction() as connection:
+        now = database.now(connection)
+        connection.execute(sa.insert(report_log), [{"at": now - days * day} for days in (0, 29, 31, 900)])
+        connection.execute(
+            sa.insert(audit),
+            [{"at": now - days * day, "actor": "x", "action": "y", "reason": ""} for days in (0, 700, 800)],
+        )
+    retention = Retention(database)
+    assert (retention.step(), retention.step()) == (3, 0)
+    with database.reading() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(report_log)).scalar_one() == 2
+        assert connection.execute(sa.select(sa.func.count()).select_from(audit)).scalar_one() == 2
+
+
 def test_a_failed_transaction_leaves_nothing(database):
     def work(connection):
         add_to(connection, cells, {(1, 0, "", "", "SUCCESS", "STILL"): {"devices": 1}})
@@ -376,7 +424,7 @@ def test_figures_are_read_as_agents_report_them():
         {
             "defects.latency_ms": latency,
             "defects.requests": 200.0,
-            "defects.errors": 4.0,
+            "defects.errors": 0.02,
             "counter.requests": 0.0,
             "counter.errors": 0.0,
             "temperature_c": 61.0,

@@ -13,6 +13,7 @@ from edgeinfer.fleet.operator.fleet import Fleet
 from edgeinfer.fleet.operator.publisher import Publisher, Shelf
 from edgeinfer.fleet.operator.restoring import notice_restore
 from edgeinfer.fleet.operator.server.doorbell import Bells, RingingShelf
+from edgeinfer.fleet.operator.store.retention import Retention
 
 __all__ = ["ControllerThread"]
 
@@ -57,7 +58,7 @@ class ControllerThread:
         self._thread.join()
 
     def _work(self) -> None:
-        noticed = False
+        noticed, retention = False, Retention(self._fleet.database)
         while not self._stop:
             self._woken.clear()
             try:
@@ -66,6 +67,7 @@ class ControllerThread:
                     noticed = True
                 collect(self._fleet.database, self._fleet.repository.storage)
                 Controller(self._fleet.database, self._publisher).tick()
+                retention.step()
                 self.rounds += 1
             except Exception:
                 self.failures += 1

@@ -29,7 +29,7 @@ header{display:flex;gap:1.5rem;align-items:baseline;
 border-bottom:1px solid #8885;padding:.6rem 0;flex-wrap:wrap}
 header form{margin-left:auto}
 h1{font-size:1.3rem;margin:1rem 0 .3rem} h2{font-size:1.05rem;margin:1.4rem 0 .3rem}
-table{border-collapse:collapse;width:100%} .scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%} td:first-child{white-space:nowrap} .scroll{overflow-x:auto}
 th,td{text-align:left;vertical-align:top;padding:.2rem 1rem .2rem 0;border-bottom:1px solid #8883}
 th{font-weight:600} .bar{width:100%;min-width:14rem;height:1.1rem;display:block}
 .legend span{margin-right:1rem;white-space:nowrap}
@@ -91,7 +91,7 @@ def _cell(value: object) -> str:
 
 def when(at: int) -> str:
     """Return a time in UTC."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at)) + "Z"
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(at))
 
 
 def rollout_page(
@@ -113,7 +113,7 @@ def rollout_page(
                 counts.members,
                 Html(_bar(counts)),
                 "" if rate is None else f"{rate:.1%}",
-                status._progress(number),
+                status.describe_stage(number),
             )
         )
     gates = [

@@ -139,7 +139,7 @@ class SimulatedDevice:
 
     def _install(self, fares: Quality, now: int) -> None:
         if self.lease and self.clock(now) >= self.lease:
-            self._report(Phase.REJECTED, now, "lease")
+            self.end(Phase.REJECTED, now, "lease")
         elif self.target == self.committed:  # back to what was: it works
             self._report(Phase.ACTIVATING, now)
             self.next_at = now + 10
@@ -155,6 +155,11 @@ class SimulatedDevice:
         else:
             self._report(Phase.ACTIVATING, now)
             self.next_at = now + 10
+
+    def end(self, phase: Phase, now: int, code: str) -> None:
+        """End the update without having installed it."""
+        self.next_at = None
+        self._report(phase, now, code)
 
     def _finish(self, fares: Quality, now: int) -> None:
         if self.target != self.committed and self.random.random() < fares.rolled_back:

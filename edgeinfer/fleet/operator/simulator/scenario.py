@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import random
 import sqlite3
 from collections.abc import Callable
 from typing import Any, final
 
-import attrs
-
 from edgeinfer.errors import FleetError
 from edgeinfer.fleet.operator import commands
 from edgeinfer.fleet.operator.detection import devices_needed
 from edgeinfer.fleet.operator.gates import FailureRate
-from edgeinfer.fleet.operator.planner import Move, judge_stage, plan
 from edgeinfer.fleet.operator.publisher import Publisher
 from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.restoring import recall_withdrawn
-from edgeinfer.fleet.operator.simulator.device import SimulatedDevice
 from edgeinfer.fleet.operator.simulator.faults import Faults, Quality
 from edgeinfer.fleet.operator.simulator.memory import Memory, driver_of
 from edgeinfer.fleet.operator.simulator.oracle import InvariantError, Oracle
+from edgeinfer.fleet.operator.simulator.rest import ENDED, at_rest, cannot_pass, check_end, stops_again
 from edgeinfer.fleet.operator.simulator.world import World
 from edgeinfer.fleet.operator.sites import MaintenanceWindow, Site
 from edgeinfer.fleet.operator.specification import Specification
@@ -33,14 +29,11 @@ from edgeinfer.fleet.operator.store.inventory import (
     save_release,
     save_site,
 )
-from edgeinfer.fleet.operator.store.rollouts import load_tallies
-from edgeinfer.fleet.operator.verdicts import Verdict
 
 __all__ = ["NEW", "OLD", "Scenario", "play", "run_seed"]
 
 OLD, NEW = "a" * 64, "b" * 64
 _HOUR = 3600
-_ENDED = (State.COMPLETED, State.ROLLED_BACK, State.ABORTED)
 
 
 @final
@@ -199,88 +192,25 @@ class Scenario:
         self.world.heal()
         if self._kind == "silent":  # devices that die for good do not come to rest
             self.world.quality.clear()
-        # Operators do their part: what is stopped goes on or ends.
+        # Operators do their part: what is gone and came back with a backup is removed again, and what is
+        # stopped goes on or ends.
+        world, number = self.world, self.number
+        with world.database.reading() as connection:
+            enrolled = {row["device"] for row in list_devices(connection)}
+        for name in sorted(enrolled - set(world.devices)):
+            remove_device(world.database, name)
         for _ in range(20):
-            self.world.run_until(self._at_rest, 24 * _HOUR)
+            world.run_until(lambda: at_rest(world, number), 24 * _HOUR)
             state = self.state
-            if state is State.DRAFT or (state in _ENDED and self._at_rest()):
+            if state is State.DRAFT or (state in ENDED and at_rest(world, number)):
                 break
-            if state in (State.PAUSED, State.HELD) and not self._stops_again():
+            if state in (State.PAUSED, State.HELD) and not stops_again(world, number):
                 self.command("resume")
             elif state in (State.PAUSED, State.HELD, State.FAILED) or (
-                state is State.RUNNING and self._cannot_pass()
+                state is State.RUNNING and cannot_pass(world, number)
             ):
                 self.command("abort")
-        self._check_end()
-
-    def _at_rest(self) -> bool:
-        """Whether nothing is on its way, and nobody waits for what the controller could give."""
-        for device in self.world.devices.values():
-            if device.next_at is not None or device.has_news or not self._knows(device):
-                return False
-        record = commands.get(self.world.database, self.number)
-        if record.state not in (*_ENDED, State.PAUSED, State.HELD, State.FAILED):
-            return False
-        with self.world.database.reading() as connection:
-            total = load_tallies(connection, self.number).counts(lambda _: True)
-        waits = record.state is State.COMPLETED and not record.withdrawn and total.eligible
-        return not total.in_flight and not waits
-
-    def _knows(self, device: SimulatedDevice) -> bool:
-        document = self.world.shelf.documents.get(device.name)
-        if document is None:
-            return True
-        # A document that has run out is never taken over.
-        return all(
-            tuple(assignment["generation"]) == device.floor
-            or 0 < assignment["start_before"] <= self.world.now
-            for assignment in json.loads(document)["signed"]["assignments"]
-        )
-
-    def _cannot_pass(self) -> bool:
-        """Whether the open stage waits for what will not come: no data is no reason to go on."""
-        record = commands.get(self.world.database, self.number)
-        with self.world.database.reading() as connection:
-            tallies = load_tallies(connection, self.number)
-        counts = tallies.evidence(record.stage).counts
-        judgements = judge_stage(tallies, record, record.stage)
-        unseen = record.soak_started_at is None or any(j.verdict is not Verdict.PASS for j in judgements)
-        return not counts.in_flight and unseen
-
-    def _stops_again(self) -> bool:
-        """Whether the rollout would pause again at once: what its stage waits for will not come."""
-        record = attrs.evolve(commands.get(self.world.database, self.number), state=State.RUNNING)
-        with self.world.database.reading() as connection:
-            tallies = load_tallies(connection, self.number)
-        actions = plan(tallies, record, self.world.now)
-        return any(isinstance(action, Move) and action.state is State.PAUSED for action in actions)
-
-    def _check_end(self) -> None:
-        state = self.state
-        if state not in (*_ENDED, State.DRAFT):
-            raise InvariantError(
-                f"the rollout did not end: {state.value}", where=f"stage {self._stage() + 1}"
-            )
-        if state is not State.DRAFT and not self._at_rest():
-            raise InvariantError("the fleet does not come to rest", where=state.value)
-        with self.world.database.reading() as connection:
-            rows = {row["device"]: row for row in list_devices(connection) if row["model"]}
-        for name, device in self.world.devices.items():
-            row = rows.get(name)
-            # A device that could not install it stays with what it had, and says so.
-            if row is None or device.phase.value in ("rejected", "failed", "rolled_back", "degraded"):
-                continue
-            if name in self.world.cloned:  # what its clone has answered is not asked again; it is flagged
-                continue
-            if row["wanted"] and device.running != row["wanted"]:
-                raise InvariantError(
-                    f"{name} runs {device.running[:4]!r} ({device.phase.value}), "
-                    f"and is to run {row['wanted'][:4]!r}",
-                    where=state.value,
-                )
-
-    def _stage(self) -> int:
-        return commands.get(self.world.database, self.number).stage
+        check_end(world, number, self.oracle.withdrawn)
 
 
 _EVENTS = ("pause", "hold", "resume", "abort", "roll_back", "quarantine", "remove", "add", "reflash", "clone",

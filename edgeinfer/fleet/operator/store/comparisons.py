@@ -74,7 +74,9 @@ def _add(connection: sa.Connection, rollout: int, model: str, stage: int, arm: s
         for device in part:
             for metric in metrics:
                 row = known.get((device, metric))
-                before = None if row is None or row["release"] == release else row["value"]
+                before = METRICS[metric].reference
+                if before is None and row is not None and row["release"] != release:
+                    before = row["value"]
                 rows.append(
                     {
                         "rollout": rollout,

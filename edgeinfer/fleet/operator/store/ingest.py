@@ -32,7 +32,7 @@ from edgeinfer.fleet.operator.store.database import (
 from edgeinfer.fleet.operator.store.enrolment import verify_report
 from edgeinfer.fleet.operator.store.ingested import Ingested, Refusal
 from edgeinfer.fleet.operator.store.members import change_members, members_of_devices
-from edgeinfer.fleet.operator.store.reissue import answer_again
+from edgeinfer.fleet.operator.store.reissue import answer_again, let_stay
 from edgeinfer.fleet.operator.store.schema import devices, releases, report_log, rollouts
 from edgeinfer.fleet.operator.store.slots import Slot, load_slots, lock_devices, save_slots
 
@@ -90,9 +90,8 @@ class _Batch:
     values: dict[str, dict[str, tuple[str, dict[str, float]]]] = attrs.field(factory=dict)
     updates: dict[str, dict[str, Any]] = attrs.field(factory=dict)
     log: list[dict[str, Any]] = attrs.field(factory=list)
-    ahead: dict[tuple[str, str], int] = attrs.field(
-        factory=dict
-    )  # slots whose device knows more -> its epoch
+    ahead: dict[tuple[str, str], int] = attrs.field(factory=dict)  # slot whose device knows more -> its epoch
+    again: dict[str, dict[str, str]] = attrs.field(factory=dict)  # reflashed device -> model -> what it had
 
 
 def _ingest(
@@ -183,8 +182,9 @@ def _apply(batch: _Batch, report: Report, data: bytes, epoch: int) -> bool:
     if report.phase in SERVING:
         _note_figures(batch, report)
     if report.log or report.phase.final:
+        log = dumps(list(report.log)) if report.log else "[]"
         batch.log.append({"at": now, "device": device, "model": report.model, "phase": report.phase.value,
-                          "code": report.code, "log": dumps(list(report.log))})  # fmt: skip
+                          "code": report.code, "log": log})  # fmt: skip
     return True
 
 
@@ -210,9 +210,11 @@ def _note_figures(batch: _Batch, report: Report) -> None:
 
 def _begin_again(batch: _Batch, report: Report, update: dict[str, Any]) -> None:
     """Take note that a device was reflashed: it counts from one again, and needs a new document."""
-    update |= {"incarnation": report.incarnation, "flag": "reflashed", "again": True}
+    update |= {"incarnation": report.incarnation, "flag": "reflashed"}
+    had = batch.again.setdefault(report.device, {})
     for key, slot in list(batch.slots.items()):
         if key[0] == report.device:
+            had.setdefault(key[1], slot.committed)
             batch.slots[key] = attrs.evolve(slot, sequence=0, fingerprint="", running="", committed="")
 
 
@@ -235,7 +237,6 @@ def _told(slot: Slot, report: Report, fingerprint: str, now: int) -> Slot:
 
 def _write(connection: sa.Connection, batch: _Batch) -> None:
     save_slots(connection, [batch.slots[key] for key in batch.heard])
-    again = [device for device, update in batch.updates.items() if update.pop("again", False)]
     _update_devices(connection, batch.updates, batch.rows)
     models = {model for _, model in batch.heard}
     facts = _rollouts(connection, models)
@@ -258,7 +259,7 @@ def _write(connection: sa.Connection, batch: _Batch) -> None:
     if batch.log:
         execute_many(connection, _LOG, batch.log)
     classes = {device: row["device_class"] for device, row in batch.rows.items()}
-    answer_again(connection, batch.ahead, batch.slots, again, classes)
+    answer_again(connection, batch.ahead, batch.slots, batch.again, classes)
 
 
 def _update_devices(
@@ -295,3 +296,4 @@ def _change_members(connection: sa.Connection, batch: _Batch, facts: Mapping[int
                     after = absorb(after, heard, release=row["release"], retries=row["retries"])
             changes.append((before, after))
     change_members(connection, changes)
+    let_stay(connection, changes, batch.slots, facts)

@@ -13,13 +13,17 @@ from edgeinfer.fleet.operator.member import GRACE_S, Member
 from edgeinfer.fleet.operator.outcomes import Motion, Outcome
 from edgeinfer.fleet.operator.record import Record, State
 from edgeinfer.fleet.operator.store.database import one_of
+from edgeinfer.fleet.operator.store.keeping import tell_to_keep
 from edgeinfer.fleet.operator.store.members import change_members, members_of
 from edgeinfer.fleet.operator.store.schema import members
-from edgeinfer.fleet.operator.store.slots import Wanted, issue, load_slots
+from edgeinfer.fleet.operator.store.slots import Slot, load_slots
 from edgeinfer.fleet.operator.store.steering import locked_members
-from edgeinfer.fleet.operator.store.stepping import is_withdrawn, releases_of, version_of
 
 __all__ = ["expire"]
+
+_UNANSWERED = (Outcome.WAITING.value, Outcome.OFFLINE.value)
+# Of devices that were asked back: what is ACCEPTED may be switching, however long it takes.
+_AT_REST = tuple(outcome.value for outcome in Outcome if outcome is not Outcome.ACCEPTED)
 
 
 @functools.lru_cache(maxsize=256)
@@ -40,9 +44,10 @@ def _overdue(timeouts: tuple[int, ...]) -> sa.CompoundSelect[Any]:
         ),
     )
     ran_out = of_rollout.where(
-        one_of(members.c.motion, (Motion.FORWARD.value, Motion.BACK.value)),
-        one_of(members.c.outcome, (Outcome.WAITING.value, Outcome.OFFLINE.value, Outcome.SUCCESS.value)),
-        sa.not_((members.c.motion == Motion.FORWARD.value) & (members.c.outcome == Outcome.SUCCESS.value)),
+        sa.or_(
+            sa.and_(members.c.motion == Motion.FORWARD.value, one_of(members.c.outcome, _UNANSWERED)),
+            sa.and_(members.c.motion == Motion.BACK.value, one_of(members.c.outcome, _AT_REST)),
+        ),
         members.c.start_before < now - GRACE_S,
     )
     return sa.union_all(silent, ran_out)
@@ -58,7 +63,7 @@ def expire(connection: sa.Connection, rollout: Record, now: int) -> int:
         if member.outcome is Outcome.ACCEPTED:
             # It stays in flight: nobody knows that it works.
             changes.append((member, attrs.evolve(member, outcome=Outcome.TIMED_OUT, code="silent")))
-        elif member.motion is Motion.BACK and member.outcome is Outcome.SUCCESS:
+        elif member.motion is Motion.BACK and member.outcome.decided:
             reverts.append(member)
         else:
             motion = Motion.REVERTED if member.motion is Motion.BACK else Motion.STILL
@@ -74,22 +79,22 @@ def _end_reverts(connection: sa.Connection, rollout: Record, overdue: Sequence[M
         connection: Within a transaction; the devices are locked.
         rollout: The rollout. While it is rolled back it asks again; else the devices keep the release, and
             are told so.
-        overdue: Devices that have the release and were asked back.
+        overdue: Devices that have the release, or failed with it, and were asked back.
     """
     if not overdue:
         return 0
     have = load_slots(connection, rollout.model, [member.device for member in overdue])
-    known = releases_of(connection, rollout.model)
-    changes, wanted = [], {}
+    changes = []
     for member in overdue:
-        slot = have.get((member.device, rollout.model))
-        asked = slot if slot is not None and slot.generation == member.back else None
-        if asked is not None and not asked.start_before:
+        slot = have.get((member.device, rollout.model)) or Slot(device=member.device, model=rollout.model)
+        if slot.generation == member.back and not slot.start_before:
             continue  # it was called back on its way, which holds for ever
-        changes.append((member, attrs.evolve(member, motion=Motion.STILL)))
-        withdrawn = is_withdrawn(known, member.target, member.device_class)
-        if asked is not None and rollout.state is not State.ROLLING_BACK and not withdrawn:
-            wanted[member.device] = Wanted(release=member.target, version=version_of(known, member.target))
-    issue(connection, rollout.model, wanted)
+        stuck = member.outcome is not Outcome.SUCCESS and slot.running == member.target
+        changes.append((member, attrs.evolve(member, motion=Motion.STUCK if stuck else Motion.STILL)))
     change_members(connection, changes)
+    if rollout.state is not State.ROLLING_BACK:
+        kept = [
+            after for _, after in changes if after.outcome is Outcome.SUCCESS or after.motion is Motion.STUCK
+        ]
+        tell_to_keep(connection, rollout, kept)
     return len(changes)

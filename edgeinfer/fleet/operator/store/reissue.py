@@ -7,22 +7,23 @@ from collections.abc import Mapping, Sequence
 import attrs
 import sqlalchemy as sa
 
-from edgeinfer.fleet.operator.member import Generation
-from edgeinfer.fleet.operator.outcomes import Motion
+from edgeinfer.fleet.operator.member import Generation, Member
+from edgeinfer.fleet.operator.outcomes import Motion, Outcome
+from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.store.database import chunks, one_of, raise_value, value_of
 from edgeinfer.fleet.operator.store.members import change_members, load_members
 from edgeinfer.fleet.operator.store.schema import devices, members, rollouts
 from edgeinfer.fleet.operator.store.slots import Slot, Wanted, issue
 from edgeinfer.fleet.operator.store.stepping import first_allowed, is_withdrawn, releases_of, version_of
 
-__all__ = ["answer_again"]
+__all__ = ["answer_again", "let_stay"]
 
 
 def answer_again(
     connection: sa.Connection,
     ahead: Mapping[tuple[str, str], int],
     slots: Mapping[tuple[str, str], Slot],
-    reflashed: Sequence[str],
+    reflashed: Mapping[str, Mapping[str, str]],
     classes: Mapping[str, str],
 ) -> None:
     """Issue documents anew.
@@ -32,7 +33,7 @@ def answer_again(
         ahead: (device, model) of devices that answered a document which this database does not know to have
             issued -> its epoch. The database was restored from a backup: the epoch rises above all of them.
         slots: (device, model) -> what they are to run.
-        reflashed: Devices that began a new life, and need a document for it.
+        reflashed: Devices that began a new life, and need a document for it -> model -> what was committed.
         classes: Device -> hardware class.
     """
     if ahead:
@@ -51,20 +52,56 @@ def answer_again(
                 wanted[device] = Wanted(release=slot.running, version=version_of(known, slot.running))
             else:
                 wanted[device] = Wanted(
-                    release=slot.release, version=slot.version, start_before=slot.start_before
+                    release=slot.release,
+                    version=slot.version,
+                    start_before=slot.start_before,
+                    shadow=bool(slot.shadow),
                 )
         old = {device: slots[device, model].generation for device in wanted}
         _renumber(connection, model, old, issue(connection, model, wanted))
     _begin_again(connection, reflashed, slots, classes)
 
 
+def let_stay(
+    connection: sa.Connection,
+    changes: Sequence[tuple[Member, Member]],
+    slots: Mapping[tuple[str, str], Slot],
+    facts: Mapping[int, sa.RowMapping],
+) -> None:
+    """Let devices that lost a release after their rollout was over keep what they have gone on to.
+
+    Their document ran out, and nothing will issue another one: they would be taken for wrong for ever. What a
+    rollout still wants of them is left to it, with its windows and budgets.
+
+    Args:
+        connection: Within a transaction; the devices are locked.
+        changes: (before, after) of devices in rollouts.
+        slots: (device, model) -> what they are to run, and what they run.
+        facts: Rollout -> its row.
+    """
+    for before, after in changes:
+        if (before.outcome, after.outcome) != (Outcome.SUCCESS, Outcome.OFFLINE):
+            continue
+        row = facts[before.rollout]
+        state, model = State(row["state"]), row["model"]
+        if state is State.COMPLETED or (state.live and state is not State.ROLLING_BACK):
+            continue
+        slot, known = slots[before.device, model], releases_of(connection, model)
+        if slot.generation == before.forward and not is_withdrawn(known, slot.running, before.device_class):
+            wanted = Wanted(release=slot.running, version=version_of(known, slot.running))
+            issue(connection, model, {before.device: wanted})
+
+
 def _begin_again(
     connection: sa.Connection,
-    reflashed: Sequence[str],
+    reflashed: Mapping[str, Mapping[str, str]],
     slots: Mapping[tuple[str, str], Slot],
     classes: Mapping[str, str],
 ) -> None:
-    """Let devices install again what they are to run; the lease of their document may be long over."""
+    """Let devices install again what they had; the lease of its document may be long over.
+
+    What they were to run and did not, because they refused it or it came too late, is a rollout's to give.
+    """
     for part in chunks(reflashed):
         connection.execute(
             sa.update(devices).where(devices.c.device.in_(part)).values(wanted=devices.c.wanted + 1)
@@ -80,12 +117,12 @@ def _begin_again(
             if device not in part or not slot.epoch or (device, model) in steered:
                 continue
             known = releases_of(connection, model)
-            if is_withdrawn(known, slot.release, classes[device]):
-                before = first_allowed(known, classes[device], (slot.previous,), slot.release)
-                wanted = Wanted(release=before, version=version_of(known, before))
+            had = reflashed[device].get(model) or slot.release
+            if is_withdrawn(known, had, classes[device]):
+                had = first_allowed(known, classes[device], (slot.previous,), had)
+            if had != slot.release or slot.start_before:
+                wanted = Wanted(release=had, version=version_of(known, had))
                 issue(connection, model, {device: wanted})
-            elif slot.start_before:
-                issue(connection, model, {device: Wanted(release=slot.release, version=slot.version)})
 
 
 def _renumber(

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import time
+from typing import final
+
 import sqlalchemy as sa
 
 from edgeinfer.fleet.operator.store.database import Database
 from edgeinfer.fleet.operator.store.schema import audit, cells, report_log
 
-__all__ = ["prune"]
+__all__ = ["Retention", "prune"]
 
 _DAY = 86_400
+
+
+@final
+class Retention:
+    """Prunes once a day, beside what else a controller does.
+
+    Args:
+        database: The store.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._next = time.monotonic()
+
+    def step(self) -> int:
+        """Prune if it is time; return how many rows went."""
+        if time.monotonic() < self._next:
+            return 0
+        removed = prune(self._database)
+        self._next = time.monotonic() + _DAY
+        return removed
 
 
 def prune(database: Database, *, reports_s: int = 30 * _DAY, audit_s: int = 730 * _DAY) -> int:

@@ -13,13 +13,14 @@ import sqlalchemy as sa
 from edgeinfer.fleet.operator.cohorts import Candidate
 from edgeinfer.fleet.operator.evidence import Tallies
 from edgeinfer.fleet.operator.member import Member
-from edgeinfer.fleet.operator.outcomes import Motion
+from edgeinfer.fleet.operator.outcomes import Motion, devices_text
 from edgeinfer.fleet.operator.planner import Action, Expose, Move, Revert
 from edgeinfer.fleet.operator.record import Record, State
 from edgeinfer.fleet.operator.specification import Specification
 from edgeinfer.fleet.operator.store.comparisons import add_controls, load_metric_sums
 from edgeinfer.fleet.operator.store.database import CHUNK, chunks, dumps, one_of
 from edgeinfer.fleet.operator.store.inventory import load_sites
+from edgeinfer.fleet.operator.store.keeping import ask_again, let_keep
 from edgeinfer.fleet.operator.store.members import add_members, load_cells
 from edgeinfer.fleet.operator.store.schema import audit, cells, members, releases, rollouts
 from edgeinfer.fleet.operator.store.steering import ask_back, compared_metrics, expose, revert
@@ -221,7 +222,7 @@ def apply(connection: sa.Connection, rollout: Record, actions: Sequence[Action],
         if count:
             name, _, reason = text.partition(": ")
             note(connection, now=now, rollout=rollout.id, actor=CONTROLLER, action=name,
-                 reason=f"{count} devices: {reason}")  # fmt: skip
+                 reason=f"{devices_text(count)}: {reason}")  # fmt: skip
     return True
 
 
@@ -245,6 +246,10 @@ def enter(
     note(connection, now=now, rollout=after.id, actor=actor, action=action, reason=reason)
     if after.state in (State.ABORTED, State.ROLLING_BACK) and before.state is not after.state:
         ask_back(connection, after, activated=True)
+        if before.state is State.ROLLING_BACK:
+            let_keep(connection, after)
+        elif after.state is State.ROLLING_BACK:
+            ask_again(connection, after)
     elif after.state is State.HELD and before.state is not State.HELD:
         ask_back(connection, after, activated=False)
     if after.state is State.RUNNING and (before.state is State.DRAFT or after.stage != before.stage):

@@ -89,6 +89,7 @@ slots = Table(
     _text("release"),
     _text("version"),
     _number("start_before"),
+    _number("shadow"),  # 1: it first runs beside the present release
     _number("reported_epoch"),
     _number("reported_number"),
     _number("sequence"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any, final
 
@@ -27,6 +28,7 @@ class Slot:
     release: str = ""
     version: str = ""
     start_before: int = 0
+    shadow: int = 0
     reported_epoch: int = 0
     reported_number: int = 0
     sequence: int = 0
@@ -66,11 +68,19 @@ class Slot:
 @final
 @attrs.frozen(kw_only=True)
 class Wanted:
-    """What a device is to run. An empty `release` takes the model away from it."""
+    """What a device is to run. An empty `release` takes the model away from it.
+
+    Attributes:
+        release: Its digest.
+        version: Its version.
+        start_before: When the document runs out; 0 for never.
+        shadow: It first runs beside the present release.
+    """
 
     release: str
     version: str = ""
     start_before: int = 0
+    shadow: bool = False
 
 
 _NAMES: sa.BindParameter[Any] = sa.bindparam("names", expanding=True)
@@ -80,6 +90,7 @@ _SLOTS = sa.select(slots).where(slots.c.device.in_(_NAMES))
 _SLOTS_OF_MODEL = _SLOTS.where(slots.c.model == sa.bindparam("its_model"))
 _SLOT_COLUMNS = tuple(column.name for column in slots.c if not column.primary_key)
 _FIELDS = tuple(field.name for field in attrs.fields(Slot))
+_VALUES = operator.attrgetter(*_FIELDS)  # together in half the time of one by one
 _WANT = sa.update(devices).where(devices.c.device.in_(_NAMES)).values(wanted=devices.c.wanted + 1)
 
 
@@ -112,7 +123,7 @@ def load_slots(
 
 def save_slots(connection: sa.Connection, changed: Iterable[Slot]) -> None:
     """Insert or replace slots."""
-    rows: list[Mapping[str, Any]] = [{name: getattr(slot, name) for name in _FIELDS} for slot in changed]
+    rows = [dict(zip(_FIELDS, _VALUES(slot), strict=True)) for slot in changed]
     if not rows:
         return
     execute_many(connection, upsert(connection.dialect.name, slots, _SLOT_COLUMNS), rows)
@@ -140,6 +151,7 @@ def issue(connection: sa.Connection, model: str, wanted: Mapping[str, Wanted]) -
                 release=want.release,
                 version=want.version,
                 start_before=want.start_before,
+                shadow=int(want.shadow),
             )
         )
     save_slots(connection, changed)

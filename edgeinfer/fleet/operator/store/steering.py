@@ -26,7 +26,15 @@ from edgeinfer.fleet.operator.store.stepping import (
     version_of,
 )
 
-__all__ = ["ask_back", "compared_metrics", "expose", "locked_members", "revert"]
+__all__ = [
+    "HAVE_IT",
+    "ask_back",
+    "compared_metrics",
+    "expose",
+    "locked_members",
+    "next_members",
+    "revert",
+]
 
 _ACTIVATED = ("activating", "soaking", "committed", "rolling_back")  # applications may have seen the release
 _ELIGIBLE = sa.or_(
@@ -43,6 +51,12 @@ _ELIGIBLE = sa.or_(
         ),
     ),
 )  # `is_eligible`, in SQL; a test holds that they agree
+
+
+HAVE_IT = sa.or_(
+    members.c.motion == Motion.STUCK.value,
+    sa.and_(members.c.motion == Motion.STILL.value, members.c.outcome == Outcome.SUCCESS.value),
+)
 
 
 def compared_metrics(specification: Specification) -> list[str]:
@@ -68,7 +82,7 @@ def expose(
     where = [members.c.rollout == rollout.id, members.c.stage == stage, members.c.site == site, _ELIGIBLE]
     if rollout.withdrawn:
         where.append(members.c.device_class.not_in(sorted(rollout.withdrawn)))
-    chosen = _next(connection, where, count)
+    chosen = next_members(connection, where, count)
     if not chosen:
         return 0
     have = load_slots(connection, rollout.model, [member.device for member in chosen])
@@ -84,7 +98,10 @@ def expose(
             change_members(connection, [(member, refused)])
             continue
         wanted[member.device] = Wanted(
-            release=target, version=version_of(known, target), start_before=start_before
+            release=target,
+            version=version_of(known, target),
+            start_before=start_before,
+            shadow=rollout.specification.stages[stage].shadow,
         )
         changes[member.device] = attrs.evolve(
             member,
@@ -133,7 +150,7 @@ def ask_back(
     ]
     if device_class is not None:
         where.append(members.c.device_class == device_class)
-    moving = _next(connection, where, None)
+    moving = next_members(connection, where, None)
     if not activated:
         have = load_slots(connection, rollout.model, [member.device for member in moving])
         moving = [
@@ -141,20 +158,17 @@ def ask_back(
         ]
     _turn_back(connection, rollout, moving, start_before=None)
     # What was to be tried again stays where it is.
-    again = _next(connection, [members.c.rollout == rollout.id, members.c.motion == Motion.AGAIN.value], None)
+    again = next_members(
+        connection, [members.c.rollout == rollout.id, members.c.motion == Motion.AGAIN.value], None
+    )
     change_members(connection, [(m, attrs.evolve(m, motion=Motion.REVERTED)) for m in again])
     return len(moving)
 
 
 def revert(connection: sa.Connection, rollout: Record, *, site: str, count: int, start_before: int) -> int:
-    """Ask devices of a site that have committed the release back; return how many."""
-    where = [
-        members.c.rollout == rollout.id,
-        members.c.site == site,
-        members.c.motion == Motion.STILL.value,
-        members.c.outcome == Outcome.SUCCESS.value,
-    ]
-    chosen = _next(connection, where, count)
+    """Ask devices of a site that have the release back; return how many."""
+    where = [members.c.rollout == rollout.id, members.c.site == site, HAVE_IT]
+    chosen = next_members(connection, where, count)
     rows = lock_devices(connection, (member.device for member in chosen))
     gone = [member for member in chosen if rows[member.device]["deleted_at"] is not None]
     _turn_back(connection, rollout, [m for m in chosen if m not in gone], start_before=start_before)
@@ -209,7 +223,7 @@ def _turn_back(
     change_members(connection, changes)
 
 
-def _next(
+def next_members(
     connection: sa.Connection, where: Sequence[sa.ColumnElement[bool]], count: int | None
 ) -> list[Member]:
     """Return the next members that fulfil conditions, their devices locked."""
