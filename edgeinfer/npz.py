@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["with_dtype", "write_npz"]
+__all__ = ["member", "with_dtype", "write_npz"]
 
 
 def write_npz(
@@ -38,6 +38,18 @@ def write_npz(
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, _plain(name, np.asanyarray(array)), allow_pickle=False)
+
+
+def member(archive: Any, name: str) -> np.ndarray:
+    """Return an array of an open `.npz` file.
+
+    Raises:
+        ValueError: That member is no array; numpy returns its bytes.
+    """
+    array = archive[name]
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{name!r} is no array of numpy")  # noqa: TRY004 - of the file, not of an argument
+    return array
 
 
 def with_dtype(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "edgeinfer"
 ORDER = (
     ("errors", "values"),
     ("svg",),
-    ("display", "charts", "timeline", "atomic", "npz", "cpu_quota", "lazy", "forking"),
+    ("display", "charts", "timeline", "atomic", "npz", "cpu_quota", "lazy", "forking", "plain_json"),
     ("budget",),
     ("numerics",),
     ("artifact",),

@@ -13,7 +13,7 @@ import numpy as np
 from edgeinfer.artifact.manifest import Golden
 from edgeinfer.artifact.signature import Signature
 from edgeinfer.errors import ArtifactError, GoldenMismatchError
-from edgeinfer.npz import write_npz
+from edgeinfer.npz import member, write_npz
 
 __all__ = ["compare_golden", "pack_golden", "unpack_golden"]
 
@@ -48,7 +48,7 @@ def unpack_golden(golden: Golden, data: bytes, signature: Signature, *, where: s
     try:
         _check_unpacked_size(data)
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            arrays = {name: member(archive, name) for name in archive.files}
     except Exception as error:  # zipfile and zlib have errors of their own
         raise ArtifactError(
             f"The golden inputs cannot be read: {error}",

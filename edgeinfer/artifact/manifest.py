@@ -23,6 +23,7 @@ from edgeinfer.artifact.decode import decode, encode
 from edgeinfer.artifact.history import HistoryEntry
 from edgeinfer.artifact.signature import Signature, TensorSpec
 from edgeinfer.errors import ArtifactFormatError, ArtifactIntegrityError
+from edgeinfer.plain_json import parse_json
 
 __all__ = [
     "FORMAT_VERSION",
@@ -220,9 +221,9 @@ def decode_manifest(text: bytes, *, where: str) -> Manifest:
 def _checked(text: bytes, where: str) -> tuple[dict[str, Any], int]:
     """Return the fields without the hash, which was right, and their format version."""
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
         version = fields["format_version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ArtifactFormatError(
             "The manifest is not readable.",
             where=where,

@@ -25,7 +25,8 @@ from edgeinfer.calibration.observers import Observer, Resumable
 from edgeinfer.errors import CalibrationError
 from edgeinfer.feeds.feeds import update_digest
 from edgeinfer.model.model import Model
-from edgeinfer.npz import write_npz
+from edgeinfer.npz import member, write_npz
+from edgeinfer.plain_json import parse_json
 
 __all__ = ["CacheEntry", "CalibrationCache", "Checkpoint"]
 
@@ -119,7 +120,7 @@ class CalibrationCache:
         try:
             with FolderReader(folder) as reader:
                 with reader.open(_META) as file:
-                    meta = json.loads(file.read())
+                    meta = parse_json(file.read())
                 with reader.open(_STATES) as file:
                     data = file.read()
             return _entry(key, meta, data, list(_resumable(watching))), None
@@ -217,7 +218,7 @@ def _entry(key: str, meta: dict[str, object], data: bytes, labels: list[str]) ->
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         for name in arrays.files:
             number, _, field = name.partition(".")
-            states[labels[int(number)]][field] = arrays[name]
+            states[labels[int(number)]][field] = member(arrays, name)
     return CacheEntry(samples=samples, feeds_sha256=str(meta["feeds_sha256"]), states=states)
 
 

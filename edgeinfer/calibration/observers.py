@@ -12,7 +12,7 @@ from typing import Protocol, final, runtime_checkable
 import numpy as np
 
 from edgeinfer.errors import CalibrationError
-from edgeinfer.numerics.histogram import StreamingHistogram
+from edgeinfer.numerics.histogram import StreamingHistogram, restored_extremes
 from edgeinfer.numerics.qparams import DTYPES
 from edgeinfer.numerics.ranges import entropy_range, mse_range, percentile_range
 
@@ -130,7 +130,7 @@ class MinMaxObserver:
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """See `Resumable`."""
-        self._low, self._high = map(float, state["ends"])
+        self._low, self._high = restored_extremes(state["ends"])
 
 
 @final
@@ -186,9 +186,8 @@ class MovingAverageObserver:
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """See `Resumable`."""
-        self._low, self._high = map(float, state["ends"])
-        average = state["average"]
-        self._average = (float(average[0]), float(average[1])) if average.size else None
+        self._low, self._high = restored_extremes(state["ends"])
+        self._average = restored_extremes(state["average"]) if state["average"].size else None
 
 
 @final

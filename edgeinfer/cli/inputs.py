@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeinfer.errors import OptionsError
+from edgeinfer.plain_json import parse_json
 
 if TYPE_CHECKING:
     from edgeinfer.artifact.signature import Signature
@@ -60,8 +60,8 @@ def _preprocessing(path: Path) -> Preprocessing:
     from edgeinfer.feeds.preprocessing import Preprocessing
 
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        fields = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise OptionsError(
             "The preprocessing cannot be read.",
             where=str(path),

@@ -19,6 +19,7 @@ from edgeinfer.estimate.estimate import Band, Estimate, Figure
 from edgeinfer.estimate.features import add_up
 from edgeinfer.estimate.fit import priced
 from edgeinfer.estimate.workload import Workload
+from edgeinfer.plain_json import parse_json
 
 __all__ = ["Calibration", "MemoryPrices", "reference"]
 
@@ -164,7 +165,7 @@ class Calibration:
             OptionsError: It cannot be read, or is no calibration.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = parse_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise OptionsError(f"The calibration cannot be read: {error}", where=os.fspath(path)) from error
         if not isinstance(values, Mapping):
@@ -207,4 +208,4 @@ def reference(backend: str) -> Calibration:
     """
     folder = files("edgeinfer.estimate").joinpath("data")
     name = f"{backend}.json" if folder.joinpath(f"{backend}.json").is_file() else "onnxruntime.json"
-    return Calibration.from_dict(json.loads(folder.joinpath(name).read_text(encoding="utf-8")))
+    return Calibration.from_dict(parse_json(folder.joinpath(name).read_text(encoding="utf-8")))

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeinfer.errors import FeedsError
 from edgeinfer.feeds.preprocessing import Preprocessing, pillow
+from edgeinfer.npz import member
 
 __all__ = ["ARRAYS", "IMAGES", "files_in", "read_array", "read_file"]
 
@@ -86,7 +87,7 @@ def read_file(
                 return loaded
             members = _members(loaded.files, names, path)
             members |= {name: name for name in optional if name in loaded.files}
-            return {name: loaded[member] for name, member in members.items()}
+            return {name: member(loaded, stored) for name, stored in members.items()}
 
 
 def read_array(path: Path) -> np.ndarray:

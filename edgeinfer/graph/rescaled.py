@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeinfer.errors import InvalidModelError
+from edgeinfer.plain_json import parse_json
 
 __all__ = ["RESCALED_KEY", "note_rescaled", "rescaled"]
 
@@ -58,9 +59,9 @@ def rescaled(model: ir.Model) -> dict[str, np.ndarray]:
             name: np.frombuffer(base64.b64decode(entry["divided_by"], validate=True), "<f4")
             .reshape(entry["shape"])
             .astype(np.float64)
-            for name, entry in json.loads(text).items()
+            for name, entry in parse_json(text).items()
         }
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, binascii.Error) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, binascii.Error) as error:
         raise InvalidModelError(
             "The model's note on scaled tensors cannot be read.",
             where=f"metadata entry {RESCALED_KEY!r}",

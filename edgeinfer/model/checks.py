@@ -11,7 +11,15 @@ import onnx_ir.passes.common as common_passes
 from edgeinfer.artifact.signature import ANY_SIZE_NAMES
 from edgeinfer.errors import InvalidModelError, UnsupportedModelError
 
-__all__ = ["MIN_OPSET", "check_graph", "check_opset", "check_sizes", "free_dimensions", "name_nodes"]
+__all__ = [
+    "MIN_OPSET",
+    "check_graph",
+    "check_opset",
+    "check_sizes",
+    "check_types",
+    "free_dimensions",
+    "name_nodes",
+]
 
 MIN_OPSET = 7
 # No tensor of a model that fits a device has more elements than this; larger shapes are attacks or defects
@@ -65,6 +73,23 @@ def _is_any_size(dim: int | ir.SymbolicDim) -> bool:
     if isinstance(dim, int):
         return dim == -1
     return dim.value is not None and dim.value.strip().lower() in ANY_SIZE_NAMES
+
+
+def check_types(model: ir.Model) -> None:
+    """Refuse inputs and outputs whose elements have no type.
+
+    Raises:
+        InvalidModelError: There is one.
+    """
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.dtype is ir.DataType.UNDEFINED:
+            raise InvalidModelError(
+                "An input or output has elements of no type.",
+                where=f"tensor {value.name!r}",
+                expected="a type such as float32",
+                found=value.dtype.name,
+                hint="Export the model again.",
+            )
 
 
 def check_sizes(model: ir.Model) -> None:

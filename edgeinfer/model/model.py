@@ -22,10 +22,18 @@ from edgeinfer.backends.onnx_payload import EXTERNAL_THRESHOLD_BYTES
 from edgeinfer.display import Table
 from edgeinfer.errors import InvalidModelError, ModelError, ModelLoadError, UnsupportedModelError
 from edgeinfer.model.canonical import canonical_digest
-from edgeinfer.model.checks import check_graph, check_opset, check_sizes, free_dimensions, name_nodes
+from edgeinfer.model.checks import (
+    check_graph,
+    check_opset,
+    check_sizes,
+    check_types,
+    free_dimensions,
+    name_nodes,
+)
 from edgeinfer.model.external_data import internalize
 from edgeinfer.model.shape_hints import drop_wrong_shapes
 from edgeinfer.model.transform_report import TransformReport
+from edgeinfer.plain_json import parse_json
 
 __all__ = ["Model", "ModelSource"]
 
@@ -100,6 +108,7 @@ class Model:
         check_opset(model)
         name_nodes(model)
         free_dimensions(model)
+        check_types(model)
         check_sizes(model)
         check_graph(model)
         return cls(model, path)
@@ -154,8 +163,8 @@ class Model:
         """
         text = self.ir.metadata_props.get(HISTORY_KEY)
         try:
-            return tuple(HistoryEntry(**entry) for entry in json.loads(text)) if text else ()
-        except (ValueError, TypeError, RecursionError) as error:
+            return tuple(HistoryEntry(**entry) for entry in parse_json(text)) if text else ()
+        except (ValueError, TypeError) as error:
             raise InvalidModelError(
                 "The model's history cannot be read.",
                 where=f"metadata entry {HISTORY_KEY!r}",
@@ -177,8 +186,8 @@ class Model:
         """
         text = self.ir.metadata_props.get(OPTIONS_KEY)
         try:
-            found: dict[str, object] = dict(json.loads(text)) if text else {}
-        except (ValueError, TypeError, RecursionError) as error:
+            found: dict[str, object] = dict(parse_json(text)) if text else {}
+        except (ValueError, TypeError) as error:
             raise InvalidModelError(
                 "The options that the model was tuned with cannot be read.",
                 where=f"metadata entry {OPTIONS_KEY!r}",

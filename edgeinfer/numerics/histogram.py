@@ -19,7 +19,7 @@ import numpy as np
 
 from edgeinfer.errors import CalibrationError
 
-__all__ = ["StreamingHistogram"]
+__all__ = ["StreamingHistogram", "restored_extremes"]
 
 _LEAST_EXPONENT = -126  # of float32's normal numbers: 2**-e must not overflow
 # float32 tells values apart to 24 bits, so indices that need more mean nothing (and would not be exact).
@@ -142,11 +142,28 @@ class StreamingHistogram:
         }
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Take the state of another histogram."""
-        self._counts = state["counts"].astype(np.int64)
-        self._bins = len(self._counts)
-        self._exponent, self._first, self._offset, self.zeros, self._sample = map(int, state["whole"])
-        self.low, self.high = map(float, state["ends"])
+        """Take the state of another histogram with the same key.
+
+        Raises:
+            ValueError: It is none of such a histogram.
+        """
+        counts = state["counts"]
+        exponent, first, offset, zeros, sample = map(int, state["whole"])
+        low, high = restored_extremes(state["ends"])
+        if counts.dtype != np.int64 or counts.shape != (self._bins,) or counts.min() < 0:
+            raise ValueError(f"counts of {counts.dtype} {counts.shape}, not {self._bins} numbers of int64")
+        if sample != self._sample or offset < 0 or zeros < 0 or not _LEAST_EXPONENT <= exponent <= 128:
+            raise ValueError(f"exponent {exponent}, offset {offset}, {zeros} zeros, a sample of {sample}")
+        if low > high:
+            covered = first == 0 and not counts.any()
+        else:
+            least, greatest = _index(low, exponent), _index(high, exponent)
+            covered = first <= least and greatest < first + self._bins and abs(first) <= 1 << _INDEX_BITS
+        if not covered:
+            raise ValueError(f"bins from {first} on, of width 2**{exponent}, for values {low} to {high}")
+        self._counts = counts.copy()
+        self._exponent, self._first, self._offset, self.zeros = exponent, first, offset, zeros
+        self.low, self.high = low, high
 
     def _step(self, size: int) -> int:
         """Return k, odd so that it is not in step with the powers of two that channels come in."""
@@ -186,6 +203,18 @@ class StreamingHistogram:
             counts[-self._first] -= zeros
             self.zeros += zeros * weight
         self._counts += counts * weight if weight != 1 else counts
+
+
+def restored_extremes(ends: np.ndarray) -> tuple[float, float]:
+    """Return the least and the greatest value from the state of an observer.
+
+    Raises:
+        ValueError: They are no numbers in order, and not (inf, -inf), which stands for nothing seen.
+    """
+    low, high = map(float, ends)
+    if (low, high) != (math.inf, -math.inf) and not -math.inf < low <= high < math.inf:
+        raise ValueError(f"{low} to {high} are no extremes")
+    return low, high
 
 
 def _index(value: float, exponent: int) -> int:

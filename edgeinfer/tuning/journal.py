@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, final
 
 from edgeinfer.errors import TuningError
+from edgeinfer.plain_json import parse_json
 
 __all__ = ["Journal", "read_records"]
 
@@ -96,8 +97,8 @@ def read_records(data: bytes, *, where: str) -> tuple[list[dict[str, Any]], int]
     length = 0
     for number, line in _lines(data):
         try:
-            record = dict(json.loads(line))
-        except (ValueError, TypeError, RecursionError) as error:
+            record = _object(parse_json(line))
+        except (ValueError, TypeError) as error:
             if length + len(line) == len(data):
                 break  # the end that a killed process left
             raise TuningError(
@@ -113,9 +114,14 @@ def read_records(data: bytes, *, where: str) -> tuple[list[dict[str, Any]], int]
 
 def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Go through the lines that are complete."""
-    for number, line in enumerate(data.splitlines(keepends=True), 1):
-        if line.endswith(b"\n"):
-            yield number, line
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        yield number, line + b"\n"
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is no object")
+    return value
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,12 +19,14 @@ from typing import Any, final
 
 import attrs
 
+from edgeinfer.artifact.decode import decode
 from edgeinfer.atomic import open_regular, write_folder
 from edgeinfer.display import Table
-from edgeinfer.errors import EdgeInferError, RecipeError
+from edgeinfer.errors import RecipeError
 from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.model.plain_config import plain_config
 from edgeinfer.model.transform_report import TransformReport
+from edgeinfer.plain_json import parse_json
 from edgeinfer.quantization.qdq.marks import ranges_of
 from edgeinfer.transforms.contract import Transform
 from edgeinfer.transforms.pipeline import Pipeline
@@ -151,7 +153,7 @@ class Recipe:
             where = f"step {number}, {step.name}"
             try:
                 current = patch(current, step.delta, self.tensors)
-            except (EdgeInferError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            except Exception as error:  # protobuf, onnx-ir and numpy have errors of many kinds
                 raise RecipeError(f"A step of the recipe cannot be replayed: {error}", where=where) from error
             if current.digest != step.digest:
                 raise RecipeError(
@@ -207,9 +209,9 @@ class Recipe:
             tensors = {
                 key: data[start : start + size] for key, (start, size) in header["tensors"]["index"].items()
             }
-            steps = [Step(**step) for step in header["steps"]]
+            steps = [decode(Step, step) for step in header["steps"]]
             damaged = [key for key, tensor in tensors.items() if hashlib.sha256(tensor).hexdigest() != key]
-            found = cls(base=header["base"], steps=steps, tensors=tensors)
+            found = cls(base=decode(str, header["base"]), steps=steps, tensors=tensors)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise RecipeError(f"That is no recipe: {error!r}", where=str(folder)) from error
         if damaged:
@@ -254,10 +256,10 @@ class Recipe:
 def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
     try:
         with open_regular(folder / _JSON) as file:
-            header = json.loads(file.read())
+            header = parse_json(file.read())
         with open_regular(folder / _TENSORS) as file:
             data = file.read()
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise RecipeError(
             f"The recipe cannot be read: {error}",
             where=str(folder),

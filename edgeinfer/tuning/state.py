@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import attrs
 
+from edgeinfer.artifact.decode import decode
+from edgeinfer.errors import TuningError
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.values import as_tuple
 
 __all__ = ["PRESSURE_PERCENT", "LayerWork", "Made", "Rung", "State", "Timing"]
 
+T = TypeVar("T")
 # Above this share of time in which some task waited for a processor, the clock on the wall is not believed.
 PRESSURE_PERCENT = 10.0
 
@@ -145,11 +148,23 @@ class State:
 
     @classmethod
     def of(cls, records: Iterable[Mapping[str, Any]]) -> State:
-        """Fold the records of a journal."""
+        """Fold the records of a journal.
+
+        Raises:
+            TuningError: A record is none that a run writes.
+        """
         state = cls()
-        for record in records:
-            _FOLD[record["kind"]](state, record)
-            state.seconds += record.get("seconds", 0.0)
+        for number, record in enumerate(records, 1):
+            try:
+                _FOLD[record["kind"]](state, record)
+                state.seconds += decode(float, record.get("seconds", 0.0))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise TuningError(
+                    "The journal has a record that no run of this version writes.",
+                    where=f"record {number}",
+                    found=f"{type(error).__name__}: {error}",
+                    hint="Go on with the version that began it, or begin a new journal.",
+                ) from error
         return state
 
     @property
@@ -179,60 +194,97 @@ class State:
         return value
 
 
+@attrs.frozen
+class _Prepared:
+    layers: tuple[tuple[Any, ...], ...]
+    prunes: tuple[str, ...]
+
+
+@attrs.frozen
+class _Sensitivity:
+    layers: tuple[tuple[Any, ...], ...]
+
+
+@attrs.frozen
+class _Evaluated:
+    trial: int
+    metric: float | None = None
+    reason: str | None = None
+
+
+@attrs.frozen
+class _Memory:
+    trial: int
+    peak_bytes: int | None
+
+
+@attrs.frozen
+class _Layers:
+    trial: int
+    us: Mapping[str, float]
+
+
 def _start(state: State, record: Mapping[str, Any]) -> None:
     state.start = record
 
 
 def _prepared(state: State, record: Mapping[str, Any]) -> None:
+    found = _read(_Prepared, record)
     state.prepared = record
     state.layers = tuple(
-        LayerWork(node=node, op_type=op_type, macs=macs) for node, op_type, macs in record["layers"]
+        _read(LayerWork, {"node": node, "op_type": op_type, "macs": macs})
+        for node, op_type, macs in found.layers
     )
-    state.prunes = tuple(record["prunes"])
+    state.prunes = found.prunes
 
 
 def _made(state: State, record: Mapping[str, Any]) -> None:
-    fields = {name: value for name, value in record.items() if name != "kind"}
-    made = Made(**{**fields, "candidate": Candidate.from_dict(record["candidate"])})
+    made = _read(Made, record)
     state.made[made.candidate.model_key] = made
 
 
 def _rung(state: State, record: Mapping[str, Any]) -> None:
-    timings = {int(index): Timing(**fields) for index, fields in record["timings"].items()}
+    # In JSON the indices of candidates are text.
+    timings = {int(index): fields for index, fields in record["timings"].items()}
+    rung = _read(Rung, {**record, "timings": {}})
     state.rungs.append(
-        Rung(
-            name=record["name"],
-            timings=timings,
-            pressure=record.get("pressure"),
-            waited_s=record.get("waited_s", 0.0),
-        )
+        attrs.evolve(rung, timings={index: _read(Timing, fields) for index, fields in timings.items()})
     )
 
 
 def _sensitivity(state: State, record: Mapping[str, Any]) -> None:
-    state.sensitivity = tuple((node, sqnr_db) for node, sqnr_db in record["layers"])
+    found = _read(_Sensitivity, record)
+    state.sensitivity = tuple((decode(str, node), decode(float, db)) for node, db in found.layers)
 
 
 def _evaluating(state: State, record: Mapping[str, Any]) -> None:
-    state.attempts[record["trial"]] = state.attempts.get(record["trial"], 0) + 1
+    trial = _read(_Evaluated, record).trial
+    state.attempts[trial] = state.attempts.get(trial, 0) + 1
 
 
 def _evaluated(state: State, record: Mapping[str, Any]) -> None:
-    state.metrics[record["trial"]] = record["metric"]
-    if record.get("reason"):
-        state.failures[record["trial"]] = record["reason"]
+    found = _read(_Evaluated, record)
+    state.metrics[found.trial] = found.metric
+    if found.reason:
+        state.failures[found.trial] = found.reason
 
 
 def _memory(state: State, record: Mapping[str, Any]) -> None:
-    state.peaks[record["trial"]] = record["peak_bytes"]
+    found = _read(_Memory, record)
+    state.peaks[found.trial] = found.peak_bytes
 
 
 def _layers(state: State, record: Mapping[str, Any]) -> None:
-    state.layer_us[record["trial"]] = record["us"]
+    found = _read(_Layers, record)
+    state.layer_us[found.trial] = found.us
 
 
 def _end(state: State, _: Mapping[str, Any]) -> None:
     state.ended = True
+
+
+def _read(kind: type[T], record: Mapping[str, Any]) -> T:
+    return decode(kind, record, skip_unknown=True)
 
 
 _FOLD = {

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from edgeinfer.atomic import open_regular, write_file
 from edgeinfer.errors import OptionsError
+from edgeinfer.plain_json import parse_json
 
 __all__ = ["INDEX_NAME", "verified_cache"]
 
@@ -113,13 +114,13 @@ def _stamp(path: Path) -> tuple[int, ...]:
 def _read_index(folder: Path) -> dict[str, str]:
     try:
         with open_regular(folder / INDEX_NAME, alone=True) as file:
-            index = json.loads(file.read())
+            index = parse_json(file.read())
         files = dict(index["files"])
         if index["sha256"] == _digest(files):
             return files
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     _log.warning("the index of the cache %s is damaged; what it names will be removed", folder)
     return {}

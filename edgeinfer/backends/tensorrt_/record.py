@@ -9,6 +9,7 @@ from typing import Any, final
 import attrs
 
 from edgeinfer.errors import ArtifactFormatError
+from edgeinfer.plain_json import parse_json
 
 __all__ = ["BuildRecord"]
 
@@ -62,7 +63,7 @@ class BuildRecord:
             ArtifactFormatError: It is something else.
         """
         try:
-            fields = {name: value for name, value in json.loads(text).items() if name in _FIELDS}
+            fields = {name: value for name, value in parse_json(text).items() if name in _FIELDS}
             for name in ("inputs", "outputs"):
                 fields[name] = tuple((str(tensor), str(dtype)) for tensor, dtype in fields[name])
             for name in ("profiles", "notes"):

@@ -16,6 +16,7 @@ from typing import IO, Any, TypeAlias, final
 import attrs
 
 from edgeinfer.errors import RemoteConnectionError, RemoteError
+from edgeinfer.plain_json import parse_json
 
 __all__ = ["PROTOCOL", "Blob", "Message", "read_message", "write_message"]
 
@@ -105,7 +106,7 @@ def read_message(stream: IO[bytes]) -> Message | None:
     if size > _MAX_HEADER:
         raise RemoteError("That is no message of edgeinfer.", found=f"a header of {size} bytes")
     try:
-        header = json.loads(_exactly(stream, size))
+        header = parse_json(_exactly(stream, size))
         version, sizes = header.pop("protocol"), header.pop("blobs")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RemoteError("That is no message of edgeinfer.", found=str(error)) from error

@@ -15,6 +15,7 @@ import attrs
 from edgeinfer.artifact.decode import Hooks, decode
 from edgeinfer.errors import EdgeInferError
 from edgeinfer.fleet.errors import DocumentError
+from edgeinfer.plain_json import parse_json
 
 __all__ = ["canonical_json", "decode_document", "parse_document", "sha256"]
 
@@ -58,9 +59,9 @@ def parse_document(data: bytes, *, what: str, max_bytes: int) -> dict[str, Any]:
             f"The {what} is too large.", expected=f"at most {max_bytes} bytes", found=f"{len(data)} bytes"
         )
     try:
-        fields = _object(json.loads(data))
+        fields = _object(parse_json(data))
         canonical = canonical_json(fields)
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise DocumentError(
             f"The {what} is not readable.",
             expected="a JSON object",

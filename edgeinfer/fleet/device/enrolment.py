@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import re
 import secrets
 from pathlib import Path
@@ -25,6 +24,7 @@ from edgeinfer.fleet.device.local_files import replace_file
 from edgeinfer.fleet.device.locations import open_location, read_bytes
 from edgeinfer.fleet.device.trust import TrustedRepository
 from edgeinfer.fleet.errors import AgentError, TransportError, TrustError
+from edgeinfer.plain_json import parse_json
 
 __all__ = ["EnrolmentToken", "enroll", "replace_key"]
 
@@ -111,7 +111,7 @@ def enroll(folder: Path, url: str, token: str) -> Identity:
             "The server does not enrol this device.", where=url, found=f"HTTP {status}: {body[:200]!r}"
         )
     try:
-        answer = decode(_Answer, json.loads(body), skip_unknown=True)
+        answer = decode(_Answer, parse_json(body), skip_unknown=True)
         identity = Identity(
             device=answer.device,
             incarnation=answer.incarnation,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import final
@@ -13,6 +12,7 @@ from edgeinfer.artifact.decode import DecodeError, decode, encode
 from edgeinfer.atomic import write_file
 from edgeinfer.fleet.device.documents import canonical_json
 from edgeinfer.fleet.errors import RollbackError
+from edgeinfer.plain_json import parse_json
 from edgeinfer.values import as_tuple
 
 __all__ = ["Floors", "read_floors", "write_floors"]
@@ -74,7 +74,7 @@ class Floors:
 def read_floors(folder: Path) -> Floors:
     """Return the floors that a folder keeps; none, marked as `lost`, where the file is damaged."""
     try:
-        return decode(Floors, json.loads((folder / _FILE).read_bytes()), skip_unknown=True)
+        return decode(Floors, parse_json((folder / _FILE).read_bytes()), skip_unknown=True)
     except FileNotFoundError:
         return Floors()
     except (DecodeError, ValueError):

@@ -7,7 +7,6 @@ POST URL/reports/DEVICE          reports, one a line; 200 or 204: all accepted,
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, final
 from edgeinfer.fleet.device.assignment import MAX_ASSIGNMENTS_BYTES
 from edgeinfer.fleet.device.desired import Desired
 from edgeinfer.fleet.errors import TransportError
+from edgeinfer.plain_json import parse_json
 
 __all__ = ["HttpTransport"]
 
@@ -81,7 +81,7 @@ class HttpTransport:
         finally:
             response.release_conn()
         try:
-            fields = json.loads(answer)
+            fields = parse_json(answer)
             accepted = fields["accepted"]
         except (ValueError, KeyError, TypeError):
             return len(reports)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from edgeinfer.atomic import open_regular
+from edgeinfer.plain_json import parse_json
 
 __all__ = ["fsync_folder", "read_bounded", "read_json", "replace_file", "switch_link"]
 
@@ -29,10 +29,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
 def read_json(path: Path, max_bytes: int) -> Any:
     """Read a JSON document. Raises OSError and ValueError as `read_bounded`, ValueError for no JSON."""
-    try:
-        return json.loads(read_bounded(path, max_bytes))
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply") from error
+    return parse_json(read_bounded(path, max_bytes))
 
 
 def fsync_folder(folder: Path) -> None:

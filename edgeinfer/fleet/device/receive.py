@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, final
 from edgeinfer.fleet.device.blobs import BlobStore, blob_path, mismatch
 from edgeinfer.fleet.device.locations import Location, Opened, chunks
 from edgeinfer.fleet.errors import DigestMismatchError, LocationError
+from edgeinfer.plain_json import parse_json
 
 __all__ = ["Meter", "Receiver"]
 
@@ -134,7 +135,7 @@ def _rehash(file: BinaryIO) -> tuple[Any, int]:
 def _etag(origin: Path, location: Location) -> str:
     """Return what named the content that the prefix is from, if it is from this location."""
     try:
-        found = json.loads(origin.read_text())
+        found = parse_json(origin.read_text())
         return str(found["etag"]) if found["url"] == location.url else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""  # then the digest of all of it is the only judge

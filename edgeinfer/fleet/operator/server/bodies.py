@@ -9,6 +9,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from edgeinfer.plain_json import parse_json
+
 __all__ = ["TooLarge", "answer", "fields_of", "read_body"]
 
 
@@ -33,8 +35,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 def fields_of(body: bytes) -> Mapping[str, Any]:
     """Return the fields of a JSON object; none of anything else."""
     try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
+        found = parse_json(body)
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
