@@ -122,13 +122,21 @@ class FloatFallback:
 
         What comes after the placement makes int8 closer to float, not faster.
         """
+        return self._slower_than(given, HOPELESS, "int8, against the given model")
+
+    def behind(self, rival: Model) -> Speedup | None:
+        """Return how fast int8 is where it is no faster than its rival; None where it is, or not measured."""
+        return self._slower_than(rival, 1.0, "int8, against its rival")
+
+    def _slower_than(self, other: Model, ratio: float, what: str) -> Speedup | None:
+        """Return the speed of int8 against another model, found below a ratio twice; else None."""
         plain, _ = self.bench.quantized(Recipe(method="minmax"))
         if not integer_nodes(plain.ir):
             return None
         speed = None
         for _ in range(2):
-            speed = self._compare(given, plain, "int8, against the given model")
-            if speed is None or speed.ratio >= HOPELESS:
+            speed = self._compare(other, plain, what)
+            if speed is None or speed.ratio >= ratio:
                 return None
         return speed
 
