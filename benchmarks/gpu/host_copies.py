@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -174,9 +173,9 @@ def host_part(
 ) -> None:
     """Check, then measure each model at each batch."""
     results.step(lambda: check(options), step="check", check="host copies")
-    library = None
-    if shutil.which("cc") is not None:
-        library = build_copy_library(results.scratch / "libedgeinfer_copy.so")
+    library = results.scratch / "libedgeinfer_copy.so"
+    results.step(lambda: {"file": build_copy_library(library)}, step="build of the copy library")
+    if library.exists():
         own = {"copy_library": str(library)}
         results.step(lambda: check(options, own), step="check", check="host copies by the library")
     for precision, name in itertools.product(precisions, names):
@@ -194,7 +193,7 @@ def host_part(
         for batch in BATCHES if path.exists() else ():
             results.step(
                 lambda path=path, name=name, batch=batch: measure(
-                    path, SHAPES[name], batch, latency, SECONDS, library=library
+                    path, SHAPES[name], batch, latency, SECONDS, library=library if library.exists() else None
                 ),
                 step="host",
                 batch=batch,
