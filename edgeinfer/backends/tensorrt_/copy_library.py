@@ -24,6 +24,8 @@ _VERSION = 1
 _PIECE_LEAST_BYTES = 128 << 10
 _PIECES_A_THREAD = 2
 _THREADS_MOST = 8
+# Whether pieces are written past the caches, where the copy to the device would have to fetch them from.
+_PAST_CACHES = 1
 # So long helpers look for the next copy: the gap between two requests of a small network.
 _SPIN_NS = 2_000_000
 
@@ -125,9 +127,6 @@ class CopyLibrary:
         team, self._team = self._team, None
         if team and os.getpid() == self._process:
             self._free(team)
-
-
-_PAST_CACHES = 0
 
 
 def driver_copy() -> int:
