@@ -18,7 +18,7 @@
 #include <time.h>
 
 #if defined(__x86_64__)
-#include <emmintrin.h>
+#include <immintrin.h>
 #define RELAX() _mm_pause()
 #elif defined(__aarch64__)
 #define RELAX() __asm__ volatile("yield")
@@ -26,7 +26,7 @@
 #define RELAX() ((void)0)
 #endif
 
-enum { MOST_PIECES = 64, VERSION = 1 };
+enum { MOST_PIECES = 64, VERSION = 1, AHEAD = 2048 };
 
 /* cuMemcpyHtoDAsync_v2 of the driver; 0 is success. */
 typedef int (*send_fn)(uint64_t device, const void *host, size_t size, void *stream);
@@ -55,6 +55,25 @@ static int64_t now_ns(void) {
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) static void stream_512(char *target, const char *source, size_t lines) {
+    for (; lines; --lines, target += 64, source += 64) {
+        _mm_prefetch(source + AHEAD, _MM_HINT_T0);
+        _mm512_stream_si512((void *)target, _mm512_loadu_si512(source));
+    }
+}
+
+static void stream_128(char *target, const char *source, size_t lines) {
+    for (; lines; --lines, target += 64, source += 64) {
+        _mm_prefetch(source + AHEAD, _MM_HINT_T0); /* the processor itself does not look beyond a page */
+        __m128i a = _mm_loadu_si128((const __m128i *)source), b = _mm_loadu_si128((const __m128i *)source + 1);
+        __m128i c = _mm_loadu_si128((const __m128i *)source + 2), d = _mm_loadu_si128((const __m128i *)source + 3);
+        _mm_stream_si128((__m128i *)target, a), _mm_stream_si128((__m128i *)target + 1, b);
+        _mm_stream_si128((__m128i *)target + 2, c), _mm_stream_si128((__m128i *)target + 3, d);
+    }
+}
+#endif
+
 /* What the device reads next need not push anything out of the caches, nor be looked for in them. */
 static void copy_past_caches(char *target, const char *source, size_t size) {
 #if defined(__x86_64__)
@@ -65,12 +84,9 @@ static void copy_past_caches(char *target, const char *source, size_t size) {
     }
     memcpy(target, source, head);
     target += head, source += head, size -= head;
-    for (; size >= 64; target += 64, source += 64, size -= 64) {
-        __m128i a = _mm_loadu_si128((const __m128i *)source), b = _mm_loadu_si128((const __m128i *)source + 1);
-        __m128i c = _mm_loadu_si128((const __m128i *)source + 2), d = _mm_loadu_si128((const __m128i *)source + 3);
-        _mm_stream_si128((__m128i *)target, a), _mm_stream_si128((__m128i *)target + 1, b);
-        _mm_stream_si128((__m128i *)target + 2, c), _mm_stream_si128((__m128i *)target + 3, d);
-    }
+    size_t lines = size / 64;
+    (__builtin_cpu_supports("avx512f") ? stream_512 : stream_128)(target, source, lines);
+    target += 64 * lines, source += 64 * lines, size %= 64;
     memcpy(target, source, size);
     _mm_sfence();
 #else
@@ -184,12 +200,16 @@ int edgeinfer_copy_run(void *given, char *target, const char *source, size_t siz
     }
     while (sent < pieces) {
         int own = work(t, number);
-        while (sent < pieces && atomic_load_explicit(&t->done, memory_order_acquire) >> sent & 1) {
-            size_t start = sent++ * piece, part = size - start < piece ? size - start : piece;
-            if (!failed) failed = send(device + start, target + start, part, stream);
-            if (own) break; /* the next piece is copied while this one is on its way */
+        uint64_t done = atomic_load_explicit(&t->done, memory_order_acquire);
+        uint32_t ready = sent;
+        while (ready < pieces && done >> ready & 1) ++ready;
+        if (ready > sent) { /* what lies behind each other goes in one call */
+            size_t start = sent * piece, end = ready * piece < size ? ready * piece : size;
+            if (!failed) failed = send(device + start, target + start, end - start, stream);
+            sent = ready;
+        } else if (!own) {
+            RELAX();
         }
-        if (!own) RELAX();
     }
     pthread_mutex_unlock(&t->one_caller);
     return failed;

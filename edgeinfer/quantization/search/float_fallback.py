@@ -18,6 +18,7 @@ In the order of a search:
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import final
 
@@ -38,6 +39,7 @@ from edgeinfer.quantization.search.workbench import Attempt, Recipe, Workbench
 __all__ = ["FloatFallback"]
 
 _MOST_GUESSES = 4  # before the search halves what is left
+_DEAR_S = 10.0  # for a trial that did not help
 
 
 @final
@@ -168,7 +170,10 @@ class FloatFallback:
         # All of them, or those that lose most: a float layer among int8 ones needs quantizers around it.
         sizes = dict.fromkeys((len(slow), (len(slow) + 1) // 2, min(len(slow), 1)))
         found: tuple[Speedup, list[LayerGain]] | None = None
+        started = time.perf_counter()
         for size in filter(None, sizes):
+            if found is None and time.perf_counter() - started > _DEAR_S:
+                break  # an engine takes longer to build than a part of those layers can gain
             candidate, _ = self.bench.quantized(plain, [layer.node for layer in slow[:size]])
             speed = self._faster(whole, candidate, f"{size} layers in float that are slower in int8")
             if found is not None and (speed is None or speed.ratio <= found[0].ratio):
