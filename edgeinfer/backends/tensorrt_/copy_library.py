@@ -22,7 +22,7 @@ _SOURCE = Path(__file__).with_name("copy_team.c")
 _VERSION = 1
 # Pieces of this size are worth the call that sends each of them.
 _PIECE_LEAST_BYTES = 128 << 10
-_PIECES_A_THREAD = 4
+_PIECES_A_THREAD = 6
 _THREADS_MOST = 8
 # Whether pieces are written past the caches, where the copy to the device would have to fetch them from.
 _PAST_CACHES = 1
