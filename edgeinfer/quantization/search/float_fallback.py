@@ -39,7 +39,9 @@ from edgeinfer.quantization.search.workbench import Attempt, Recipe, Workbench
 __all__ = ["FloatFallback"]
 
 _MOST_GUESSES = 4  # before the search halves what is left
-_DEAR_S = 10.0  # for a trial that did not help
+# A trial that took so long and did not help, as where an engine is built for it, is not followed by smaller
+# ones of its kind.
+_DEAR_S = 10.0
 
 
 @final
@@ -173,7 +175,7 @@ class FloatFallback:
         started = time.perf_counter()
         for size in filter(None, sizes):
             if found is None and time.perf_counter() - started > _DEAR_S:
-                break  # an engine takes longer to build than a part of those layers can gain
+                break
             candidate, _ = self.bench.quantized(plain, [layer.node for layer in slow[:size]])
             speed = self._faster(whole, candidate, f"{size} layers in float that are slower in int8")
             if found is not None and (speed is None or speed.ratio <= found[0].ratio):
@@ -302,12 +304,13 @@ class FloatFallback:
             The layers, and how fast the model is with them.
         """
         bare, _ = self.bench.quantized(whole.recipe, whole.keep_float)
-        while cheap:
+        started, tried = time.perf_counter(), False
+        while cheap and (not tried or time.perf_counter() - started < _DEAR_S):
             candidate, _ = self.bench.quantized(whole.recipe, {*whole.keep_float, *cheap})
             ratio = self._ratio(bare, candidate, f"{len(cheap)} cheap layers in float")
             if ratio >= AS_FAST:
                 return cheap, ratio
-            cheap = cheap[: len(cheap) // 2]
+            cheap, tried = cheap[: len(cheap) // 2], True
         return [], 0.0
 
     def _ratio(self, reference: Model, candidate: Model, what: str) -> float:
