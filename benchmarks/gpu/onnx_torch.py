@@ -47,8 +47,7 @@ def gemm(x, w, c=None, *, a):
 
 
 def reshape(x, shape, *, a):
-    sizes = [x.shape[i] if size == 0 else size for i, size in enumerate(shape.tolist())]
-    return x.reshape(sizes)
+    return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape)])
 
 
 def depth_to_space(x, *, a):
@@ -62,19 +61,19 @@ def depth_to_space(x, *, a):
 
 def resize(x, roi=None, scales=None, sizes=None, *, a):
     if sizes is None:
-        sizes = torch.tensor(x.shape) * scales
+        sizes = [size * scale for size, scale in zip(x.shape, scales, strict=True)]
     mode = {b"nearest": "nearest", b"linear": "bilinear"}[a.get("mode", b"nearest")]
     corners = {"align_corners": False} if mode == "bilinear" else {}
-    return F.interpolate(x, [round(size) for size in sizes.tolist()[2:]], mode=mode, **corners)
+    return F.interpolate(x, [round(size) for size in sizes[2:]], mode=mode, **corners)
 
 
 def split(x, sizes=None, *, a):
     axis = a.get("axis", 0)
-    return x.split(x.shape[axis] // 2 if sizes is None else sizes.tolist(), axis)
+    return x.split(x.shape[axis] // 2 if sizes is None else sizes, axis)
 
 
 def reduce_sum(x, axes, *, a):
-    return x.sum(tuple(axes.tolist()), keepdim=bool(a.get("keepdims", 1)))
+    return x.sum(tuple(axes), keepdim=bool(a.get("keepdims", 1)))
 
 
 OPS: dict[str, Callable] = {
@@ -91,14 +90,14 @@ OPS: dict[str, Callable] = {
     "Mul": lambda x, y, *, a: x * y,
     "MatMul": lambda x, y, *, a: x @ y,
     "Gemm": gemm,
-    "Gather": lambda x, index, *, a: x.select(a.get("axis", 0), int(index)),
+    "Gather": lambda x, index, *, a: x.select(a.get("axis", 0), index),
     "LayerNormalization": lambda x, w, b, *, a: F.layer_norm(x, w.shape, w, b, a.get("epsilon", 1e-5)),
     "ReduceSum": reduce_sum,
     "Resize": resize,
     "Split": split,
     "GlobalAveragePool": lambda x, *, a: x.mean((2, 3), keepdim=True),
     "ReduceMean": lambda x, axes=None, *, a: x.mean(
-        tuple(a["axes"] if axes is None else axes.tolist()), keepdim=bool(a.get("keepdims", 1))
+        tuple(a["axes"] if axes is None else axes), keepdim=bool(a.get("keepdims", 1))
     ),
     "MaxPool": pool(F.max_pool2d, float("-inf")),
     "AveragePool": pool(F.avg_pool2d, 0.0),
@@ -123,21 +122,25 @@ class OnnxModule(torch.nn.Module):
         for node in model.graph.node:
             if node.op_type == "Constant":
                 weights[node.output[0]] = numpy_helper.to_array(attributes(node)["value"])
-        # Shapes, axes and the scales of Resize stay on the host, as they would in PyTorch code.
+        # Shapes, axes and the scales of Resize are numbers of Python, as in code for PyTorch: torch.compile
+        # splits the graph wherever a tensor is turned into numbers, and copies weights that are no buffers.
         scales = {name for n in model.graph.node if n.op_type == "Resize" for name in n.input[1:]}
-        self.values = {
-            name: torch.from_numpy(np.array(array)).to("cuda", dtype)
-            if array.dtype.kind == "f" and name not in scales
-            else torch.from_numpy(np.array(array))
-            for name, array in weights.items()
-        }
+        self.numbers: dict[str, object] = {"": None}
+        self.weights: dict[str, str] = {}
+        for number, (name, array) in enumerate(weights.items()):
+            if array.dtype.kind == "f" and name not in scales:
+                self.weights[name] = f"weight_{number}"
+                self.register_buffer(f"weight_{number}", torch.from_numpy(np.array(array)).to("cuda", dtype))
+            else:
+                self.numbers[name] = array.tolist()
         nodes = [node for node in model.graph.node if node.op_type != "Constant"]
         self.steps = [(OPS[n.op_type], list(n.input), list(n.output), attributes(n)) for n in nodes]
         self.names = [value.name for value in model.graph.input if value.name not in weights]
         self.results = [value.name for value in model.graph.output]
 
     def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        values = {**self.values, **dict(zip(self.names, inputs, strict=True)), "": None}
+        values = {**self.numbers, **dict(zip(self.names, inputs, strict=True))}
+        values.update({name: getattr(self, buffer) for name, buffer in self.weights.items()})
         for function, names, outputs, a in self.steps:
             found = function(*(values[name] for name in names), a=a)
             values.update(zip(outputs, found if len(outputs) > 1 else [found], strict=True))

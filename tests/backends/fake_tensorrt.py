@@ -22,7 +22,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from edgeinfer.backends.tensorrt_ import caches
+from edgeinfer.backends.tensorrt_ import backend, caches
+from edgeinfer.backends.tensorrt_.kept_engines import KeptEngines
 from tests.backends.fake_cuda import FakeCuda
 
 MAGIC = b"FAKE"
@@ -63,6 +64,7 @@ def install(
         gpus: Name and compute capability of each GPU.
     """
     monkeypatch.setattr(caches, "_KEPT", {})
+    monkeypatch.setattr(backend, "ENGINES", KeptEngines())
     cuda = FakeCuda(*gpus)
     trt = make_module(module, version, cuda)
     modules = {module: trt}

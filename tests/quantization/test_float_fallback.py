@@ -11,6 +11,7 @@ import pytest
 from edgeinfer.calibration.statistics import as_statistics
 from edgeinfer.model.model import Model
 from edgeinfer.quantization.placement.dialects import dialect_of
+from edgeinfer.quantization.search import float_fallback
 from edgeinfer.quantization.search.effort import EFFORTS
 from edgeinfer.quantization.search.float_fallback import FloatFallback
 from edgeinfer.quantization.search.int8_recipe import best_recipe
@@ -131,6 +132,18 @@ def test_it_stays_in_int8_if_the_whole_is_no_faster():
     assert fallback.reasons == {}
     tried = [before - after for before, after in stopwatch.compared]
     assert tried == [LAYERS, {"first"}]  # all of them, then those that lose most
+
+
+def test_a_trial_that_took_long_and_did_not_help_is_not_followed_by_smaller_ones(monkeypatch):
+    monkeypatch.setattr(float_fallback, "_DEAR_S", 0.0)
+    stopwatch = MadeUpTime(layers=(PROFILE, {**PROFILE, "first": 90.0, "second": 60.0}))
+    fallback, _ = _fallback(stopwatch)
+    fallback.place()
+    assert [before - after for before, after in stopwatch.compared] == [LAYERS]
+    stopwatch = MadeUpTime(lambda integer: 1.0 if integer else 0.5)
+    fallback, whole = _fallback(stopwatch, spend=1.0)
+    assert fallback.bargain(whole) is whole
+    assert len(stopwatch.compared) == 1
 
 
 @pytest.mark.parametrize("in_float", [0, 1, 2])

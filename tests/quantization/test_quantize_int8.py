@@ -254,7 +254,7 @@ class MadeUpStopwatch:
 )
 def test_int8_and_float16_are_timed_against_each_other(model, feeds, ratio, name):
     stopwatch = MadeUpStopwatch(ratio)
-    quantize = QuantizeInt8(calibration=feeds, target="tensorrt", stopwatch=stopwatch)
+    quantize = QuantizeInt8(calibration=feeds, target="tensorrt", stopwatch=stopwatch, effort="fast")
     result = Int8OrFloat16(quantize, known_to_pay=True).apply(model)
     ((half, int8),) = stopwatch.asked
     assert result.report.name == name
@@ -264,6 +264,18 @@ def test_int8_and_float16_are_timed_against_each_other(model, feeds, ratio, name
     assert any(wanted in text for text in said)
     of_int8 = [note for note in result.report.notes if "layers in integers" in note]
     assert [note.startswith("int8, not kept: ") for note in of_int8] == [name == "ToFloat16"]
+
+
+@pytest.mark.parametrize(("ratio", "name"), [(1.4, "QuantizeInt8"), (0.9, "ToFloat16")])
+def test_int8_is_not_searched_for_where_float16_is_faster_at_once(model, feeds, ratio, name):
+    stopwatch = MadeUpStopwatch(ratio)
+    quantize = QuantizeInt8(calibration=feeds, target="tensorrt", stopwatch=stopwatch)
+    result = Int8OrFloat16(quantize, known_to_pay=True).apply(model)
+    assert result.report.name == name
+    assert len(stopwatch.asked) == 2  # twice before the search, or once before and once after it
+    said = " ".join([*result.report.notes, *(skipped.reason for skipped in result.report.skipped)])
+    assert f"{ratio:.2f}x on a GPU" in said
+    assert ("layers in integers" in said) == (name == "QuantizeInt8")
 
 
 def test_few_feeds_do_not_make_it_smooth_for_these_feeds_only():

@@ -4,7 +4,8 @@ Split by concern: `tensorrt_flavours` (what a version can do), `_options` and `_
 Building: `_build`, `_profiles`, `_parse` (errors that name ONNX nodes), `_precision`, `_progress`.
 Loading, which needs no ONNX: `_load`, `_refit`. Running: `_run` (a pool of slots), `_slot` (one request),
 `_place` and `_tensors`, `_graphs`, `_shapes`, `_explain`. Memory: `_cuda`, `_memory`, `_staging`,
-`_input_locks`, `_shared`, `_device_output`. For all: `_dialect`, `_caches`, `_log`.
+`_copy_library`, `_input_locks`, `_shared`, `_device_output`. For all: `_dialect`, `_caches`,
+`_kept_engines`, `_log`.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ from edgeinfer.backends.protocol import (
 from edgeinfer.backends.tensorrt_.cuda import Cuda, Gpu, find_gpus
 from edgeinfer.backends.tensorrt_.dialect import DIALECT
 from edgeinfer.backends.tensorrt_.flavours import BUILDERS, INSTALL, Flavour, choose_flavour, find_flavours
+from edgeinfer.backends.tensorrt_.kept_engines import ENGINES
 from edgeinfer.backends.tensorrt_.load import load_engine, new_runtime
 from edgeinfer.backends.tensorrt_.options import TensorRTOptions
 from edgeinfer.backends.tensorrt_.record import NAME as RECORD
+from edgeinfer.backends.tensorrt_.record import BuildRecord
 from edgeinfer.backends.tensorrt_.run import TensorRTRunner
 from edgeinfer.errors import BackendUnavailableError, DeviceError
 
@@ -93,7 +96,7 @@ class TensorRTBackend:
             CompileError: TensorRT refuses the model; it names the node and the reason.
         """
         from edgeinfer.backends.onnx_payload import onnx_files
-        from edgeinfer.backends.tensorrt_.build import build_engine, check_options
+        from edgeinfer.backends.tensorrt_.build import build_engine, check_options, digest_of
 
         chosen = options_from(TensorRTOptions, options.options, backend=NAME).for_compiling()
         flavour = choose_flavour(chosen.flavour)
@@ -101,15 +104,23 @@ class TensorRTBackend:
         index, dla_core = _parse_device(device)
         check_options(flavour, chosen, dla_core)
         gpu = None if chosen.compute_capabilities else _gpu_to_build_on(flavour, index, device)
-        with Cuda.open(gpu.index).current() if gpu is not None else contextlib.nullcontext():
-            engine, record = build_engine(
-                flavour, model, chosen, gpu=gpu, dla_core=dla_core, cache_dir=options.cache_dir
-            )
+
+        def build() -> tuple[bytes | Path, BuildRecord]:
+            with Cuda.open(gpu.index).current() if gpu is not None else contextlib.nullcontext():
+                engine, record = build_engine(
+                    flavour, model, chosen, gpu=gpu, dla_core=dla_core, cache_dir=options.cache_dir
+                )
+            return _content(engine), record
+
+        # What is not compiled to be kept is one of many engines of a search, which come again.
+        kept = not options.trial and options.cache_dir is None and chosen.timing_cache
+        key = (str(flavour), gpu, dla_core, repr(chosen), digest_of(model)) if kept else None
+        engine, record = ENGINES.get(key, build) if kept else build()
         return Payload(
             entry=ENGINE,
             # The weights that were stripped are kept as the ONNX model, from which TensorRT refits them.
             files={
-                ENGINE: _content(engine),
+                ENGINE: engine,
                 RECORD: record.encode(),
                 **(onnx_files(model) if record.stripped else {}),
             },

@@ -23,7 +23,7 @@ from edgeinfer.backends.tensorrt_.tensors import DTYPES
 from edgeinfer.errors import CompileError, OptionsError
 from edgeinfer.model.model import Model
 
-__all__ = ["build_engine", "check_options"]
+__all__ = ["build_engine", "check_options", "digest_of"]
 
 # Options that are plain builder flags: the option, the feature that a version needs for it, the flag.
 _FLAGS = (
@@ -103,6 +103,11 @@ def build_engine(
         dla_core=dla_core,
     )
     return engine, record
+
+
+def digest_of(source: ModelToCompile) -> str:
+    """Return the digest of all that a model computes with."""
+    return Model(source.ir).digest
 
 
 def check_options(flavour: Flavour, options: TensorRTOptions, dla_core: int | None) -> None:

@@ -96,13 +96,15 @@ class TensorRTOptions:
         pin_memory: Page-lock an input array that comes again, until it is freed, and the memory of large
             outputs, so that the GPU copies by itself. Otherwise they are copied once more on the host.
         copy_threads: How many threads copy a large input array that is not page-locked, the caller's
-            included. None: half of the cores, eight at most.
+            included. None: half of the cores, six at most (eight with `copy_library`).
         weight_streaming_budget_bytes: Device memory for weights when they stream. None: TensorRT's choice.
         engine_host_code_allowed: Load engines that carry host code. That code runs with your rights when the
             engine is loaded: a decision to trust its maker.
         runtime_cache: TensorRT-RTX: a file in which the kernels made for this GPU are kept between runs.
             It holds executable code: keep it where only you can write.
         refit_from: An ONNX file of the same graph, whose weights replace the engine's (`refit`).
+        copy_library: The library of `copy_library.build_copy_library`, whose threads copy large inputs
+            without the interpreter's lock. None: threads of Python. It is code: give one that you trust.
         lean_runtime: The library of the lean runtime (`libnvinfer_lean.so.…`) of the version that built the
             engine, for engines built with `exclude_lean_runtime`. It is code: give one that you trust.
     """
@@ -149,6 +151,7 @@ class TensorRTOptions:
     engine_host_code_allowed: bool = _flag(False, **_OF_LOADER)
     runtime_cache: str | None = _option(None, check.optional(check.path), check.as_path, **_OF_LOADER)
     refit_from: str | None = _option(None, check.optional(check.path), check.as_path, **_OF_LOADER)
+    copy_library: str | None = _option(None, check.optional(check.path), check.as_path, **_OF_LOADER)
     lean_runtime: str | None = _option(None, check.optional(check.path), check.as_path, **_OF_LOADER)
 
     def __attrs_post_init__(self) -> None:

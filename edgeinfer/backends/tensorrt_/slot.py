@@ -22,7 +22,6 @@ from edgeinfer.backends.tensorrt_.memory import DeviceBlock, Lease
 from edgeinfer.backends.tensorrt_.place import Place, allocator
 from edgeinfer.backends.tensorrt_.shapes import choose_profile
 from edgeinfer.backends.tensorrt_.shared import Shared
-from edgeinfer.backends.tensorrt_.staging import send_directly, stage
 from edgeinfer.backends.tensorrt_.tensors import EngineTensor, check_place, check_range
 from edgeinfer.errors import InferenceError, InputError
 
@@ -205,16 +204,8 @@ class Slot:
                 if place.inline:
                     np.copyto(place.view, feed, casting="unsafe")
                 else:
-                    self._send(place, feed, self._shared)
+                    self._shared.send(self._cuda, place, feed, self._stream)
         return tuple(on_device)
-
-    def _send(self, place: Place, feed: np.ndarray, shared: Shared) -> None:
-        tensor, locks = place.tensor, shared.locks
-        if not tensor.is_converted and locks is not None and locks.covers(feed):
-            address = int(feed.__array_interface__["data"][0])
-            self._cuda.to_device(place.address, address, place.nbytes, self._stream)
-        elif tensor.is_converted or not send_directly(self._cuda, feed, place.address, self._stream):
-            stage(self._cuda, shared.threads, feed, place, self._stream)
 
     def _take_outputs(self, leases: dict[Place, Lease]) -> None:
         """Borrow memory for the outputs that are not copied by way of the slot's own."""

@@ -18,6 +18,7 @@ In the order of a search:
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import accumulate
 from typing import final
@@ -41,6 +42,9 @@ __all__ = ["FloatFallback"]
 _MOST_GUESSES = 4  # before the search halves what is left
 # Where not the fewest layers are looked for: what is aimed at above the tolerance, and what is near enough.
 _MARGIN_DB, _ENOUGH_DB = 0.5, 4.0
+# A trial that took so long and did not help, as where an engine is built for it, is not followed by smaller
+# ones of its kind.
+_DEAR_S = 10.0
 
 
 @final
@@ -131,13 +135,21 @@ class FloatFallback:
 
         What comes after the placement makes int8 closer to float, not faster.
         """
+        return self._slower_than(given, HOPELESS, "int8, against the given model")
+
+    def behind(self, rival: Model) -> Speedup | None:
+        """Return how fast int8 is where it is no faster than its rival; None where it is, or not measured."""
+        return self._slower_than(rival, 1.0, "int8, against its rival")
+
+    def _slower_than(self, other: Model, ratio: float, what: str) -> Speedup | None:
+        """Return the speed of int8 against another model, found below a ratio twice; else None."""
         plain, _ = self.bench.quantized(Recipe(method="minmax"))
         if not integer_nodes(plain.ir):
             return None
         speed = None
         for _ in range(2):
-            speed = self._compare(given, plain, "int8, against the given model")
-            if speed is None or speed.ratio >= HOPELESS:
+            speed = self._compare(other, plain, what)
+            if speed is None or speed.ratio >= ratio:
                 return None
         return speed
 
@@ -169,7 +181,10 @@ class FloatFallback:
         # All of them, or those that lose most: a float layer among int8 ones needs quantizers around it.
         sizes = dict.fromkeys((len(slow), (len(slow) + 1) // 2, min(len(slow), 1)))
         found: tuple[Speedup, list[LayerGain]] | None = None
+        started = time.perf_counter()
         for size in filter(None, sizes):
+            if found is None and time.perf_counter() - started > _DEAR_S:
+                break
             candidate, _ = self.bench.quantized(plain, [layer.node for layer in slow[:size]])
             speed = self._faster(whole, candidate, f"{size} layers in float that are slower in int8")
             if found is not None and (speed is None or speed.ratio <= found[0].ratio):
@@ -309,12 +324,13 @@ class FloatFallback:
             The layers, and how fast the model is with them.
         """
         bare, _ = self.bench.quantized(whole.recipe, whole.keep_float)
-        while cheap:
+        started, tried = time.perf_counter(), False
+        while cheap and (not tried or time.perf_counter() - started < _DEAR_S):
             candidate, _ = self.bench.quantized(whole.recipe, {*whole.keep_float, *cheap})
             ratio = self._ratio(bare, candidate, f"{len(cheap)} cheap layers in float")
             if ratio >= AS_FAST:
                 return cheap, ratio
-            cheap = cheap[: len(cheap) // 2]
+            cheap, tried = cheap[: len(cheap) // 2], True
         return [], 0.0
 
     def _ratio(self, reference: Model, candidate: Model, what: str) -> float:

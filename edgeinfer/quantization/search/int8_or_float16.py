@@ -43,21 +43,23 @@ class Int8OrFloat16:
         """Apply one of the two; see the class."""
         started = time.perf_counter()
         notes = ReportBuilder()
+        half = ToFloat16().apply(model)
         if self.known_to_pay or _is_here(self.quantize.target):
-            result = self.quantize.apply(model)
+            result = attrs.evolve(self.quantize, rival=half.model).apply(model)
             measured = "speedup" in result.report.data
             if result.report.modified and (measured or self.known_to_pay):
-                return self._the_faster(model, result, started)
+                return self._the_faster(model, half, result, started)
             notes.include(_of_int8(result.report), applied=False)
             if result.report.modified:
                 notes.skip("", f"the gain of int8 on {self.quantize.target} could not be measured")
         else:
             notes.skip("", f"{self.quantize.target} is not here, so that int8 cannot be measured on it")
-        return _float16(model, ToFloat16().apply(model), notes, started)
+        return _float16(model, half, notes, started)
 
-    def _the_faster(self, model: Model, int8: TransformResult, started: float) -> TransformResult:
+    def _the_faster(
+        self, model: Model, half: TransformResult, int8: TransformResult, started: float
+    ) -> TransformResult:
         """Return the faster of int8 and float16, by a measurement on the target; int8 where there is none."""
-        half = ToFloat16().apply(model)
         speed = self._speed(half.model, int8.model)
         if isinstance(speed, NotMeasured):
             note = f"int8 was not timed against float16: {speed.reason}; it is known to pay there"

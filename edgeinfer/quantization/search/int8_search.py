@@ -53,6 +53,7 @@ class SearchOptions:
     measure: bool
     effort: Effort
     feedback: Mapping[str, str] | None
+    rival: Model | None
     stopwatch: Stopwatch | None
     max_bytes: int
 
@@ -111,6 +112,11 @@ class Int8Search:
         slow = fallback.hopeless(self.given) if effort.places else None
         if slow is not None:
             self._told_slower(slow)
+            return None
+        behind = fallback.behind(options.rival) if effort.places and options.rival is not None else None
+        if behind is not None:
+            self.report.data["speedup_over_rival"] = behind.ratio
+            self.report.result(f"stays in float, int8 is not faster than its rival: {behind.describe()}")
             return None
         best = best_recipe(bench, effort, method=options.method, step=self.step, pays=fallback.pays)
         if not best.is_int8:

@@ -59,6 +59,8 @@ class QuantizeInt8(GraphTransform):
             tries everything with all feeds.
         feedback: The output that each input of a recurrent model takes its next value from, by input; empty
             when there is none; None to find that by the feeds and the names.
+        rival: A float model that the result is to beat, such as the same in float16. Where int8 is not faster
+            at first nothing is searched: what comes later brings it closer to float, not ahead.
         stopwatch: What measures time where that is not this machine, or a test's.
         max_bytes: How many bytes of feeds are kept in memory.
         progress: Show the steps; None in a terminal or notebook only. The logger `edgeinfer` has them at
@@ -81,6 +83,7 @@ class QuantizeInt8(GraphTransform):
     measure: bool = attrs.field(default=True, kw_only=True)
     effort: str = attrs.field(default="default", kw_only=True, validator=attrs.validators.in_(EFFORTS))
     feedback: Mapping[str, str] | None = attrs.field(default=None, kw_only=True)
+    rival: Model | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
     stopwatch: Stopwatch | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
     max_bytes: int = attrs.field(default=DEFAULT_KEPT_BYTES, kw_only=True, validator=attrs.validators.ge(0))
     progress: bool | None = attrs.field(default=None, kw_only=True, eq=False)
