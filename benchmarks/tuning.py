@@ -1,6 +1,7 @@
 """Tuning real models: half the float latency with at most one point lost, and a budget that cannot be met.
 
     python benchmarks/tuning.py DATA MODEL BACKEND [--minutes 6] [--folder OUT] [--part 0.5] [--stride 1]
+        [--on ssh://user@host --python PYTHON]
 
 DATA is as for `real_models.py`. The float latency is measured first, on one thread, by processor time; the
 budget is a part of it, and one point of the task's first metric. Everything runs on one thread, so that a
@@ -106,6 +107,8 @@ def main() -> None:
     parser.add_argument("--part", type=float, default=0.5)
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--samples", type=int, default=48)
+    parser.add_argument("--on", help="ssh://user@host of a device that candidates are timed on")
+    parser.add_argument("--python", default="python3", help="of the device")
     parser.add_argument("--folder", type=Path, default=Path("tuning"))
     arguments = parser.parse_args()
     name, target = MODELS[arguments.model], arguments.backend
@@ -122,6 +125,7 @@ def main() -> None:
         noted.write_text(json.dumps(float_ms(model, target, feeds[0], options)))
     base_ms = json.loads(noted.read_text())
     budget = ei.Budget(latency_p50_ms=arguments.part * base_ms, max_drop=POINT)
+    device = ei.devices.connect(arguments.on, python=arguments.python) if arguments.on else None
     started = time.monotonic()
     result = ei.tune(
         model,
@@ -132,6 +136,7 @@ def main() -> None:
         minutes=arguments.minutes,
         journal=run / "journal.jsonl",
         options=options,
+        on=device,
         progress=True,
     )
     result.save_html(run / "report.html")
@@ -141,6 +146,7 @@ def main() -> None:
         "backend": target,
         "float_ms": base_ms,
         "limit_ms": budget.latency_p50_ms,
+        "on": arguments.on,
         "met": result.met,
         "clock": result.clock,
         "tuning_s": result.seconds,

@@ -42,12 +42,15 @@ def _feeds(count: int = 6) -> list[dict[str, np.ndarray]]:
     return [{"x": rng.standard_normal((4, 64)).astype(np.float32)} for _ in range(count)]
 
 
-def _fast(**options: object) -> QuantizeInt8:
-    return QuantizeInt8(calibration=_feeds(), effort="fast", stopwatch=MadeUpTime(lambda _: 2.0), **options)
+def _fast(count: int = 6, **options: object) -> QuantizeInt8:
+    return QuantizeInt8(
+        calibration=_feeds(count), effort="fast", stopwatch=MadeUpTime(lambda _: 2.0), **options
+    )
 
 
-def test_what_the_target_refuses_in_int8_goes_back_to_float():
-    result = _fast(target="openvino").apply(_net())
+@pytest.mark.parametrize("feeds", [1, 2, 6])
+def test_what_the_target_refuses_in_int8_goes_back_to_float(feeds):
+    result = _fast(feeds, target="openvino").apply(_net())
     assert integer_nodes(result.model.ir) == {"into"}
     assert any("refuses" in reason for node, reason in result.report.skipped if node == "out")
     with ei.load(ei.compile(result.model, "openvino")) as session:

@@ -25,6 +25,7 @@ __all__ = ["FLOOR_DB", "Judge", "Tolerance"]
 
 # At 20 dB models were measured to lose about two points of their metric, see docs/quantization.md.
 FLOOR_DB = 20.0
+_LOOP_FEEDS = 4  # in which a state shows the noise of a layer
 _IN_A_ROW = 12  # feeds of a loop; what a state forgets meanwhile does not count
 
 
@@ -180,10 +181,12 @@ class Judge:
         """Return the numbers of the feeds to measure layers on.
 
         A sum over the feeds is often made by a few of them, in which a layer clips what the others do not
-        show. A state is carried from one feed to the next, so that its feeds are the first ones.
+        show. A state is carried from one feed to the next: there the first ones are taken, a few at least.
         """
         every = list(range(len(self.feeds)))
-        if summed and self._loop is None and len(whole.score.noise) == len(every):
+        if self._loop is not None:
+            return every[: max(count, _LOOP_FEEDS)]
+        if summed and len(whole.score.noise) == len(every):
             every.sort(key=lambda number: -whole.score.noise[number])
         return sorted(every[:count])
 

@@ -106,7 +106,7 @@ class TargetCheck:
         whole: Attempt,
         nodes: Collection[str],
         every: Collection[str],
-        feeds: Sequence[int] = range(_FEEDS),
+        feeds: Sequence[int] | None = None,
     ) -> Mapping[str, Score | NotRun]:
         """Return the scores on the target with each layer alone in integers.
 
@@ -115,8 +115,9 @@ class TargetCheck:
             whole: The attempt that they are variants of.
             nodes: The layers.
             every: All layers that the attempt has in integers.
-            feeds: The numbers of the feeds to run.
+            feeds: The numbers of the feeds to run; None for a few.
         """
+        feeds = range(min(_FEEDS, len(self._feeds))) if feeds is None else feeds
         found: dict[str, Score | NotRun] = {}
         for node in nodes:
             others = {*whole.keep_float, *every} - {node}
