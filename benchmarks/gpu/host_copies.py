@@ -169,9 +169,10 @@ def host_part(
     folder: Path,
     names: list[str],
     options: Mapping[str, Any],
+    seconds: float = SECONDS,
     precisions: tuple[str, ...] = ("float16",),
 ) -> None:
-    """Check, then measure each model at each batch."""
+    """Check, then measure each model at each batch, each way for so many seconds at most."""
     results.step(lambda: check(options), step="check", check="host copies")
     library = results.scratch / "libedgeinfer_copy.so"
     results.step(lambda: {"file": build_copy_library(library)}, step="build of the copy library")
@@ -193,7 +194,7 @@ def host_part(
         for batch in BATCHES if path.exists() else ():
             results.step(
                 lambda path=path, name=name, batch=batch: measure(
-                    path, SHAPES[name], batch, latency, SECONDS, library=library if library.exists() else None
+                    path, SHAPES[name], batch, latency, seconds, library=library if library.exists() else None
                 ),
                 step="host",
                 batch=batch,

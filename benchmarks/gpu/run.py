@@ -24,7 +24,7 @@ from pathlib import Path
 
 from checks import check_running, conformance_checks, options_for_flavour
 from host_copies import MODELS as HOST_MODELS
-from host_copies import host_part, host_table
+from host_copies import SECONDS, host_part, host_table
 from model_table import measure, peer, prepared, table
 from models import ONE_AT_A_TIME, PRECISIONS, available, open_model
 from precisions import VARIANTS, Prepared, precision_part, precision_table, prepare_part
@@ -70,7 +70,8 @@ def main() -> None:
         results.step(lambda: conformance_checks(results, options), step="conformance process")
         check_running(results, options)
     if "host" in parts:
-        host_part(results, given.models, chosen, options)
+        seconds = SECONDS if given.part == "host" else SECONDS / 4
+        host_part(results, given.models, chosen, options, seconds)
         finish(results, host_table(results.rows))
     if {"peers", "precisions"} & {*parts}:
         models = prepare_part(results, given.models, chosen, given.samples, folder)

@@ -117,10 +117,13 @@ def test_several_callers_at_once_get_their_own(library: Path, monkeypatch: pytes
     assert wrong == []
 
 
-def test_what_the_driver_refuses_is_an_error(fake: SimpleNamespace, library: Path) -> None:
-    with load(library, copy_threads=2) as session:
+@pytest.mark.parametrize(("threads", "sent"), [(1, 1), (3, 0)])
+def test_what_the_driver_refuses_is_an_error(
+    fake: SimpleNamespace, library: Path, threads: int, sent: int
+) -> None:
+    with load(library, copy_threads=threads) as session:
         session.infer({"x": rows(0, 4)})
-        fake.cuda.fail_copy_in = 1
+        fake.cuda.fail_copy_in = sent  # with helpers all pieces may go in one call
         with pytest.raises(InferenceError, match="refuses a copy") as caught:
             session.infer({"x": rows(1, 4)})
         assert caught.value.facts["cuda_error"] == 1

@@ -26,7 +26,7 @@
 #define RELAX() ((void)0)
 #endif
 
-enum { MOST_PIECES = 64, VERSION = 1, AHEAD = 2048 };
+enum { MOST_PIECES = 64, VERSION = 1, AHEAD = 2048 /* bytes */ };
 
 /* cuMemcpyHtoDAsync_v2 of the driver; 0 is success. */
 typedef int (*send_fn)(uint64_t device, const void *host, size_t size, void *stream);

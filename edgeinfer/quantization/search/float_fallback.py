@@ -182,8 +182,8 @@ class FloatFallback:
         sizes = dict.fromkeys((len(slow), (len(slow) + 1) // 2, min(len(slow), 1)))
         found: tuple[Speedup, list[LayerGain]] | None = None
         started = time.perf_counter()
-        for size in filter(None, sizes):
-            if found is None and time.perf_counter() - started > _DEAR_S:
+        for trial, size in enumerate(filter(None, sizes)):
+            if trial and found is None and time.perf_counter() - started > _DEAR_S:
                 break
             candidate, _ = self.bench.quantized(plain, [layer.node for layer in slow[:size]])
             speed = self._faster(whole, candidate, f"{size} layers in float that are slower in int8")
