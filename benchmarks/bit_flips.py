@@ -6,7 +6,7 @@ FLIPS (1,000) bits are flipped one at a time at random places, each file as ofte
 in an artifact, which `Artifact.open` reads; a third in a repository with two releases, which is read as a
 device does, from the root of trust to the last byte; the rest in assignments, reports and the journal of a
 device. A flip is *noticed* when a typed error comes out, and *without effect* when what was read is equal to
-what was written in every field, such as white space in JSON. Anything else is *missed*; the first are printed.
+what was written in every field, such as white space in JSON. Anything else is *missed*, and printed.
 """
 
 from __future__ import annotations
