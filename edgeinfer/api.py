@@ -13,6 +13,7 @@ from edgeinfer.artifact.artifact import Artifact
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import OptionsError, TransformOptionError
 from edgeinfer.graph.build import compile_model
+from edgeinfer.graph.confined import Limits, compile_confined
 from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.recipe import hand_down, recipe
 from edgeinfer.transforms.contract import GIVEN_KEY, Transform
@@ -112,6 +113,7 @@ def compile(  # noqa: A001 (the verb of the design)
     options: object = None,
     cache_dir: str | os.PathLike[str] | None = None,
     backend: Target | str | None = None,
+    limits: Limits | Mapping[str, Any] | bool | None = None,
 ) -> Artifact:
     """Compile a model for a target.
 
@@ -125,6 +127,9 @@ def compile(  # noqa: A001 (the verb of the design)
             model was tuned with.
         cache_dir: A folder for the runtime's caches.
         backend: Another name of `target`.
+        limits: For a model that you do not trust, given by its path or bytes: read and compile it in a child
+            process of limited time and memory. True: 120 s and 4 GiB; others as `{"timeout_s": 10,
+            "max_bytes": 1 << 30}`. See docs/security.md for what this does not do.
 
     Returns:
         The Artifact, in memory; `save` writes it.
@@ -132,11 +137,23 @@ def compile(  # noqa: A001 (the verb of the design)
     Raises:
         ModelError: The model cannot be read, or takes or gives something else than tensors.
         BackendError: The backend is unknown or not available, or the device or an option is.
-        CompileError: The runtime refused the model.
+        CompileError: The runtime refused the model, or a limit was reached.
     """
     if target is not None and backend is not None:
         raise OptionsError(
             "`backend` is another name of `target`; give one of them.", found=f"{target!r} and {backend!r}"
         )
     chosen = target if target is not None else backend
+    if limits is not None and limits is not False:
+        if cache_dir is not None or not (options is None or isinstance(options, Mapping)):
+            raise OptionsError(
+                "A confined compiler takes options as a mapping, and no cache.", where="compile, limits"
+            )
+        return compile_confined(
+            model,
+            str(chosen) if chosen is not None else None,
+            Limits.of(limits),
+            device=device,
+            options=options,
+        )
     return compile_model(model, chosen, device=device, options=options, cache_dir=cache_dir)

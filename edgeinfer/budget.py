@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
@@ -23,6 +24,7 @@ __all__ = ["Budget", "Violation", "format_bytes", "parse_bytes"]
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)}
 _UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)}
+_MOST_BYTES = 1 << 63  # more is no size, and larger integers are no floats
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)\s*")
 
 
@@ -40,7 +42,7 @@ def parse_bytes(value: object, *, name: str = "size") -> int:
         match = _SIZE.fullmatch(value)
         factor = _UNITS.get(match[2].upper()) if match else None
         found = float(match[1]) * factor if match is not None and factor is not None else None
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 <= found < math.inf:
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 <= found <= _MOST_BYTES:
         raise OptionsError(
             "That is not a size.",
             where=name,
@@ -65,8 +67,12 @@ def _size_of(name: str) -> Callable[[object], int | None]:
 
 def _number(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     least, strict = _LEAST[attribute.name]
+    if value is None:
+        return
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is None or (number and math.isfinite(value) and (value > least if strict else value >= least)):  # type: ignore[arg-type,operator]
+    # Not math.isfinite, which an int above all floats makes fail.
+    finite = number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+    if finite and (value > least if strict else value >= least):  # type: ignore[operator]
         return
     expected = "a finite number" if least == -math.inf else f"{'more than' if strict else 'at least'} {least}"
     raise OptionsError(

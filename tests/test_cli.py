@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import os
@@ -56,6 +57,31 @@ def fails(capsys, *arguments) -> str:
     assert captured.err.startswith("error: ")
     assert "Traceback" not in captured.err
     return captured.err
+
+
+@pytest.mark.parametrize(
+    ("installed", "told"),
+    [
+        ({}, "not installed"),
+        ({"onnxruntime": "1.32"}, "1.32"),
+        ({"onnxruntime-gpu": "1.31"}, "onnxruntime-gpu 1.31"),
+        (
+            {"onnxruntime": "1.32", "onnxruntime-gpu": "1.31"},
+            "1.32, onnxruntime-gpu 1.31; they are one folder",
+        ),
+    ],
+)
+def test_doctor_tells_builds_of_onnxruntime_apart(installed, told, monkeypatch):
+    from edgeinfer.cli import doctor
+
+    def version(name: str) -> str:
+        try:
+            return installed[name]
+        except KeyError:
+            raise importlib.metadata.PackageNotFoundError(name) from None
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert doctor._version("onnxruntime").startswith(told)
 
 
 def test_doctor(capsys):

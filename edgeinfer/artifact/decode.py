@@ -9,6 +9,7 @@ cattrs does this and more, but importing it and generating its code takes 60 ms 
 from __future__ import annotations
 
 import functools
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -199,6 +200,8 @@ def _simple(kind: type, value: Any) -> Any:
     # An int is a float, too; else the type is exact, so that True is no int and "12" no number.
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise TypeError(f"{value!r} is not of type {kind.__name__}")
+    if type(value) is int and kind is float and abs(value) > sys.float_info.max:
+        raise ValueError("the number is larger than any float")
     return value
 
 

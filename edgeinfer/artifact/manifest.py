@@ -319,9 +319,7 @@ def _spec(value: Any) -> TensorSpec:
 
 
 def _exactly(value: Any, kind: type) -> Any:
-    """Refuse what a conversion would bend into the type: "12", True or 1.5 for an int, 5 for a str."""
-    if kind is float and type(value) is int:
-        return value
+    """Refuse what a conversion would bend into the type, such as 5 for a str."""
     if type(value) is not kind:
         raise TypeError(f"{value!r} is not of type {kind.__name__}")
     return value
@@ -337,7 +335,7 @@ def _spec_fields(spec: TensorSpec) -> dict[str, object]:
 
 
 def _golden(value: Any) -> Golden:
-    return Golden(rtol=_exactly(value["rtol"], float), atol=_exactly(value["atol"], float))
+    return Golden(rtol=decode(float, value["rtol"]), atol=decode(float, value["atol"]))
 
 
 def _signature_fields(signature: Signature) -> dict[str, object]:

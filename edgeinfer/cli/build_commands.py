@@ -49,6 +49,8 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--device", help="the device name within the backend")
     parser.add_argument("-o", "--output", metavar="OUT",
                         help="the directory to write (default: MODEL with .edge)")  # fmt: skip
+    parser.add_argument("--untrusted", action="store_true",
+                        help="read and compile it in a child process of limited time and memory")  # fmt: skip
     add_options(parser)
     add_json(parser)
     parser.set_defaults(run=compile_model)
@@ -92,7 +94,11 @@ def compile_model(arguments: argparse.Namespace) -> None:
     import edgeinfer as ei
 
     artifact = ei.compile(
-        arguments.model, arguments.backend, device=arguments.device, options=option_values(arguments)
+        arguments.model,
+        arguments.backend,
+        device=arguments.device,
+        options=option_values(arguments),
+        limits=arguments.untrusted,
     )
     saved = artifact.save(arguments.output or Path(arguments.model).with_suffix(".edge"))
     if arguments.json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 from typing import Any
 
@@ -21,6 +22,10 @@ _PACKAGES = (
     "tensorrt",
     "mlcommons-loadgen",
 )
+# Builds of ONNX Runtime are distributions of their own, and all of them fill the folder `onnxruntime`.
+_BUILDS = {
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn")
+}
 
 
 def add_commands(commands: Commands) -> None:
@@ -115,7 +120,16 @@ def _advice(backend: dict[str, Any]) -> str:
 
 
 def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    """Say which version is installed; of ONNX Runtime also which build, and whether there are several."""
+    found = {}
+    for package in (name, *_BUILDS.get(name, ())):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    if not found:
         return "not installed"
+    told = ", ".join(
+        version if package == name else f"{package} {version}" for package, version in found.items()
+    )
+    if len(found) > 1:
+        told += "; they are one folder: uninstall all, then install the one that you want"
+    return told

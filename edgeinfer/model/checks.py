@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import graphlib
+from collections.abc import Collection, Iterable, Mapping
 
 import onnx
 import onnx_ir as ir
@@ -13,6 +15,7 @@ from edgeinfer.errors import InvalidModelError, UnsupportedModelError
 
 __all__ = [
     "MIN_OPSET",
+    "check_functions",
     "check_graph",
     "check_opset",
     "check_sizes",
@@ -25,6 +28,8 @@ MIN_OPSET = 7
 # No tensor of a model that fits a device has more elements than this; larger shapes are attacks or defects
 # (a dimension of 2**62 makes one runtime's compiler hang).
 MAX_ELEMENTS = 1 << 40
+# The largest models have some ten thousand.
+MAX_NODES = 1 << 20
 
 
 def check_opset(model: ir.Model) -> None:
@@ -42,6 +47,48 @@ def check_opset(model: ir.Model) -> None:
             found=f"opset {opset}",
             hint="Upgrade the onnx package." if opset > newest else "Export the model with a newer opset.",
         )
+
+
+def check_functions(model: ir.Model) -> None:
+    """Refuse functions that call each other in a circle, or that make very many nodes when they are inlined.
+
+    A dozen functions of ten calls each are a trillion nodes ("billion laughs"), on which the ONNX checker,
+    which looks into every call, does not come to an end.
+
+    Raises:
+        InvalidModelError: There are such functions.
+    """
+    functions = {function.identifier(): function for function in model.functions.values()}
+    if not functions:
+        return
+    called = {name: _calls(function.all_nodes(), functions) for name, function in functions.items()}
+    sizes: dict[ir.OperatorIdentifier, int] = {}
+    try:
+        for name in graphlib.TopologicalSorter(called).static_order():
+            sizes[name] = min(_size(functions[name].all_nodes(), sizes), MAX_NODES + 1)
+    except graphlib.CycleError as error:
+        raise InvalidModelError(
+            "Functions of the model call each other in a circle.",
+            where=" -> ".join(f"{name[0]}::{name[1]}" for name in error.args[1]),
+            hint="ONNX has no recursion; use Loop.",
+        ) from error
+    if _size(model.graph.all_nodes(), sizes) > MAX_NODES:
+        raise InvalidModelError(
+            "The functions of the model make too many nodes.",
+            expected=f"at most {MAX_NODES:,} after inlining",
+            found="more",
+            hint="No model of use is like that; where is it from?",
+        )
+
+
+def _calls(
+    nodes: Iterable[ir.Node], functions: Collection[ir.OperatorIdentifier]
+) -> set[ir.OperatorIdentifier]:
+    return {node.op_identifier() for node in nodes} & set(functions)
+
+
+def _size(nodes: Iterable[ir.Node], sizes: Mapping[ir.OperatorIdentifier, int]) -> int:
+    return sum(sizes.get(node.op_identifier(), 1) for node in nodes)
 
 
 def name_nodes(model: ir.Model) -> None:

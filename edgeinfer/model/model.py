@@ -23,6 +23,7 @@ from edgeinfer.display import Table
 from edgeinfer.errors import InvalidModelError, ModelError, ModelLoadError, UnsupportedModelError
 from edgeinfer.model.canonical import canonical_digest
 from edgeinfer.model.checks import (
+    check_functions,
     check_graph,
     check_opset,
     check_sizes,
@@ -106,6 +107,7 @@ class Model:
             UnsupportedModelError: The opset is too old or too new.
         """
         check_opset(model)
+        check_functions(model)
         name_nodes(model)
         free_dimensions(model)
         check_types(model)

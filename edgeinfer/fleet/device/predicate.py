@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceFacts", "Predicate", "check_specifier", "satisfies"]
 
-_CLAUSE = re.compile(r"\s*(>=|<=|==|!=|<|>)\s*(\d+(?:\.\d+)*)\s*\Z")
+_CLAUSE = re.compile(r"\s*(>=|<=|==|!=|<|>)\s*(\d{1,9}(?:\.\d{1,9})*)\s*\Z")
 _RELEASE = re.compile(r"\d+(?:\.\d+)*")
 
 
@@ -89,7 +89,8 @@ class Predicate:
     backend: str | None = None
     runtime: str | None = attrs.field(default=None, validator=_specifier)
     memory_bytes: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(attrs.validators.ge(0))
+        default=None,
+        validator=attrs.validators.optional([attrs.validators.ge(0), attrs.validators.le(1 << 63)]),
     )
     device_class: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 

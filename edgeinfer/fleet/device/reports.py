@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, final
 
 import attrs
 
-from edgeinfer.artifact.decode import Hooks, encode
+from edgeinfer.artifact.decode import Hooks, decode, encode
 from edgeinfer.fleet.device.documents import canonical_json, decode_document, parse_document
 from edgeinfer.fleet.device.histogram import Histogram
 from edgeinfer.fleet.device.phases import Phase
@@ -133,9 +133,7 @@ def _code(body: bytes, key: bytes) -> str:
 def _metric(value: Any) -> Metric:
     if isinstance(value, dict):
         return Histogram.from_dict(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{value!r} is no number and no histogram")
-    return float(value)
+    return float(decode(float, value))
 
 
 _ENCODE: Hooks = {Phase: lambda phase: phase.value, Histogram: Histogram.to_dict}
