@@ -293,7 +293,7 @@ def _change_members(connection: sa.Connection, batch: _Batch, facts: Mapping[int
             elif key not in batch.ahead:
                 for heard in told:
                     after = absorb(after, heard, release=row["release"], retries=row["retries"])
-            elif not batch.slots[key].epoch:  # the database forgot its documents, and issues none anew
+            elif not batch.slots[key].epoch:  # the database forgot its documents
                 after = adopt(before, told[-1], release=row["release"])
             changes.append((before, after))
     change_members(connection, changes)
