@@ -13,7 +13,7 @@ from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.operator.member import GRACE_S, Generation, Member
 from edgeinfer.fleet.operator.outcomes import Motion, Outcome
 
-__all__ = ["RETRYABLE", "Heard", "absorb"]
+__all__ = ["RETRYABLE", "Heard", "absorb", "adopt"]
 
 # Codes of failures that may be gone the next time: nothing about the release is known from them.
 RETRYABLE = frozenset(
@@ -78,6 +78,20 @@ def absorb(member: Member, heard: Heard, *, release: str, retries: int) -> Membe
     if member.motion in (Motion.BACK, Motion.KEPT) and heard.generation >= member.back and heard.phase.final:
         has_it = heard.generation == member.back and heard.digest == member.target
         return _kept(member, heard, retries) if has_it else attrs.evolve(member, motion=Motion.REVERTED)
+    return member
+
+
+def adopt(member: Member, heard: Heard, *, release: str) -> Member:
+    """Return what a device is that waits in a rollout, and has its release by a document that was forgotten.
+
+    Args:
+        member: What it was: the database came from a backup.
+        heard: The report.
+        release: The rollout's release.
+    """
+    waits = member.motion is Motion.STILL and member.outcome in (Outcome.WAITING, Outcome.OFFLINE)
+    if waits and heard.phase is Phase.COMMITTED and heard.digest == release:
+        return attrs.evolve(member, outcome=Outcome.SUCCESS, target=release, heard_at=heard.at)
     return member
 
 

@@ -15,6 +15,7 @@ from edgeinfer.fleet.operator.store.stepping import withdrawn_of
 __all__ = ["Publisher", "Shelf", "document_of"]
 
 _BATCH = 500
+_PUBLICATIONS = 2**40  # more than there ever are in an epoch
 _CHANGED = (
     sa.select(devices)
     .where(devices.c.wanted != devices.c.published, devices.c.deleted_at.is_(None))
@@ -66,7 +67,7 @@ class Publisher:
     def is_behind(self, database: Database) -> bool:
         """Whether the database knows less than was published: it came from a backup."""
         with database.reading() as connection:
-            return self._shelf.anchor() > value_of(connection, "published")
+            return self._shelf.anchor() > _anchor(connection)
 
     def notice_restore(self, database: Database) -> bool:
         """Raise the epoch if the database knows less than was published: it came from a backup.
@@ -75,11 +76,13 @@ class Publisher:
         """
 
         def work(connection: sa.Connection) -> bool:
-            known = value_of(connection, "published")
-            if self._shelf.anchor() <= known:
+            if self._shelf.anchor() <= _anchor(connection):
                 return False
-            raise_value(connection, "published", self._shelf.anchor())
-            epoch = raise_value(connection, "epoch", max(1, value_of(connection, "epoch")) + 1)
+            highest, published = divmod(self._shelf.anchor(), _PUBLICATIONS)
+            raise_value(connection, "published", published)
+            # Above the epoch that was published last, too: the same backup may have been restored before.
+            highest = max(1, highest, value_of(connection, "epoch"))
+            epoch = raise_value(connection, "epoch", highest + 1)
             # The same again, above all that was issued since the backup; but what was withdrawn stays an old
             # document, which a device that has gone on does not take up.
             its_class = sa.select(devices.c.device_class).where(devices.c.device == slots.c.device)
@@ -116,8 +119,14 @@ class Publisher:
         connection.execute(
             sa.update(devices).where(devices.c.device.in_(names)).values(published=devices.c.wanted)
         )
-        self._shelf.set_anchor(next_value(connection, "published"))
+        next_value(connection, "published")
+        self._shelf.set_anchor(_anchor(connection))
         return len(rows)
+
+
+def _anchor(connection: sa.Connection) -> int:
+    """Return the number that grows with each publication, and with the epoch."""
+    return value_of(connection, "epoch") * _PUBLICATIONS + value_of(connection, "published")
 
 
 def document_of(row: sa.RowMapping, found: list[sa.RowMapping], now: int) -> SignedAssignments:

@@ -13,7 +13,7 @@ from edgeinfer.fleet.operator.evidence import Tallies
 from edgeinfer.fleet.operator.outcomes import Counts, Motion, Outcome
 from edgeinfer.fleet.operator.pictures import legend, stacked
 from edgeinfer.fleet.operator.planner import judge_stage
-from edgeinfer.fleet.operator.record import Record
+from edgeinfer.fleet.operator.record import Record, State
 from edgeinfer.fleet.operator.verdicts import Judgement
 
 __all__ = ["RolloutStatus", "status_of"]
@@ -105,8 +105,10 @@ class RolloutStatus:
         record = self.record
         if stage > record.stage:
             return "not opened"
-        if stage < record.stage:
+        if stage < record.stage or record.state is State.COMPLETED:
             return "passed"
+        if record.state in (State.ROLLED_BACK, State.ABORTED, State.SUPERSEDED):
+            return "ended"
         if record.soak_started_at is None:
             return f"open for {format_duration(self.now - record.stage_started_at)}"
         soaked = self.now - record.soak_started_at

@@ -117,6 +117,15 @@ def test_the_command_line(fleet, tmp_path, capsys):
     assert "d39" in run("devices", folder)
     assert "59 devices" in run("rollout", "plan", folder, release.digest, "--stage", "count=20", code=2)
     assert "no such rollout" in run("rollout", "pause", folder, "9", code=2)
+    said = run("site", folder, "s", "--timezone", "Europe/Berlin", "--window", "20:00-06:00,sat,sun",
+               "--max-in-flight", "3")  # fmt: skip
+    assert said == "site s (Europe/Berlin): 20:00-06:00 sat, sun; 3 at once\n"
+    stages = ["--stage", "count=20,shadow=yes", "--stage", "percent=100", "--gate", "FailureRate:0.14"]
+    assert "rollout 3 is planned" in run("rollout", "plan", folder, release.digest[:8], *stages)
+    assert "RUNNING" in run("rollout", "start", folder, "3")
+    assert "withdrawn from all devices" in run("quarantine", folder, release.digest[:8], "--reason", "smoke")
+    run("run", folder, "--once")
+    assert "ABORTED" in run("rollout", "status", folder, "3")
 
 
 def test_names_are_where_the_design_has_them():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edgeinfer.fleet import FailureRate, MaintenanceWindow, Rejected, Site, Stage
 from edgeinfer.fleet.device.phases import Phase
-from edgeinfer.fleet.operator.absorb import Heard, absorb
+from edgeinfer.fleet.operator.absorb import Heard, absorb, adopt
 from edgeinfer.fleet.operator.evidence import Cell, Tallies
 from edgeinfer.fleet.operator.member import Member
 from edgeinfer.fleet.operator.outcomes import Counts, Motion, Outcome
@@ -182,6 +182,18 @@ def test_a_device_that_went_on_after_the_backup_is_given_the_release_again():
     assert after(known, heard(Phase.IDLE, (0, 0))) == DONE  # reflashed: it has a document already
     in_time = attrs.evolve(known, start_before=NOW + 60)
     assert after(in_time, heard(Phase.COMMITTED, (1, 9), digest=OLD)) == DONE  # it may take the document up
+
+
+def test_a_device_that_has_the_release_by_a_document_that_was_forgotten_counts_as_having_it():
+    waits = member(outcome=Outcome.WAITING, motion=Motion.STILL, exposures=0, epoch=0, number=0)
+    for phase, digest, outcome in (
+        (Phase.COMMITTED, NEW, Outcome.SUCCESS),
+        (Phase.COMMITTED, OLD, Outcome.WAITING),
+        (Phase.SOAKING, NEW, Outcome.WAITING),
+    ):
+        assert adopt(waits, heard(phase, digest=digest), release=NEW).outcome is outcome
+    on_its_way = member()
+    assert adopt(on_its_way, heard(Phase.COMMITTED, (1, 9), digest=NEW), release=NEW) == on_its_way
 
 
 def test_a_device_that_could_not_go_back_has_the_release():

@@ -37,9 +37,11 @@ def at_rest(world: World, number: int) -> bool:
     if record.state not in (*ENDED, State.PAUSED, State.HELD, State.FAILED):
         return False
     with world.database.reading() as connection:
-        total = load_tallies(connection, number).counts(lambda _: True)
-    waits = record.state is State.COMPLETED and not record.withdrawn and total.eligible
-    return not total.in_flight and not waits
+        tallies = load_tallies(connection, number)
+    # Who is eligible gets the release also after the end, but for classes that it is withdrawn for.
+    allowed = tallies.counts(lambda cell: not {cell.device_class, "*"} & record.withdrawn)
+    waits = record.state is State.COMPLETED and allowed.eligible
+    return not tallies.counts(lambda _: True).in_flight and not waits
 
 
 def _knows(world: World, device: SimulatedDevice) -> bool:

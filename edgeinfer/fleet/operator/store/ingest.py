@@ -18,7 +18,7 @@ from edgeinfer.errors import FleetError
 from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.device.reports import Report, SignedReport
 from edgeinfer.fleet.errors import DocumentError
-from edgeinfer.fleet.operator.absorb import Heard, absorb
+from edgeinfer.fleet.operator.absorb import Heard, absorb, adopt
 from edgeinfer.fleet.operator.figures import SERVING, figures_by_model
 from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.store.comparisons import save_figures, update_changes
@@ -285,15 +285,16 @@ def _change_members(connection: sa.Connection, batch: _Batch, facts: Mapping[int
     for part in chunks(sorted({device for device, _ in batch.heard})):
         for before in members_of_devices(connection, part, of_interest):
             row = facts.get(before.rollout)
-            if row is not None and (before.device, row["model"]) in batch.ahead:
-                continue  # an answer to what this database never said tells nothing about the rollout
-            told = () if row is None else batch.heard.get((before.device, row["model"]), ())
+            key = (before.device, "" if row is None else row["model"])
+            told = batch.heard.get(key, ())
+            after = before
             if row is None or not told:  # whatever a device says, it is not silent
                 after = attrs.evolve(before, heard_at=batch.now) if before.motion.in_flight else before
-            else:
-                after = before
+            elif key not in batch.ahead:
                 for heard in told:
                     after = absorb(after, heard, release=row["release"], retries=row["retries"])
+            elif not batch.slots[key].epoch:  # the database forgot its documents
+                after = adopt(before, told[-1], release=row["release"])
             changes.append((before, after))
     change_members(connection, changes)
     let_stay(connection, changes, batch.slots, facts)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 import sqlalchemy as sa
 
+from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.operator.member import Generation, Member
 from edgeinfer.fleet.operator.outcomes import Motion, Outcome
 from edgeinfer.fleet.operator.record import State
@@ -45,9 +46,13 @@ def answer_again(
         wanted, known = {}, releases_of(connection, model)
         for device, its_model in ahead:
             slot = slots[device, its_model]
-            if its_model != model or not slot.epoch:
+            if its_model != model:
                 continue
-            if is_withdrawn(known, slot.release, classes[device]) and slot.running != slot.release:
+            withdrawn = is_withdrawn(known, slot.running, classes[device])
+            if not slot.epoch:  # its documents were forgotten: it is to run what it has
+                if slot.phase == Phase.COMMITTED.value and slot.running in known and not withdrawn:
+                    wanted[device] = Wanted(release=slot.running, version=version_of(known, slot.running))
+            elif is_withdrawn(known, slot.release, classes[device]) and slot.running != slot.release:
                 # It has gone on to something else, and stays there.
                 wanted[device] = Wanted(release=slot.running, version=version_of(known, slot.running))
             else:
