@@ -24,7 +24,7 @@ import edgeinfer as ei
 from edgeinfer.cli import main
 from edgeinfer.cli.run_commands import write_arrays
 from edgeinfer.npz import write_npz
-from edgeinfer.transforms import contract
+from edgeinfer.transforms import contract, pipeline
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[N, 2] x) => (float[N, 3] y) <float[2, 3] w = {1, 2, 3, 4, 5, 6}> {
@@ -293,7 +293,7 @@ def test_files_of_inputs_are_never_unpickled(capsys, edge, tmp_path):
     assert "not a file of numpy arrays" in fails(capsys, "run", edge, "--input", tmp_path / "evil.npz")
 
 
-@pytest.mark.parametrize("name", sorted(set(ei.transforms.__all__) - set(contract.__all__)))
+@pytest.mark.parametrize("name", sorted({*ei.transforms.__all__} - {*contract.__all__, *pipeline.__all__}))
 def test_every_transform_can_be_named(capsys, net, tmp_path, name):
     """It is made, or refuses that it was given no arguments; never is it unknown."""
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32))

@@ -137,11 +137,11 @@ def parse_transform(text: str) -> Any:
 def _transforms() -> dict[str, Any]:
     """Return the transforms by name: all that is public beside the contract itself."""
     from edgeinfer import transforms
-    from edgeinfer.transforms import contract
+    from edgeinfer.transforms import contract, pipeline
 
     found = {name: getattr(transforms, name) for name in transforms.__all__}
     return {
         name: value
         for name, value in found.items()
-        if hasattr(value, "apply") and value.__module__ != contract.__name__
+        if hasattr(value, "apply") and value.__module__ not in (contract.__name__, pipeline.__name__)
     }
