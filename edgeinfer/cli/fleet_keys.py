@@ -15,9 +15,17 @@ from edgeinfer.errors import OptionsError
 if TYPE_CHECKING:
     from securesystemslib.signer import Key
 
+    from edgeinfer.fleet.operator.fleet import Fleet
     from edgeinfer.fleet.operator.repository import Repository
 
-__all__ = ["add_commands", "add_fleet", "fleet_of", "say_missing"]
+__all__ = [
+    "add_commands",
+    "add_fleet",
+    "add_fleet_and_database",
+    "fleet_of",
+    "opened_fleet",
+    "say_missing",
+]
 
 _ROLES = ("root", "targets", "releases", "snapshot", "timestamp", "assignments")
 
@@ -28,6 +36,23 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
         "fleet", metavar="FLEET", help="the fleet's folder, or a URL such as s3://bucket/fleet with --keys"
     )
     parser.add_argument("--keys", metavar="FOLDER", help="the folder of the keys (default: FLEET/keys)")
+
+
+def add_fleet_and_database(parser: argparse.ArgumentParser) -> None:
+    """Add the fleet, its keys and its database."""
+    add_fleet(parser)
+    parser.add_argument(
+        "--database",
+        metavar="URL",
+        help="a path (SQLite) or a URL such as postgresql+psycopg://host/fleet (default: FLEET/fleet.db)",
+    )
+
+
+def opened_fleet(arguments: argparse.Namespace) -> Fleet:
+    """Return the fleet that the arguments name, with its database."""
+    from edgeinfer.fleet.operator.opening import open_fleet
+
+    return open_fleet(arguments.fleet, keys=arguments.keys, database=arguments.database)
 
 
 def fleet_of(arguments: argparse.Namespace) -> Repository:

@@ -7,12 +7,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from edgeinfer.cli.console import Commands, add_json, print_json, print_line, print_table
-from edgeinfer.cli.fleet_keys import add_fleet
+from edgeinfer.cli.fleet_keys import add_fleet_and_database, opened_fleet
 from edgeinfer.cli.inputs import number, whole_number
 from edgeinfer.errors import OptionsError
 
 if TYPE_CHECKING:
-    from edgeinfer.fleet.operator.fleet import Fleet
     from edgeinfer.fleet.operator.rollout import Rollout
 
 __all__ = ["add_commands"]
@@ -92,31 +91,22 @@ def _add_rollout(commands: Commands) -> None:
 
 
 def _add(parser: argparse.ArgumentParser, *, rollout: bool = False) -> None:
-    add_fleet(parser)
-    parser.add_argument("--database", metavar="URL",
-                        help="a path (SQLite) or a URL such as postgresql+psycopg://host/fleet "
-                        "(default: FLEET/fleet.db)")  # fmt: skip
+    add_fleet_and_database(parser)
     if rollout:
         parser.add_argument("rollout", type=whole_number(1), metavar="NUMBER", help="the rollout's number")
-
-
-def _fleet(arguments: argparse.Namespace) -> Fleet:
-    from edgeinfer.fleet.operator.opening import open_fleet
-
-    return open_fleet(arguments.fleet, keys=arguments.keys, database=arguments.database)
 
 
 def _rollout(arguments: argparse.Namespace) -> Rollout:
     from edgeinfer.fleet.operator.rollout import Rollout
 
-    found = Rollout(_fleet(arguments).database, arguments.rollout)
+    found = Rollout(opened_fleet(arguments).database, arguments.rollout)
     _ = found.record  # or say that there is none
     return found
 
 
 def devices(arguments: argparse.Namespace) -> None:
     """List the devices."""
-    with _fleet(arguments) as fleet:
+    with opened_fleet(arguments) as fleet:
         if arguments.json or arguments.drifted:
             rows = fleet.devices.drifted() if arguments.drifted else list(fleet.devices)
             print_json([dict(row) for row in rows])
@@ -126,7 +116,7 @@ def devices(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Be the controller."""
-    with _fleet(arguments) as fleet:
+    with opened_fleet(arguments) as fleet:
         if arguments.once:
             print_line(f"{fleet.tick()} changes")
         else:
@@ -135,7 +125,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def plan(arguments: argparse.Namespace) -> None:
     """Plan a rollout."""
-    with _fleet(arguments) as fleet:
+    with opened_fleet(arguments) as fleet:
         rollout = fleet.rollout(
             fleet.find_release(arguments.release),
             stages=arguments.stage,
@@ -159,7 +149,7 @@ def change(arguments: argparse.Namespace) -> None:
 def status(arguments: argparse.Namespace) -> None:
     """Print where rollouts stand."""
     if arguments.rollout is None:
-        with _fleet(arguments) as fleet:
+        with opened_fleet(arguments) as fleet:
             found = [rollout.status() for rollout in fleet.rollouts]
     else:
         found = [_rollout(arguments).status()]

@@ -6,14 +6,10 @@ import argparse
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgeinfer.cli.console import Commands, print_line
-from edgeinfer.cli.fleet_keys import add_fleet
+from edgeinfer.cli.fleet_keys import add_fleet_and_database, opened_fleet
 from edgeinfer.cli.inputs import number, whole_number
-
-if TYPE_CHECKING:
-    from edgeinfer.fleet.operator.fleet import Fleet
 
 __all__ = ["add_commands"]
 
@@ -26,7 +22,7 @@ def add_commands(commands: Commands) -> None:
     parser = commands.add_parser(
         "serve", help="serve a fleet over HTTP: to its devices, and a page to those who operate it"
     )
-    _add(parser)
+    add_fleet_and_database(parser)
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=whole_number(1), default=8080, metavar="N")
     parser.add_argument("--certificate", type=Path, metavar="FILE", help="the server's TLS certificate")
@@ -65,7 +61,7 @@ def add_commands(commands: Commands) -> None:
     parser.set_defaults(run=serve)
 
     parser = commands.add_parser("enroll", help="print a token with which a device enrols itself once")
-    _add(parser)
+    add_fleet_and_database(parser)
     parser.add_argument("device", metavar="DEVICE", help="the device's name")
     parser.add_argument(
         "--class", dest="device_class", default="", metavar="CLASS", help="its hardware class"
@@ -82,22 +78,9 @@ def add_commands(commands: Commands) -> None:
     parser.set_defaults(run=enroll)
 
     parser = commands.add_parser("revoke", help="remove a device; its keys and tokens are void from now on")
-    _add(parser)
+    add_fleet_and_database(parser)
     parser.add_argument("device", metavar="DEVICE", help="the device's name")
     parser.set_defaults(run=revoke)
-
-
-def _add(parser: argparse.ArgumentParser) -> None:
-    add_fleet(parser)
-    parser.add_argument(
-        "--database", metavar="URL", help="a path (SQLite) or a URL (default: FLEET/fleet.db)"
-    )
-
-
-def _fleet(arguments: argparse.Namespace) -> Fleet:
-    from edgeinfer.fleet.operator.opening import open_fleet
-
-    return open_fleet(arguments.fleet, keys=arguments.keys, database=arguments.database)
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -117,7 +100,7 @@ def serve(arguments: argparse.Namespace) -> None:
         webhooks=arguments.webhook,
         webhook_secret=os.environ.get(_WEBHOOK_SECRET),
     )
-    with _fleet(arguments) as fleet:
+    with opened_fleet(arguments) as fleet:
         serve(
             fleet,
             options,
@@ -131,7 +114,7 @@ def serve(arguments: argparse.Namespace) -> None:
 def enroll(arguments: argparse.Namespace) -> None:
     """Print a token, or write a key."""
     labels = dict(arguments.label)
-    with _fleet(arguments) as fleet:
+    with opened_fleet(arguments) as fleet:
         if arguments.key_file is None:
             print_line(
                 fleet.devices.token(
@@ -155,7 +138,7 @@ def enroll(arguments: argparse.Namespace) -> None:
 
 def revoke(arguments: argparse.Namespace) -> None:
     """Revoke a device."""
-    with _fleet(arguments) as fleet:
+    with opened_fleet(arguments) as fleet:
         known = fleet.devices.revoke(arguments.device)
     print_line(f"{arguments.device} is revoked" if known else f"{arguments.device} was not enrolled")
 

@@ -6,12 +6,11 @@ import argparse
 from typing import TYPE_CHECKING
 
 from edgeinfer.cli.console import Commands, print_line
-from edgeinfer.cli.fleet_keys import add_fleet
+from edgeinfer.cli.fleet_keys import add_fleet_and_database, opened_fleet
 from edgeinfer.cli.inputs import whole_number
 from edgeinfer.errors import OptionsError
 
 if TYPE_CHECKING:
-    from edgeinfer.fleet.operator.fleet import Fleet
     from edgeinfer.fleet.operator.sites import MaintenanceWindow
 
 __all__ = ["add_commands"]
@@ -20,7 +19,7 @@ __all__ = ["add_commands"]
 def add_commands(commands: Commands) -> None:
     """Add the commands."""
     parser = commands.add_parser("site", help="say when a site's devices may be switched")
-    _add(parser)
+    add_fleet_and_database(parser)
     parser.add_argument("site", metavar="SITE", help="the site's name")
     parser.add_argument("--timezone", default="UTC", metavar="ZONE", help="such as Europe/Berlin")
     parser.add_argument(
@@ -40,7 +39,7 @@ def add_commands(commands: Commands) -> None:
         "quarantine",
         help="withdraw a release in rollouts and in signed metadata",
     )
-    _add(parser)
+    add_fleet_and_database(parser)
     parser.add_argument("release", metavar="RELEASE", help="the digest of the release, or how it begins")
     parser.add_argument(
         "--class", dest="device_class", default="*", metavar="CLASS", help="only for this class of devices"
@@ -49,22 +48,9 @@ def add_commands(commands: Commands) -> None:
     parser.set_defaults(run=quarantine)
 
 
-def _add(parser: argparse.ArgumentParser) -> None:
-    add_fleet(parser)
-    parser.add_argument(
-        "--database", metavar="URL", help="a path (SQLite) or a URL (default: FLEET/fleet.db)"
-    )
-
-
-def _fleet(arguments: argparse.Namespace) -> Fleet:
-    from edgeinfer.fleet.operator.opening import open_fleet
-
-    return open_fleet(arguments.fleet, keys=arguments.keys, database=arguments.database)
-
-
 def site(arguments: argparse.Namespace) -> None:
     """Keep the rules of a site."""
-    with _fleet(arguments) as fleet:
+    with opened_fleet(arguments) as fleet:
         found = fleet.set_site(
             arguments.site,
             timezone=arguments.timezone,
@@ -80,7 +66,7 @@ def site(arguments: argparse.Namespace) -> None:
 
 def quarantine(arguments: argparse.Namespace) -> None:
     """Withdraw a release everywhere."""
-    with _fleet(arguments) as fleet:
+    with opened_fleet(arguments) as fleet:
         digest = fleet.find_release(arguments.release)
         fleet.quarantine(digest, device_class=arguments.device_class, reason=arguments.reason)
     where = "all devices" if arguments.device_class == "*" else f"devices of class {arguments.device_class}"
