@@ -95,6 +95,19 @@ def test_half_of_the_layers_go_back_where_all_together_are_slow():
     assert found.rank_db > whole.rank_db
 
 
+def test_dear_trials_are_not_followed_by_smaller_ones_and_that_is_said(monkeypatch):
+    monkeypatch.setattr(float_fallback, "_DEAR_S", 0.0)
+    stopwatch = MadeUpTime(lambda _: 0.5)
+    fallback, whole = _fallback(stopwatch, spend=2.0)
+    cheap = sorted(integer_nodes(whole.model.ir))
+    assert fallback._as_fast(whole, cheap) == ([], 0.0)
+    assert len(stopwatch.compared) == 1
+    assert "left out" in fallback.cut_short
+    monkeypatch.setattr(float_fallback, "_DEAR_S", 1e9)
+    assert fallback._as_fast(whole, cheap) == ([], 0.0)
+    assert len(stopwatch.compared) == 1 + 2  # two layers, and one
+
+
 def test_what_is_slower_than_its_decibels_are_worth_stays_in_integers():
     fallback, whole = _fallback(MadeUpTime(lambda _: 0.9), spend=1.0)
     assert fallback.bargain(whole) is whole

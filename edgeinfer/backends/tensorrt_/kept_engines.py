@@ -6,6 +6,7 @@ against one model and then against another. Each engine takes tens of seconds to
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -28,6 +29,7 @@ class KeptEngines:
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
         self._most_bytes = most_bytes
         self._engines: OrderedDict[Hashable, Built] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, key: Hashable, build: Callable[[], Built]) -> Built:
         """Return an engine that is kept, or build it.
@@ -36,10 +38,13 @@ class KeptEngines:
             key: All that decides what is built.
             build: Builds it.
         """
-        found = self._engines.pop(key, None) or build()
-        self._engines[key] = found
-        while sum(_size(engine) for engine, _ in self._engines.values()) > self._most_bytes:
-            self._engines.popitem(last=False)
+        with self._lock:
+            found = self._engines.pop(key, None)
+        found = found or build()  # without the lock: it takes minutes
+        with self._lock:
+            self._engines[key] = found
+            while sum(_size(engine) for engine, _ in self._engines.values()) > self._most_bytes:
+                self._engines.popitem(last=False)
         return found
 
 

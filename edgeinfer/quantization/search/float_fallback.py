@@ -42,9 +42,9 @@ __all__ = ["FloatFallback"]
 _MOST_GUESSES = 4  # before the search halves what is left
 # Where not the fewest layers are looked for: what is aimed at above the tolerance, and what is near enough.
 _MARGIN_DB, _ENOUGH_DB = 0.5, 4.0
-# A trial that took so long and did not help, as where an engine is built for it, is not followed by smaller
-# ones of its kind.
-_DEAR_S = 10.0
+# A trial that took so long by itself and did not help, as where an engine is built for it, is not followed by
+# smaller ones of its kind.
+_DEAR_S = 15.0
 
 
 @final
@@ -68,6 +68,7 @@ class FloatFallback:
         reasons: Why each layer that went to float did.
         gains: What int8 saves by layer, once `place` has measured it.
         unmeasured: Why speed was not measured, or an empty text.
+        cut_short: What was left out for the time that it would take, or an empty text.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class FloatFallback:
         self.reasons: dict[str, str] = {}
         self.gains: LayerGains | None = None
         self.unmeasured = "" if stopwatch is not None else "measuring is off"
+        self.cut_short = ""
         self._candidates: list[Candidate] | None = None
 
     # ---- time alone: the placement ----
@@ -190,6 +192,8 @@ class FloatFallback:
             if found is not None and (speed is None or speed.ratio <= found[0].ratio):
                 break
             found = (speed, slow[:size]) if speed is not None else None
+            if found is None and self._was_dear(started):
+                break
         if found is None:
             return
         speed, layers = found
@@ -324,14 +328,23 @@ class FloatFallback:
             The layers, and how fast the model is with them.
         """
         bare, _ = self.bench.quantized(whole.recipe, whole.keep_float)
-        started, tried = time.perf_counter(), False
-        while cheap and (not tried or time.perf_counter() - started < _DEAR_S):
+        while cheap:
+            started = time.perf_counter()
             candidate, _ = self.bench.quantized(whole.recipe, {*whole.keep_float, *cheap})
             ratio = self._ratio(bare, candidate, f"{len(cheap)} cheap layers in float")
             if ratio >= AS_FAST:
                 return cheap, ratio
-            cheap, tried = cheap[: len(cheap) // 2], True
+            cheap = cheap[: len(cheap) // 2]
+            if cheap and self._was_dear(started):
+                break
         return [], 0.0
+
+    def _was_dear(self, started: float) -> bool:
+        """Whether a trial took too long to be followed by smaller ones; `cut_short` says so."""
+        took = time.perf_counter() - started
+        if took > _DEAR_S:
+            self.cut_short = f"a trial took {took:.0f} s and did not help: smaller ones were left out"
+        return took > _DEAR_S
 
     def _ratio(self, reference: Model, candidate: Model, what: str) -> float:
         """Return how many times as fast a candidate is; 1 where that is not to be measured."""

@@ -268,6 +268,7 @@ class Int8Search:
         if fallback.unmeasured and self.options.effort.places and self.options.measure:
             reason = fallback.unmeasured
             self.report.note(f"no layer was timed, multiply-accumulates stand for time: {reason}")
+        self._note(*filter(None, [fallback.cut_short]))
         for sentence in (*self.judge.describe_score(best.score), *self._split(best.model)):
             self.report.result(sentence)
 
