@@ -184,7 +184,9 @@ def revert(
     chosen = next_members(connection, where, count)
     rows = lock_devices(connection, (member.device for member in chosen))
     have = load_slots(connection, rollout.model, [member.device for member in chosen])
-    asked, gone, taken = [], [], []
+    asked: list[Member] = []
+    gone: list[Member] = []
+    taken: list[tuple[Member, Member]] = []
     for member in chosen:
         if _is_taken(member, have.get((member.device, rollout.model))):
             taken.append((member, attrs.evolve(member, motion=Motion.REVERTED)))
