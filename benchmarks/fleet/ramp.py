@@ -8,10 +8,10 @@
     python benchmarks/fleet/ramp.py 500 --bad-network            # delays, cuts and partitions
 
 The server is a process of its own (`edgeinfer fleet serve`), the devices are simulated ones in this process:
-20 % are offline for good, and 5 % fail; how many of each stage are online is printed, for a stage of which
-too few are online waits for ever, as it should. First a release that is good enough goes to all; then one that fails
-on 40 %, until the gate stops it. Devices poll without pause, so delays are those of a fleet at its limit;
-with the doorbell once in `--poll-s`, and when it rings (one client of the broker hears for all of them).
+20 % are offline for good, and 5 % fail. How many of each stage are online is printed: where too few are, the
+stage waits for ever, as it should. First a release that is good enough goes to all; then one that fails on
+40 %, until the gate stops it. Devices poll without pause, so delays are those of a fleet at its limit; with
+the doorbell once in `--poll-s`, and when it rings (one client of the broker hears for all of them).
 After a kill the same cohorts must go on, and nothing may happen twice.
 """
 
