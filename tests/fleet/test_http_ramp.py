@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import subprocess
 import sys
 import threading
+import time
 
 import sqlalchemy as sa
 
@@ -99,3 +101,34 @@ def test_a_controller_that_is_killed_is_replaced_by_the_next(tmp_path):
         assert {device: stage for device, (stage, _) in found.items()} == frozen
         assert {exposures for _, exposures in found.values()} == {1}
         assert devices.disturbed > 0
+
+
+def test_a_ring_is_not_lost_with_a_connection_that_the_server_had_closed():
+    asked = []
+
+    class Closes(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(304)
+            self.end_headers()
+            self.close_connection = True  # as after a while without requests; nothing tells the client
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Closes) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        devices, done = devices_at(server.server_port, poll_s=36_000.0), threading.Event()
+        thread = threading.Thread(target=devices.run, args=(done.is_set,))
+        thread.start()
+        for count in (1, 2, 3):
+            devices.ring("d0")
+            end = time.monotonic() + 10
+            while len(asked) < count and time.monotonic() < end:
+                time.sleep(0.01)
+            assert len(asked) == count
+        done.set()
+        thread.join()
+        server.shutdown()

@@ -133,6 +133,8 @@ class ServedDevices:
                 try:
                     self._turn(connection, known)
                 except (OSError, http.client.HTTPException, ValueError, LookupError):  # of cut answers, too
+                    # A server closes connections that are idle between two polls: a ring must survive that.
+                    known.look_at = 0.0
                     connection.close()
                     with self._lock:
                         self.disturbed += 1
