@@ -121,14 +121,14 @@ def test_a_ring_is_not_lost_with_a_connection_that_the_server_had_closed():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Closes) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         devices, done = devices_at(server.server_port, poll_s=36_000.0), threading.Event()
-        thread = threading.Thread(target=devices.run, args=(done.is_set,))
-        thread.start()
-        for count in (1, 2, 3):
-            devices.ring("d0")
-            end = time.monotonic() + 10
-            while len(asked) < count and time.monotonic() < end:
-                time.sleep(0.01)
-            assert len(asked) == count
-        done.set()
-        thread.join()
-        server.shutdown()
+        threading.Thread(target=devices.run, args=(done.is_set,), daemon=True).start()
+        try:
+            for count in (1, 2, 3):
+                devices.ring("d0")
+                end = time.monotonic() + 10
+                while len(asked) < count and time.monotonic() < end:
+                    time.sleep(0.01)
+                assert len(asked) == count
+        finally:
+            done.set()
+            server.shutdown()
