@@ -215,6 +215,15 @@ def test_a_device_that_could_not_go_back_has_the_release():
     assert after(member(), heard(Phase.DEGRADED, digest=NEW)) == (Outcome.FAILED, Motion.STUCK)
 
 
+def test_a_device_that_went_back_by_an_earlier_document_is_back():
+    asked = {"outcome": Outcome.SUCCESS, "back_epoch": 1, "back_number": 3}
+    for motion in (Motion.BACK, Motion.STILL, Motion.STUCK, Motion.KEPT):
+        twice = member(motion=motion, **asked)
+        went = heard(Phase.COMMITTED, (1, 2), digest=OLD)
+        assert after(twice, went) == (Outcome.SUCCESS, Motion.REVERTED)
+        assert after(twice, heard(Phase.ACCEPTED, (1, 2), digest=NEW))[1] is motion
+
+
 def test_a_rollback_ends_only_when_no_device_can_go_back_any_more():
     rolling = record(state=State.ROLLING_BACK)
     stuck = tallies((0, "x", Outcome.FAILED, Motion.STUCK, 3), (0, "x", Outcome.FAILED, Motion.STILL, 2))
