@@ -238,7 +238,7 @@ def test_a_device_that_went_back_because_it_was_told_to_is_no_failure():
     called_back = member(outcome=Outcome.ACCEPTED, motion=Motion.BACK, back_epoch=1, back_number=2)
     for code in ("superseded", "withdrawn"):
         went = heard(Phase.ROLLED_BACK, code=code)
-        assert after(called_back, went) == (Outcome.ACCEPTED, Motion.BACK)
+        assert after(called_back, went) == (Outcome.OFFLINE, Motion.BACK)
         assert after(called_back, went, heard(Phase.COMMITTED, (1, 2), digest=OLD))[1] is Motion.REVERTED
         taken_over = after(member(outcome=Outcome.ACCEPTED), went, heard(Phase.ACCEPTED, (1, 2)))
         assert taken_over == (Outcome.ACCEPTED, Motion.STILL)
