@@ -104,6 +104,8 @@ def _ended(member: Member, slot: Slot, release: str) -> Member:
         stuck = member.outcome is not Outcome.SUCCESS and runs_it
         return attrs.evolve(member, motion=Motion.STUCK if stuck else Motion.STILL)
     # It never accepted its last document, but may have the release by an earlier one.
+    if runs_it and slot.phase == Phase.DEGRADED.value:
+        return attrs.evolve(member, outcome=Outcome.FAILED, motion=Motion.STUCK, code=slot.code)
     if runs_it and slot.phase == Phase.COMMITTED.value:
         outcome = Outcome.SUCCESS if member.target == release else Outcome.WAITING
         return attrs.evolve(member, outcome=outcome, motion=Motion.STILL)
