@@ -53,7 +53,10 @@ def _add_rollout(commands: Commands) -> None:
                         "Constraint:latency_p99_ms; repeat it")  # fmt: skip
     parser.add_argument("--on-fail", choices=("rollback", "pause"), default="rollback")
     parser.add_argument("--group", default="", help="only devices of a group, such as site=berlin")
-    parser.add_argument("--priority", type=int, default=0)
+    parser.add_argument("--priority", type=int, default=0, help="the higher one takes a device over")
+    parser.add_argument("--lease", default="24h", help="how long a device may wait before it begins (24h)")
+    parser.add_argument("--retries", type=int, default=2, help="of failures that may pass (2)")
+    parser.add_argument("--alpha", type=float, default=0.01, help="probability of a false alarm (0.01)")
     parser.set_defaults(run=plan)
 
     for name, text in (
@@ -107,11 +110,11 @@ def _rollout(arguments: argparse.Namespace) -> Rollout:
 def devices(arguments: argparse.Namespace) -> None:
     """List the devices."""
     with opened_fleet(arguments) as fleet:
-        if arguments.json or arguments.drifted:
-            rows = fleet.devices.drifted() if arguments.drifted else list(fleet.devices)
+        rows = fleet.devices.drifted() if arguments.drifted else list(fleet.devices)
+        if arguments.json:
             print_json([dict(row) for row in rows])
         else:
-            print_table(fleet.devices.table())
+            print_table(fleet.devices.table(rows))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -133,6 +136,9 @@ def plan(arguments: argparse.Namespace) -> None:
             on_fail=arguments.on_fail,
             group=arguments.group,
             priority=arguments.priority,
+            lease=arguments.lease,
+            retries=arguments.retries,
+            alpha=arguments.alpha,
         )
         print_line(f"rollout {rollout.id} is planned; start it with: edgeinfer fleet rollout start "
                    f"{arguments.fleet} {rollout.id}")  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
 from edgeinfer.display import Table
@@ -115,11 +115,15 @@ class Devices:
         """Return the rows as JSON-compatible values."""
         return {"devices": [dict(row) for row in self]}
 
-    def table(self) -> Table:
-        """Return one row a device and model."""
-        now, found = time.time(), list(self)
+    def table(self, rows: Sequence[Mapping[str, Any]] | None = None) -> Table:
+        """Return one row a device and model.
+
+        Args:
+            rows: Only these, such as those of `drifted`.
+        """
+        now, found = time.time(), list(self) if rows is None else rows
         versions = {(row["model"], row["wanted"]): row["version"] for row in found if row["version"]}
-        rows = [
+        shown = [
             (
                 row["device"],
                 row["device_class"],
@@ -134,7 +138,7 @@ class Devices:
             for row in found
         ]
         columns = ("device", "class", "site", "model", "is to run", "runs it", "phase", "code", "seen")
-        return Table(title=f"{len(rows)} devices", columns=columns, rows=rows)
+        return Table(title=f"{len(shown)} devices", columns=columns, rows=shown)
 
     def __str__(self) -> str:
         return str(self.table())

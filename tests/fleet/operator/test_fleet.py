@@ -109,12 +109,20 @@ def test_the_command_line(fleet, tmp_path, capsys):
     assert "rollout 2 is RUNNING" in run("rollout", "start", folder, "2")
     assert "changes" in run("run", folder, "--once")
     assert "RUNNING" in run("rollout", "status", folder, "2")
+    assert "20 devices" in run("devices", folder, "--drifted")
     assert json.loads(run("rollout", "status", folder, "--json"))[1]["stages"][0]["exposed"] == 20
     assert "PAUSED" in run("rollout", "pause", folder, "2", "--reason", "lunch")
     assert "reason is needed" in run("rollout", "abort", folder, "2", code=2)
     assert "ABORTED" in run("rollout", "abort", folder, "2", "--reason", "enough")
     assert "enough" in run("rollout", "watch", folder, "2")
     assert "d39" in run("devices", folder)
+    assert "0 devices" in run(
+        "devices", folder, "--drifted"
+    )  # none has anything, and that is what it is to have
+    assert json.loads(run("devices", folder, "--drifted", "--json")) == []
+    assert "duration" in run(
+        "rollout", "plan", folder, release.digest[:8], *stages, "--lease", "soon", code=2
+    )
     assert "59 devices" in run("rollout", "plan", folder, release.digest, "--stage", "count=20", code=2)
     assert "no such rollout" in run("rollout", "pause", folder, "9", code=2)
     said = run("site", folder, "s", "--timezone", "Europe/Berlin", "--window", "20:00-06:00,sat,sun",
