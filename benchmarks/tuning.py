@@ -188,9 +188,7 @@ def _fastest(result: Any) -> dict[str, Any] | None:
     }
 
 
-def _best(
-    result: Any, run: Path, model: ei.Model, module: Any, name: str, pick: Any
-) -> dict[str, Any]:
+def _best(result: Any, run: Path, model: ei.Model, module: Any, name: str, pick: Any) -> dict[str, Any]:
     best = result.best
     best.recipe.save(run / "best.recipe")
     replayed = ei.Recipe.load(run / "best.recipe").apply(model)
