@@ -63,6 +63,8 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--on", metavar="URL", help="time on this device: ssh://user@host")
     parser.add_argument("--recipe", metavar="FOLDER", help="also write how the model was made")
     parser.add_argument("--html", metavar="FILE", help="also write the report as a page")
+    parser.add_argument("--batches", nargs="+", type=whole_number(1), default=[], metavar="ROWS",
+                        help="sizes of the batch to choose from (default: that of the feeds)")  # fmt: skip
     parser.add_argument("--seed", type=whole_number(0), default=0)
     parser.add_argument("--sampler", choices=("built-in", "optuna"), default="built-in",
                         help="what proposes the next candidate")  # fmt: skip
@@ -122,6 +124,7 @@ def tune(arguments: argparse.Namespace) -> None:
         journal=arguments.journal,
         on=ei.devices.connect(arguments.on) if arguments.on else None,
         options=option_values(arguments),
+        batches=arguments.batches,
         seed=arguments.seed,
         sampler=arguments.sampler,
     )

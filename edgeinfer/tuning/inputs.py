@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from edgeinfer.errors import CalibrationError, TuningError
+from edgeinfer.artifact.signature import Signature
+from edgeinfer.errors import CalibrationError, OptionsError, TuningError
+from edgeinfer.feeds.batch import every_input_is_batched, fixed_batch
 from edgeinfer.feeds.feeds import Feeds
 from edgeinfer.model.model import Model
 from edgeinfer.npz import write_npz
 
-__all__ = ["keep_inputs"]
+__all__ = ["in_batches", "keep_inputs", "require_batches"]
 
 
 def keep_inputs(model: Model, feeds: Feeds, folder: Path) -> tuple[dict[str, np.ndarray], str]:
@@ -51,3 +54,42 @@ def keep_inputs(model: Model, feeds: Feeds, folder: Path) -> tuple[dict[str, np.
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return first, fingerprint
+
+
+def require_batches(batches: Sequence[int], signature: Signature) -> tuple[int, ...]:
+    """Return sizes of the batch, the smallest first.
+
+    Raises:
+        OptionsError: One is no size, or the model takes one size only.
+    """
+    if any(isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1 for size in batches):
+        raise OptionsError("A batch is out of range.", expected="integers from 1", found=list(batches))
+    if batches and not every_input_is_batched(signature):
+        fixed = fixed_batch(signature)
+        raise OptionsError(
+            "The batch of the model cannot be chosen.",
+            where="batches",
+            expected="a model of which the first axis of each input is an open batch",
+            found=f"a batch of {fixed}" if fixed is not None else str(signature),
+            hint="Export the model with an open batch, or leave `batches` out: that of the feeds counts.",
+        )
+    return tuple(sorted({int(size) for size in batches}))
+
+
+def in_batches(feeds: Sequence[Mapping[str, np.ndarray]], size: int | None) -> list[dict[str, np.ndarray]]:
+    """Return feeds of so many rows, whose rows are those of the given feeds, again and again if they are few.
+
+    Args:
+        feeds: At least one. Those with other shapes than the first, but for the rows, are left out.
+        size: The rows of each; None: they are returned as they are.
+    """
+    if size is None:
+        return [dict(feed) for feed in feeds]
+    shape = {name: array.shape[1:] for name, array in feeds[0].items()}
+    alike = [feed for feed in feeds if all(feed[name].shape[1:] == shape[name] for name in shape)]
+    rows = {name: np.concatenate([feed[name] for feed in alike]) for name in shape}
+    count = len(next(iter(rows.values())))
+    return [
+        {name: array.take(range(start, start + size), axis=0, mode="wrap") for name, array in rows.items()}
+        for start in range(0, count, size)
+    ]

@@ -16,7 +16,7 @@ from edgeinfer.display import Table
 from edgeinfer.errors import BudgetError
 from edgeinfer.tuning.advice import Advice
 from edgeinfer.tuning.page import body, page
-from edgeinfer.tuning.trial import Trial
+from edgeinfer.tuning.trial import Trial, described
 from edgeinfer.values import as_tuple
 
 __all__ = ["TuningResult"]
@@ -138,7 +138,7 @@ class TuningResult:
         unit = "" if trial.metric is not None else " dB"
         return (
             mark,
-            f"{trial.index}: {trial.candidate.describe()}",
+            described(trial),
             "" if trial.latency_p50_ms is None else f"{trial.latency_p50_ms:.3f}",
             "" if trial.latency_p99_ms is None else f"{trial.latency_p99_ms:.3f}",
             "" if accuracy is None else f"{accuracy:.4g}{unit}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from edgeinfer.tuning.advice import devices_that_fit
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.engine import Engine, Timer
 from edgeinfer.tuning.fork_server import ForkServer, fork_server
-from edgeinfer.tuning.inputs import keep_inputs
+from edgeinfer.tuning.inputs import in_batches, keep_inputs, require_batches
 from edgeinfer.tuning.journal import Journal
 from edgeinfer.tuning.optuna_sampler import require_optuna
 from edgeinfer.tuning.outcome import Facts, result_of
@@ -60,6 +60,7 @@ def tune(
     journal: str | os.PathLike[str] | None = None,
     on: RemoteDevice | None = None,
     options: Mapping[str, Any] | None = None,
+    batches: Sequence[int] = (),
     seed: int = 0,
     sampler: str = "built-in",
     progress: bool | None = None,
@@ -85,6 +86,9 @@ def tune(
             temporary one.
         on: A device of `devices.connect` to time on, instead of this machine.
         options: Options of the backend that all candidates have.
+        batches: Sizes of the batch to choose from, such as `(1, 2, 4, 8)`, for a model whose batch is open.
+            Limits on latency are for a request, which waits for all of its batch; of what is as accurate and
+            keeps the limits, the best one has the most rows in a second. Empty: the batch of the feeds.
         seed: Of all random choices: the same seed and journal give the same candidates.
         sampler: What proposes the next candidate: `"built-in"`, or `"optuna"` (needs `edgeinfer[optuna]`).
         progress: Say on stderr what is being done. None: in a terminal or a notebook.
@@ -94,7 +98,8 @@ def tune(
         budget, which limit it is and what would help.
 
     Raises:
-        OptionsError: An argument does not fit, such as `max_drop` without `evaluate`.
+        OptionsError: An argument does not fit, such as `max_drop` without `evaluate`, or `batches`
+            for a model whose batch is fixed.
         BackendUnavailableError: The target's backend is not on this machine, and `on` is None.
         CalibrationError: There is no feed.
         TuningError: The journal is of another run or cannot be written, or the model cannot be prepared.
@@ -107,6 +112,7 @@ def tune(
         require_available(backend)
     capabilities = backend.capabilities()
     fixed = dict(options or {})
+    sizes = require_batches(batches, loaded.signature)
     cores = usable_cpus() if on is None else max(1, int(on.local().usable_cores))
     problem = Problem(
         budget=budget,
@@ -118,11 +124,14 @@ def tune(
         seconds=None if minutes is None else 60.0 * minutes,
         evaluates=evaluate is not None,
         sampler=sampler,
+        batches=sizes,
     )
     path = Path(journal) if journal is not None else scratch_folder() / "tuning.jsonl"
     folder = path.with_name(f"{path.name}.files")
     with Journal(path) as book:
         feeds = as_calibration(calibration, loaded.signature)
+        if sizes:
+            feeds = feeds.batched(sizes[0])
         first, fingerprint = keep_inputs(loaded, feeds, folder)
         start = {
             "kind": "start",
@@ -138,6 +147,7 @@ def tune(
             "on": on.host if on is not None else None,
             "seed": seed,
             "sampler": sampler,
+            **({"batches": list(sizes)} if sizes else {}),
         }
         _begin(book, start)
         shapes = {name: tuple(array.shape) for name, array in first.items()}
@@ -204,13 +214,13 @@ def _begin(book: Journal, start: Mapping[str, Any]) -> None:
         book.append(start)
         return
     before = book.records[0]
-    other = [name for name in start if before.get(name) != start[name]]
+    other = [name for name in {**before, **start} if before.get(name) != start.get(name)]
     if other:
         raise TuningError(
             f"The journal is of another tuning run: {', '.join(other)} differ.",
             where=str(book.path),
             expected=", ".join(f"{name} {before.get(name)!r}"[:80] for name in other),
-            found=", ".join(f"{name} {start[name]!r}"[:80] for name in other),
+            found=", ".join(f"{name} {start.get(name)!r}"[:80] for name in other),
             hint="Give another journal, or the arguments of that run.",
         )
 
@@ -253,10 +263,12 @@ def _timer(
         timer.close()
 
 
-def _peak_bytes(feed: Mapping[str, np.ndarray], on: RemoteDevice | None) -> Callable[[Artifact], int]:
+def _peak_bytes(
+    feed: Mapping[str, np.ndarray], on: RemoteDevice | None
+) -> Callable[[Artifact, int | None], int]:
     if on is not None:
-        return lambda artifact: on.memory(artifact, feed, runs=3).peak_bytes
-    return lambda artifact: memory(artifact, [feed], runs=3).peak_bytes
+        return lambda artifact, batch: on.memory(artifact, in_batches([feed], batch)[0], runs=3).peak_bytes
+    return lambda artifact, batch: memory(artifact, in_batches([feed], batch), runs=3).peak_bytes
 
 
 def _loader(folder: Path, target: Target) -> Callable[[Candidate], tuple[Model, Recipe]]:
