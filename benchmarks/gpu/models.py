@@ -132,7 +132,9 @@ def in_precision(
     if fixed:
         steps.insert(0, FixShapes(SHAPES[name]))
     if sparse:
-        steps.append(PruneNM(n=2, m=4))
+        # The rest is refitted to real inputs; drawn ones would only tell what noise needs.
+        real = samples is not None and (samples / f"{name}.npz").is_file()
+        steps.append(PruneNM(n=2, m=4, calibration=samples_of(name, model, samples) if real else None))
     if precision == "float16":
         steps.append(ToFloat16())
     if precision == "int8":
