@@ -63,7 +63,7 @@ def reorder_channels(
     power = _power(model, list(read.values()), statistics)
     for group in found.groups:
         touched = {*group.producers, *group.consumers}
-        if touched & keep_nodes or not may_reorder(layers[name] for name in touched):
+        if touched & keep_nodes or not may_reorder(group, (layers[name] for name in touched)):
             continue
         blocks = _blocks(group, readers[group.name], m)
         if blocks is None:
@@ -149,11 +149,10 @@ def _kept(energy: np.ndarray, n: int, m: int) -> float:
 
 
 def _positions(layer: Linear, group: ChannelGroup) -> np.ndarray | None:
-    """Return where a layer's weight has each channel of a group, (size,); None if not just once."""
+    """Return where a layer's weight has each channel of a group, (size,); None if nowhere."""
     for part in group.slices:
         if part.tensor == layer.weight.name and part.axis == layer.input_axis:
-            places = np.array(part.positions)
-            return places[:, 0] if places.shape[1] == 1 else None
+            return np.array(part.positions)[:, 0]
     return None
 
 

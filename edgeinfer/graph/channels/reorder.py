@@ -14,11 +14,19 @@ from edgeinfer.graph.weights import Linear
 __all__ = ["may_reorder", "reorder"]
 
 
-def may_reorder(layers: Iterable[Linear]) -> bool:
-    """Whether the channels between layers may change places.
+def may_reorder(group: ChannelGroup, layers: Iterable[Linear]) -> bool:
+    """Whether the channels of a group may change places.
 
-    A grouped convolution ties them to its groups. A depthwise one does not: each channel is a group.
+    Not where a channel is several elements (behind a Flatten, or a channel shuffle that ties some together):
+    which of them stands for which is not known there. Nor where a grouped convolution ties channels to its
+    groups; in a depthwise one each channel is a group.
+
+    Args:
+        group: The group.
+        layers: Its producers and consumers.
     """
+    if any(len(places) > 1 for part in group.slices for places in part.positions):
+        return False
     return not any(layer.groups > 1 and layer.matrices().shape[2] > layer.taps for layer in layers)
 
 
@@ -27,7 +35,7 @@ def reorder(graph: ir.Graph, group: ChannelGroup, order: np.ndarray) -> None:
 
     Args:
         graph: The graph that was analyzed, with constants as initializers.
-        group: A group of it. Its constants are written, its activations follow.
+        group: A group of it that `may_reorder`. Its constants are written, its activations follow.
         order: Which channel goes where channel 0, 1, ... is, a permutation of (size,).
     """
     for part in group.slices:
@@ -35,9 +43,9 @@ def reorder(graph: ir.Graph, group: ChannelGroup, order: np.ndarray) -> None:
         if value is None:
             continue
         array = constant(value)
-        places = np.array(part.positions)
+        places = np.array(part.positions)[:, 0]
         moved = array.copy()
         at: list[slice | np.ndarray] = [slice(None)] * array.ndim
-        at[part.axis] = places.reshape(-1)
-        moved[tuple(at)] = np.take(array, places[order].reshape(-1), axis=part.axis)
+        at[part.axis] = places
+        moved[tuple(at)] = np.take(array, places[order], axis=part.axis)
         set_constant(value, moved)
