@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("backend")
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--part", type=float, default=0.5)
+    parser.add_argument("--disk", help="also limit the size on disk, such as '60 kB'")
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--on", help="ssh://user@host of a device that candidates are timed on")
@@ -127,7 +128,7 @@ def main() -> None:
     if not noted.exists():
         noted.write_text(json.dumps(float_ms(model, target, feeds[0], options)))
     base_ms = json.loads(noted.read_text())
-    budget = ei.Budget(latency_p50_ms=arguments.part * base_ms, max_drop=POINT)
+    budget = ei.Budget(latency_p50_ms=arguments.part * base_ms, disk_bytes=arguments.disk, max_drop=POINT)
     device = ei.devices.connect(arguments.on, python=arguments.python) if arguments.on else None
     started = time.monotonic()
     result = ei.tune(
