@@ -27,7 +27,7 @@ from edgeinfer.backends.tensorrt_ import options as tensorrt_options
 from edgeinfer.backends.tensorrt_ import tensors as tensorrt_tensors
 from edgeinfer.backends.tensorrt_.cuda import Cuda, find_gpus
 from edgeinfer.errors import InferenceError
-from tests.backends import fake_tensorrt, tensorrt_names
+from tests.backends import fake_tensorrt, fake_tensorrt_build, fake_tensorrt_run, tensorrt_names
 from tests.backends.fake_cuda import FakeCuda
 
 NAMES = json.loads(tensorrt_names.PATH.read_text())
@@ -358,18 +358,18 @@ def test_the_fake_has_nothing_that_the_real_one_lacks(version: str) -> None:
         if hasattr(trt, owner):
             assert kinds("module", owner, version), f"{version} has no {owner}"
     for fake, owner in (
-        (fake_tensorrt.Builder, "Builder"),
-        (fake_tensorrt.Config, "IBuilderConfig"),
-        (fake_tensorrt.Context, "IExecutionContext"),
-        (fake_tensorrt.Engine, "ICudaEngine"),
-        (fake_tensorrt.KernelCache, "IRuntimeCache"),
-        (fake_tensorrt.NamingParserError, "ParserError"),
-        (fake_tensorrt.Network, "INetworkDefinition"),
-        (fake_tensorrt.Parser, "OnnxParser"),
-        (fake_tensorrt.ParserRefitter, "OnnxParserRefitter"),
-        (fake_tensorrt.Profile, "IOptimizationProfile"),
-        (fake_tensorrt.Refitter, "Refitter"),
-        (fake_tensorrt.Runtime, "Runtime"),
+        (fake_tensorrt_build.Builder, "Builder"),
+        (fake_tensorrt_build.Config, "IBuilderConfig"),
+        (fake_tensorrt_run.Context, "IExecutionContext"),
+        (fake_tensorrt_run.Engine, "ICudaEngine"),
+        (fake_tensorrt_run.KernelCache, "IRuntimeCache"),
+        (fake_tensorrt_build.NamingParserError, "ParserError"),
+        (fake_tensorrt_build.Network, "INetworkDefinition"),
+        (fake_tensorrt_build.Parser, "OnnxParser"),
+        (fake_tensorrt_run.ParserRefitter, "OnnxParserRefitter"),
+        (fake_tensorrt_build.Profile, "IOptimizationProfile"),
+        (fake_tensorrt_run.Refitter, "Refitter"),
+        (fake_tensorrt_run.Runtime, "Runtime"),
     ):
         public = {name for base in fake.__mro__[:-1] for name in vars(base) if not name.startswith("_")}
         assert public <= set(NAMES["classes"][owner]), (

@@ -23,7 +23,7 @@ from edgeinfer.errors import (
     OptionsError,
 )
 from edgeinfer.testing import conformance
-from tests.backends import fake_tensorrt
+from tests.backends import fake_tensorrt, fake_tensorrt_run
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
 STATIC = HEAD + "g (float[2,3] x) => (float[2,3] y) <float[3] w = {1, 2, 3}> { s = Mul(x, w)\n y = Relu(s) }"
@@ -207,7 +207,7 @@ def test_many_threads_share_few_slots(fake: SimpleNamespace) -> None:
 def test_device_arrays_are_read_where_they_lie(fake: SimpleNamespace) -> None:
     with session(STATIC) as loaded:
         loaded.infer({"x": X})
-        given = fake_tensorrt.DeviceTensor(fake.cuda, 3 * X, stream=7)
+        given = fake_tensorrt_run.DeviceTensor(fake.cuda, 3 * X, stream=7)
         mark = len(fake.cuda.events)
         np.testing.assert_array_equal(loaded.infer({"x": given})["y"], 3 * Y)
         events = fake.cuda.events[mark:]
@@ -229,7 +229,7 @@ def test_device_arrays_are_read_where_they_lie(fake: SimpleNamespace) -> None:
 )
 def test_device_arrays_are_checked(fake: SimpleNamespace, change: dict[str, object], message: str) -> None:
     with session(STATIC) as loaded:
-        given = fake_tensorrt.DeviceTensor(fake.cuda, X)
+        given = fake_tensorrt_run.DeviceTensor(fake.cuda, X)
         given.__cuda_array_interface__ |= change
         with pytest.raises(InputError, match=message):
             loaded.infer({"x": given})
@@ -325,7 +325,7 @@ def test_an_inspector_that_cannot_be_read_is_said(
     fake: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = SimpleNamespace(get_engine_information=lambda _: "{")
-    monkeypatch.setattr(fake_tensorrt.Engine, "create_engine_inspector", lambda self: answer)
+    monkeypatch.setattr(fake_tensorrt_run.Engine, "create_engine_inspector", lambda self: answer)
     with session(STATIC) as loaded:
         report = loaded.execution()
     assert report.layers == ()
