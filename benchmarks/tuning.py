@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from real_models import ours
+from shared_data import baselines
 
 import edgeinfer as ei
 from edgeinfer.backends.registry import get_backend
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("tuning"))
     arguments = parser.parse_args()
     name, target = MODELS[arguments.model], arguments.backend
-    module = _module(arguments.data)
+    module = baselines(arguments.data)
     pick = module.pick
     module.pick = lambda n, subset: pick(n, subset)[:: arguments.stride if subset == "eval" else 1]
     model = ei.Model.load(arguments.data / "models" / f"{name}.onnx")
@@ -180,13 +180,6 @@ def _best(result: Any, model: ei.Model, module: Any, name: str, pick: Any) -> di
         "disk_bytes": [result.baseline.disk_bytes, best.disk_bytes],
         "peak_bytes": [result.baseline.peak_bytes, best.peak_bytes],
     }
-
-
-def _module(data: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("eval_baseline", data / "eval_baseline.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":
