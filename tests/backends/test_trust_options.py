@@ -2,64 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-import onnx.parser
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 import edgeinfer as ei
 from edgeinfer.artifact.artifact import Artifact
-from edgeinfer.artifact.manifest import _digest
 from edgeinfer.errors import (
     ArtifactError,
     ArtifactTrustError,
     OptionsError,
 )
-
-X = np.zeros(16, np.uint8)
+from tests.backends.hand_made import X, add, sign, weight
 
 
 @pytest.fixture(params=["onnxruntime", "openvino"])
 def backend(request) -> str:
     pytest.importorskip(request.param)
     return request.param
-
-
-def weight(name: str = "w") -> TensorProto:
-    return numpy_helper.from_array(np.zeros(16, np.uint8), name)
-
-
-def add(
-    weights: list[TensorProto], nodes: list[onnx.NodeProto] | None = None, **more: Any
-) -> onnx.ModelProto:
-    nodes = nodes or [helper.make_node("Add", ["x", "w"], ["y"], name="add")]
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [value("x", TensorProto.UINT8, [16])],
-        [value("y", TensorProto.UINT8, [16])],
-        weights,
-    )
-    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)], **more)
-
-
-def sign(folder: Path, *, files: dict[str, bytes] | None = None, **changes: object) -> Path:
-    path = folder / "manifest.json"
-    fields = json.loads(path.read_bytes())
-    del fields["manifest_sha256"]
-    for name, content in (files or {}).items():
-        fields["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    fields |= changes
-    path.write_text(json.dumps({**fields, "manifest_sha256": _digest(fields)}))
-    return folder
 
 
 # Options that name files
