@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from real_models import ours
+from shared_data import baselines
 
 import edgeinfer as ei
 from edgeinfer.backends.registry import get_backend
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file that the result is appended to, as one line")
     arguments = parser.parse_args()
     name, target = MODELS[arguments.model], arguments.backend
-    module = _module(arguments.data)
+    module = baselines(arguments.data)
     pick = module.pick
     module.pick = lambda n, subset: pick(n, subset)[:: arguments.stride if subset == "eval" else 1]
     model = ei.Model.load(arguments.data / "models" / f"{name}.onnx")
@@ -207,13 +207,6 @@ def _best(result: Any, run: Path, model: ei.Model, module: Any, name: str, pick:
         "disk_bytes": [result.baseline.disk_bytes, best.disk_bytes],
         "peak_bytes": [result.baseline.peak_bytes, best.peak_bytes],
     }
-
-
-def _module(data: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("eval_baseline", data / "eval_baseline.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":
