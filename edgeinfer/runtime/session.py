@@ -27,20 +27,14 @@ from edgeinfer.artifact.signature import Signature
 from edgeinfer.backends.protocol import Bindable, Binding, Explains, Profiles, Runner
 from edgeinfer.backends.reports import ExecutionReport, LayerTime
 from edgeinfer.budget import Budget, Violation
-from edgeinfer.errors import (
-    ArtifactError,
-    EdgeInferError,
-    InferenceError,
-    InputError,
-    OptionsError,
-    SessionClosedError,
-)
+from edgeinfer.errors import ArtifactError, EdgeInferError, InputError, OptionsError, SessionClosedError
 from edgeinfer.forking import abandon_in_children, keep_forever
 from edgeinfer.numerics.packing import is_packed
 from edgeinfer.runtime.affinity import Pins
 from edgeinfer.runtime.bound import BoundSession, CopyingBinding, forked_session_error
 from edgeinfer.runtime.bound_shapes import empty_feeds, resolve_shapes
 from edgeinfer.runtime.deadlines import Deadline
+from edgeinfer.runtime.foreign_errors import wrapped
 from edgeinfer.runtime.session_options import SessionOptions
 from edgeinfer.runtime.steady import Measure, ProcessHold
 from edgeinfer.runtime.streaming import stream_in_order
@@ -346,22 +340,16 @@ class Session:
 
     def table(self) -> Table:
         """Return an overview."""
-        from edgeinfer.display import Table
+        from edgeinfer.runtime.session_table import session_table
 
-        rows: list[tuple[object, ...]] = [
-            ("backend", f"{self.backend}, device {self.device or 'default'}"),
-            *(("input", f"{spec.name} {spec.describe()}") for spec in self.signature.inputs),
-            *(("optional input", f"{spec.name} {spec.describe()}") for spec in self.signature.optional),
-            *(("output", f"{spec.name} {spec.describe()}") for spec in self.signature.outputs),
-            ("state", "closed" if self._closed else "open"),
-            *((m.name.replace("_", " "), m.detail if m.applied else f"no: {m.detail}") for m in self._steady),
-        ]
-        if self._deadline is not None:
-            rows.append(("deadline", f"{self._deadline.deadline_ms} ms, missed {self.deadline_misses} times"))
-        if len(self._latencies):
-            p50, p99 = np.percentile(self.latencies_ms, (50, 99))
-            rows.append(("latency", f"p50 {p50:.3f} ms, p99 {p99:.3f} ms of the last {len(self._latencies)}"))
-        return Table(title="Session", columns=("", ""), rows=rows)
+        return session_table(
+            self._manifest,
+            device=self.device,
+            closed=self._closed,
+            steady=self._steady,
+            deadline=self._deadline,
+            latencies_ms=self.latencies_ms,
+        )
 
     def __enter__(self) -> Session:
         self._check_open()
@@ -409,10 +397,4 @@ class Session:
     def _wrapped(self, error: Exception) -> EdgeInferError:
         if self._closed:
             return SessionClosedError("The session was closed while it ran.", hint="Load the artifact again.")
-        if isinstance(error, EdgeInferError):
-            return error
-        return InferenceError(
-            f"{self.backend} failed: {type(error).__name__}: {str(error).strip()}",
-            where=f"device {self.device or 'default'}",
-            facts={"backend": self.backend},
-        )
+        return wrapped(error, backend=self.backend, device=self.device)

@@ -195,8 +195,13 @@ def recipe(data: bytes) -> object:
     return str(read.table()), read.to_dict(), read.digest
 
 
+@cache
+def _recipe_step() -> str:
+    return json.dumps(seeds.recipe().to_dict()["steps"][0])
+
+
 def replayed_recipe(data: bytes) -> object:
-    step = json.loads(json.dumps(seeds.recipe().to_dict()["steps"][0]))
+    step = json.loads(_recipe_step())
     with contextlib.suppress(ValueError, RecursionError):
         step["delta"] = json.loads(data)
     changed = Recipe(base=seeds.recipe().base, steps=[seeds.step(step)], tensors=seeds.recipe().tensors)
