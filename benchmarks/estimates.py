@@ -129,7 +129,8 @@ def main() -> None:
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
     nets = Nets(arguments.samples, arguments.models, tuple(Target.parse(name) for name in TARGETS))
-    synthetic, real, pruned = nets.synthetic(arguments.nets), nets.real(), nets.pruned()
+    # The real ones first: a run that is stopped early then lacks some synthetic nets and can still be judged.
+    real, pruned, synthetic = nets.real(), nets.pruned(), nets.synthetic(arguments.nets)
     calibrations = {name: fit_calibration(synthetic, name) for name in TARGETS}
     for name, calibration in calibrations.items():
         bands = ", ".join(f"{p} {b.low:.2f} … {b.high:.2f}" for p, b in calibration.bands.items())

@@ -7,7 +7,7 @@ from typing import final
 
 import attrs
 
-__all__ = ["MOVING_OPS", "KernelCosts", "QDQDialect"]
+__all__ = ["MOVING_OPS", "KernelCosts", "QDQDialect", "TimedModel"]
 
 
 # Operators that move, select or clamp values and never make new ones: input and output share one scale.
@@ -79,6 +79,35 @@ class KernelCosts:
 
 @final
 @attrs.frozen(kw_only=True)
+class TimedModel:
+    """A model that was timed in float16 and int8 on a device: a row of the table that decides elsewhere.
+
+    Attributes:
+        model: Its name, and its batch.
+        attention: Products of two activations are in it, as in transformers.
+        layers: Its layers with weights.
+        macs: Its multiply-accumulates, of all of the batch.
+        float16_ms: The median latency in float16, in ms.
+        int8_ms: The same in int8.
+        source: On what it was measured, and when.
+    """
+
+    model: str
+    attention: bool
+    layers: int
+    macs: float
+    float16_ms: float
+    int8_ms: float
+    source: str
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as float16 int8 is."""
+        return self.float16_ms / self.int8_ms
+
+
+@final
+@attrs.frozen(kw_only=True)
 class QDQDialect:
     """Which Q/DQ graphs a runtime accepts and runs fast (measured; see docs/adr).
 
@@ -118,6 +147,7 @@ class QDQDialect:
             weight in 16 bits, which saturate (`edgeinfer.numerics.pair_sums`): weights get scales with which
             they cannot. Found by a trial (`quantization.placement.pair_overflow`) where a target is here.
         costs: Where given, what would gain nothing from integers stays in float.
+        timed: Models that were timed in float16 and int8, for where a device is not here.
     """
 
     name: str
@@ -142,3 +172,4 @@ class QDQDialect:
     known_to_pay: bool = False
     pairs_in_int16: bool = False
     costs: KernelCosts | None = None
+    timed: tuple[TimedModel, ...] = ()

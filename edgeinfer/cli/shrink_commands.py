@@ -47,7 +47,9 @@ def add_commands(commands: Commands) -> None:
     parser = commands.add_parser("tune", help="find the version of a model that keeps a budget")
     parser.add_argument("model", metavar="MODEL", help="an .onnx file")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the .onnx file to write")
-    parser.add_argument("--target", required=True, help="a device profile, or a backend such as openvino:CPU")
+    parser.add_argument("--target", required=True, nargs="+",
+                        help="a device profile, or a backend such as openvino:CPU; of several the "
+                        "best one is taken")  # fmt: skip
     add_feeds(parser, "--calibration", "representative inputs")
     for option, name, what in _LIMITS:
         parser.add_argument(option, dest=name, type=number(), metavar="LIMIT", help=what)
@@ -63,6 +65,8 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--on", metavar="URL", help="time on this device: ssh://user@host")
     parser.add_argument("--recipe", metavar="FOLDER", help="also write how the model was made")
     parser.add_argument("--html", metavar="FILE", help="also write the report as a page")
+    parser.add_argument("--batches", nargs="+", type=whole_number(1), default=[], metavar="ROWS",
+                        help="sizes of the batch to choose from (default: that of the feeds)")  # fmt: skip
     parser.add_argument("--seed", type=whole_number(0), default=0)
     parser.add_argument("--sampler", choices=("built-in", "optuna"), default="built-in",
                         help="what proposes the next candidate")  # fmt: skip
@@ -115,13 +119,14 @@ def tune(arguments: argparse.Namespace) -> None:
     result = ei.tune(
         model,
         ei.Budget(**limits),
-        target=arguments.target,
+        target=arguments.target if len(arguments.target) > 1 else arguments.target[0],
         calibration=feeds,
         evaluate=_function(arguments.evaluate) if arguments.evaluate else None,
         minutes=arguments.minutes,
         journal=arguments.journal,
         on=ei.devices.connect(arguments.on) if arguments.on else None,
         options=option_values(arguments),
+        batches=arguments.batches,
         seed=arguments.seed,
         sampler=arguments.sampler,
     )

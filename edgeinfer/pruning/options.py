@@ -77,6 +77,17 @@ def one_of(*choices: str) -> Validator:
     return check
 
 
+def yes_or_no(made: object, attribute: Any, value: Any) -> None:
+    """Accept True and False."""
+    if not isinstance(value, bool):
+        raise TransformOptionError(
+            f"{attribute.name} does not fit.",
+            where=_where(made, attribute),
+            expected="True or False",
+            found=repr(value),
+        )
+
+
 def _where(made: object, attribute: Any) -> str:
     return f"{type(made).__name__}, {attribute.name}"
 

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from edgeinfer.artifact.signature import Signature
 from edgeinfer.calibration.calibration import as_calibration
+from edgeinfer.calibration.statistics import Statistics
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import track
 from edgeinfer.feeds.feeds import FeedIterable
@@ -50,12 +51,14 @@ class Pattern:
         refuse: Why a layer cannot have it, or None.
         choose: The mask (R, K) for a layer's W (R, K) and, where there is data, the covariance of its inputs.
         satisfied: Whether a weight (R, K) has it already.
+        prepare: Changes the graph in place so that the layers suit the pattern better.
     """
 
     name: str
     refuse: Callable[[Linear], Refusal | None]
     choose: Choose
     satisfied: Callable[[Linear, np.ndarray], bool]
+    prepare: Callable[[ir.Model, dict[str, Linear], Statistics | None, ReportBuilder], None] | None = None
 
 
 @attrs.frozen
@@ -102,12 +105,16 @@ class Sparsify(GraphTransform):
             report.skip(*refusal)
         if not wanted:
             return
-        if self.calibration is None:
+        feeds = None
+        if self.calibration is not None:
+            feeds = as_calibration(self.calibration, Signature.of_graph(model.graph))
+        if self.pattern.prepare is not None:
+            self.pattern.prepare(work, wanted, None if feeds is None else Statistics(lambda: feeds), report)
+        if feeds is None:
             report.note("no calibration was given: weights were chosen by magnitude and nothing was refitted")
             for layer in wanted.values():
                 _by_magnitude(layer, report, self.pattern)
         else:
-            feeds = as_calibration(self.calibration, Signature.of_graph(model.graph))
             _with_data(work, wanted, Batches.of(feeds, model.graph), report, self)
         _total(wanted, report)
         model.graph, model.ir_version = work.graph, work.ir_version

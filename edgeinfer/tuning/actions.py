@@ -9,6 +9,7 @@ import attrs
 from edgeinfer.budget import Budget
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.space import Space
+from edgeinfer.values import as_tuple
 
 __all__ = [
     "SAMPLERS",
@@ -38,6 +39,8 @@ class Problem:
         seconds: How long tuning may take; None: as many models as is usual.
         evaluates: Whether there is a metric.
         sampler: One of `SAMPLERS`: what proposes the next candidate.
+        batches: Sizes of the batch, the smallest first, which is searched with; the others are measured of
+            what is left then. Empty: the feeds' is the only one.
     """
 
     budget: Budget
@@ -46,6 +49,7 @@ class Problem:
     seconds: float | None = None
     evaluates: bool = False
     sampler: str = attrs.field(default="built-in", validator=attrs.validators.in_(SAMPLERS))
+    batches: tuple[int, ...] = attrs.field(default=(), converter=as_tuple)
 
 
 @final

@@ -38,6 +38,7 @@ class Candidate:
         effort: One of `EFFORTS`, for int8.
         keep_float: Names of layers that stay in float where the others are int8.
         options: The backend's options.
+        batch: Rows of an inference; None: as many as the feeds have.
     """
 
     prune: str = attrs.field(default="", validator=attrs.validators.in_(("", "channels", "heads")))
@@ -47,12 +48,14 @@ class Candidate:
     effort: str = attrs.field(default="", validator=attrs.validators.in_(("", *EFFORTS)))
     keep_float: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     options: Mapping[str, Any] = attrs.field(factory=dict, converter=_plain)
+    batch: int | None = None
 
     @cached_property
     def model_key(self) -> str:
-        """A short name of the model that it makes, whatever the options: 16 hexadecimal digits."""
+        """A short name of the model that it makes, however it is run: 16 hexadecimal digits."""
         decisions = self.to_dict()
-        decisions.pop("options", None)
+        for how in ("options", "batch"):
+            decisions.pop(how, None)
         text = json.dumps(decisions, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -66,6 +69,7 @@ class Candidate:
             "effort": self.effort,
             "keep_float": list(self.keep_float),
             "options": dict(self.options),
+            "batch": self.batch,
         }
         return {name: value for name, value in found.items() if value}
 
@@ -84,4 +88,5 @@ class Candidate:
         count = len(self.keep_float)
         parts += [f"{count} layer{'s' if count > 1 else ''} in float"] * bool(count)
         parts += [f"{name}={value}" for name, value in self.options.items()]
+        parts += [f"batch {self.batch}"] * (self.batch is not None)
         return "; ".join(parts)

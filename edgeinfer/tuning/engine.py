@@ -67,7 +67,7 @@ class Engine:
         shapes: The shapes of one feed.
         timer: Times candidates.
         here: Whether the target's backend runs on this machine.
-        peak_bytes: Measures the memory of an artifact; None where it cannot be measured.
+        peak_bytes: Measures the memory of an artifact with a batch; None where it cannot be measured.
         on_action: Called before each action with a line for people.
         server: What child processes are forked from; None: each one is a new interpreter.
     """
@@ -80,7 +80,7 @@ class Engine:
     shapes: Mapping[str, tuple[int, ...]]
     timer: Timer
     here: bool
-    peak_bytes: Callable[[Artifact], int] | None = None
+    peak_bytes: Callable[[Artifact, int | None], int] | None = None
     on_action: Callable[[str], None] = attrs.field(default=lambda _: None)
     server: ForkServer | None = None
 
@@ -201,7 +201,7 @@ class Engine:
         if self.peak_bytes is None:
             return record
         try:
-            return {**record, "peak_bytes": self.peak_bytes(self.artifact_of(candidate))}
+            return {**record, "peak_bytes": self.peak_bytes(self.artifact_of(candidate), candidate.batch)}
         except (EdgeInferError, RemoteError) as error:
             return {**record, "reason": str(error)}
 

@@ -15,10 +15,20 @@ from edgeinfer.tuning.estimate import Estimator
 from edgeinfer.tuning.space import FLOAT
 from edgeinfer.tuning.state import Made, State
 
-__all__ = ["WORTH_DB", "entrants", "latency_limit", "next_rung", "ranking", "survivors"]
+__all__ = [
+    "WORTH_DB",
+    "entrants",
+    "latency_limit",
+    "next_batch",
+    "next_rung",
+    "ranking",
+    "same_model",
+    "survivors",
+]
 
 _FIRST_RUNG, _SURVIVORS = 8, 4
 _RUNS = 50  # in the first rung
+_LARGER_BATCH = 10_000  # between the index of a candidate and that of the same one with the next larger batch
 _HOPELESS_DB = 3.0  # noise half as strong as the signal
 # What half the time is worth, in dB, where no latency is asked for: nobody knows, so each in turn.
 WORTH_DB = (4.0, 8.0, 16.0, 32.0)
@@ -48,6 +58,31 @@ def next_rung(state: State, problem: Problem) -> Action | None:
     return Time("halving", tuple(trials), _RUNS * 2 ** len(rungs))
 
 
+def next_batch(state: State, problem: Problem) -> Action | None:
+    """Return the timing of the survivors with the next larger batch, but for those beyond the limit.
+
+    A request waits for all of its batch, so what is too slow with one batch is too slow with a larger one.
+    """
+    limit = latency_limit(problem.budget)
+    by_trial = entrants(state, problem)
+    for place, batch in enumerate(problem.batches[1:], 1):
+        first = place * _LARGER_BATCH
+        if any(index >= first for index in state.timings):
+            continue
+        smaller = [index for index in survivors(state) if index >= first - _LARGER_BATCH]
+        able = [index for index in smaller if (state.latency_ms(index) or math.inf) <= limit]
+        trials = [
+            (index + _LARGER_BATCH, attrs.evolve(by_trial[index].candidate, batch=batch)) for index in able
+        ]
+        return Time("batch", tuple(trials), _RUNS) if trials else None
+    return None
+
+
+def same_model(index: int) -> int:
+    """Return the index of the candidate with the smallest batch that has the same model and options."""
+    return index % _LARGER_BATCH
+
+
 def _outdone(state: State, problem: Problem) -> set[int]:
     """Return the baselines whose model is faster with other options: they are as accurate, so that is all."""
     budget = problem.budget
@@ -60,11 +95,26 @@ def _outdone(state: State, problem: Problem) -> set[int]:
 
 
 def entrants(state: State, problem: Problem) -> dict[int, Made]:
-    """Return what was made by index; of the baselines also those with other options, which share a model."""
+    """Return what was made by index.
+
+    What shares a model is there, too: the baselines with other options, the survivors with larger batches.
+    """
     found = {made.trial: made for made in state.made.values()}
     for index, candidate in enumerate(problem.space.baselines()):
         made = state.made.get(candidate.model_key)
         if made is not None:
+            found[index] = attrs.evolve(made, trial=index, candidate=candidate)
+    if problem.batches:
+        smallest = problem.batches[0]
+        found = {
+            i: attrs.evolve(made, candidate=attrs.evolve(made.candidate, batch=smallest))
+            for i, made in found.items()
+        }
+    for index in state.timings:
+        if same_model(index) != index:
+            made = found[same_model(index)]
+            batch = problem.batches[index // _LARGER_BATCH]
+            candidate = attrs.evolve(made.candidate, batch=batch)
             found[index] = attrs.evolve(made, trial=index, candidate=candidate)
     return found
 
@@ -103,9 +153,13 @@ def _rank(state: State, problem: Problem, index: int) -> tuple[float, ...]:
 
 
 def survivors(state: State) -> tuple[int, ...]:
-    """Return the candidates of the last rung of the halving that could be timed, with the float model."""
-    rungs = [rung for rung in state.rungs if rung.name == "halving"]
-    found = {FLOAT} | ({i for i, t in rungs[-1].timings.items() if t.outcome == "ok"} if rungs else set())
+    """Return the candidates of the last rung of the halving that could be timed, with the float model.
+
+    Behind them come the same with larger batches, as far as these were timed.
+    """
+    last = [rung for rung in state.rungs if rung.name == "halving"][-1:]
+    last += [rung for rung in state.rungs if rung.name == "batch"]
+    found = {FLOAT} | {i for rung in last for i, t in rung.timings.items() if t.outcome == "ok"}
     return tuple(sorted(found))
 
 

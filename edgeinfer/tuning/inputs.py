@@ -1,19 +1,25 @@
-"""What the child processes of a tuning run read: the model and the feeds, in a folder beside the journal."""
+"""What a tuning run is given: checked, and kept in a folder beside the journal for the child processes."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from edgeinfer.errors import CalibrationError, TuningError
+from edgeinfer.artifact.signature import Signature
+from edgeinfer.budget import Budget
+from edgeinfer.errors import CalibrationError, OptionsError, TuningError
+from edgeinfer.feeds.batch import every_input_is_batched, fixed_batch
 from edgeinfer.feeds.feeds import Feeds
 from edgeinfer.model.model import Model
 from edgeinfer.npz import write_npz
+from edgeinfer.tuning.actions import SAMPLERS
+from edgeinfer.tuning.optuna_sampler import require_optuna
 
-__all__ = ["keep_inputs"]
+__all__ = ["check_arguments", "in_batches", "keep_inputs", "require_batches"]
 
 
 def keep_inputs(model: Model, feeds: Feeds, folder: Path) -> tuple[dict[str, np.ndarray], str]:
@@ -51,3 +57,64 @@ def keep_inputs(model: Model, feeds: Feeds, folder: Path) -> tuple[dict[str, np.
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return first, fingerprint
+
+
+def require_batches(batches: Sequence[int], signature: Signature) -> tuple[int, ...]:
+    """Return sizes of the batch, the smallest first.
+
+    Raises:
+        OptionsError: One is no size, or the model takes one size only.
+    """
+    if any(isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1 for size in batches):
+        raise OptionsError("A batch is out of range.", expected="integers from 1", found=list(batches))
+    if batches and not every_input_is_batched(signature):
+        fixed = fixed_batch(signature)
+        raise OptionsError(
+            "The batch of the model cannot be chosen.",
+            where="batches",
+            expected="a model of which the first axis of each input is an open batch",
+            found=f"a batch of {fixed}" if fixed is not None else str(signature),
+            hint="Export the model with an open batch, or leave `batches` out: that of the feeds counts.",
+        )
+    return tuple(sorted({int(size) for size in batches}))
+
+
+def in_batches(feeds: Sequence[Mapping[str, np.ndarray]], size: int | None) -> list[dict[str, np.ndarray]]:
+    """Return feeds of so many rows, whose rows are those of the given feeds, again and again if they are few.
+
+    Args:
+        feeds: At least one. Those with other shapes than the first, but for the rows, are left out.
+        size: The rows of each; None: they are returned as they are.
+    """
+    if size is None:
+        return [dict(feed) for feed in feeds]
+    shape = {name: array.shape[1:] for name, array in feeds[0].items()}
+    alike = [feed for feed in feeds if all(feed[name].shape[1:] == shape[name] for name in shape)]
+    rows = {name: np.concatenate([feed[name] for feed in alike]) for name in shape}
+    count = len(next(iter(rows.values())))
+    return [
+        {name: array.take(range(start, start + size), axis=0, mode="wrap") for name, array in rows.items()}
+        for start in range(0, count, size)
+    ]
+
+
+def check_arguments(
+    budget: Budget, evaluate: Callable[[Model], float] | None, minutes: float | None, sampler: str
+) -> None:
+    """Refuse arguments of `tune` that do not fit.
+
+    Raises:
+        OptionsError: They do not.
+    """
+    if sampler not in SAMPLERS:
+        raise OptionsError("There is no such sampler.", expected=" or ".join(SAMPLERS), found=sampler)
+    if sampler == "optuna":
+        require_optuna()
+    if budget.max_drop is not None and evaluate is None:
+        raise OptionsError(
+            "max_drop is a limit on your metric, and there is none.",
+            expected="evaluate=..., from a Model to a number of which more is better",
+            hint="Without a metric, limit min_sqnr_db instead.",
+        )
+    if minutes is not None and not 0 < minutes < 1e6:
+        raise OptionsError("minutes is out of range.", expected="a number above 0", found=minutes)

@@ -36,6 +36,7 @@ from edgeinfer.transforms import (
 )
 from edgeinfer.transforms.contract import Transform
 from edgeinfer.tuning.candidate import Candidate
+from edgeinfer.tuning.inputs import in_batches
 from edgeinfer.tuning.recipe import Recipe
 from edgeinfer.tuning.space import KEEP_MACS
 
@@ -189,7 +190,7 @@ def time_layers(folder: Path, candidate: Candidate, target: Target) -> dict[str,
     """Return microseconds of each layer of a candidate's model, by the runtime's profiler."""
     model = Model.load(folder / f"{candidate.model_key}.onnx")
     feed = Feeds.of(folder / "feeds", model.signature).first()
-    return {"us": measure_layers(model, [feed], target=target).by_node}
+    return {"us": measure_layers(model, in_batches([feed], candidate.batch)[:1], target=target).by_node}
 
 
 def _finite(db: float) -> float:

@@ -14,7 +14,7 @@ from edgeinfer.tuning.actions import Problem
 from edgeinfer.tuning.advice import Advice, Nearest, advise
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.estimate import Estimator
-from edgeinfer.tuning.halving import entrants, survivors
+from edgeinfer.tuning.halving import entrants, same_model, survivors
 from edgeinfer.tuning.planner import MAKING_PART, dropped, space_of
 from edgeinfer.tuning.recipe import Recipe
 from edgeinfer.tuning.result import TuningResult
@@ -105,8 +105,8 @@ def _trial(
     facts: Facts,
 ) -> Trial:
     timing = state.timings.get(index)
-    estimate = estimator.estimate(made.candidate)
-    metric = state.metrics.get(index)
+    estimate = estimator.estimate(made.candidate) if same_model(index) == index else None
+    metric = state.metrics.get(same_model(index))
     float_metric = state.metrics.get(FLOAT)
     outcome, lost = made.outcome, made.reason
     if timing is not None and timing.outcome != "ok":
@@ -136,7 +136,7 @@ def _trial(
 
 
 def _stage(index: int, state: State, final_one: bool) -> str:
-    if index in state.metrics:
+    if same_model(index) in state.metrics:
         return "evaluated"
     if final_one:
         return "halving"
@@ -144,20 +144,26 @@ def _stage(index: int, state: State, final_one: bool) -> str:
 
 
 def _best(fitting: Sequence[Trial], budget: Budget) -> Trial | None:
-    """Return the most accurate one; with no limit but on accuracy, the fastest."""
+    """Return the most accurate one; with no limit but on accuracy, the fastest.
+
+    Of those that are as accurate it is the one with the most rows in a second.
+    """
     limited = any(getattr(budget, name) is not None for name in _PERFORMANCE)
-    latency = {trial.index: trial.latency_p50_ms or math.inf for trial in fitting}
+    row_ms = {trial.index: trial.row_ms or math.inf for trial in fitting}
     if not limited:
-        return min(fitting, key=lambda trial: (latency[trial.index], trial.index), default=None)
+        return min(fitting, key=lambda trial: (row_ms[trial.index], trial.index), default=None)
     return min(
         fitting,
-        key=lambda trial: (-(trial.accuracy or -math.inf), latency[trial.index], trial.index),
+        key=lambda trial: (-(trial.accuracy or -math.inf), row_ms[trial.index], trial.index),
         default=None,
     )
 
 
 def _pareto(trials: Sequence[Trial]) -> tuple[int, ...]:
-    """Return those that no other one beats in accuracy, latency and memory at once, the fastest first."""
+    """Return those that no other one beats in accuracy, latency, rows in a second and memory at once.
+
+    The fastest comes first.
+    """
     able = [t for t in trials if t.latency_p50_ms is not None and t.accuracy is not None]
     judged = [trial for trial in able if trial.metric is not None]
     able = judged or able  # a metric and an SQNR cannot be compared
@@ -169,6 +175,7 @@ def _beats(a: Trial, b: Trial) -> bool:
     pairs = [
         (-(a.accuracy or 0.0), -(b.accuracy or 0.0)),
         (a.latency_p50_ms or math.inf, b.latency_p50_ms or math.inf),
+        (a.row_ms or math.inf, b.row_ms or math.inf),
         (a.peak_bytes or 0, b.peak_bytes or 0),
     ]
     return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
@@ -179,8 +186,8 @@ def _why_lost(trial: Trial, chosen: Trial | None, state: State, final_one: bool)
         return ""
     if trial.outcome != "ok":
         return f"{trial.outcome}: {trial.lost}"
-    if trial.index in state.failures:
-        return f"evaluation {state.failures[trial.index]}"
+    if same_model(trial.index) in state.failures:
+        return f"evaluation {state.failures[same_model(trial.index)]}"
     measured = [violation.describe() for violation in trial.violations if not violation.not_measured]
     if measured:
         return "; ".join(measured)

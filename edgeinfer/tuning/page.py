@@ -10,7 +10,7 @@ from edgeinfer.charts import Bar, Line, Point, bars, histogram, scatter
 from edgeinfer.display import Table
 from edgeinfer.svg import beside, escaped
 from edgeinfer.tuning.advice import Advice
-from edgeinfer.tuning.trial import Trial
+from edgeinfer.tuning.trial import Trial, described
 
 __all__ = ["body", "page"]
 
@@ -88,7 +88,7 @@ def body(result: _Shown) -> str:
 def _verdict(result: _Shown) -> str:
     if result.met:
         best, base = result.best, result.baseline
-        text = f"The budget is met by candidate {best.index}: {best.candidate.describe()}."
+        text = f"The budget is met by candidate {described(best)}."
         if best.latency_p50_ms and base.latency_p50_ms:
             text += f" It takes {best.latency_p50_ms:.3f} ms, the original {base.latency_p50_ms:.3f} ms"
             text += f" ({base.latency_p50_ms / best.latency_p50_ms:.2f} times as fast)"
@@ -111,7 +111,7 @@ def _kind(result: _Shown, trial: Trial) -> int:
 
 
 def _label(trial: Trial) -> str:
-    return f"{trial.index}: {trial.candidate.describe()}. {trial.lost or 'best'}"
+    return f"{described(trial)}. {trial.lost or 'best'}"
 
 
 def _name(result: _Shown) -> str:

@@ -11,7 +11,8 @@ killed goes on as if nothing had happened. The order:
    After every few, those are timed, which corrects the estimates.
 4. Successive halving: time the best in turns, keep half, time longer. Of a model with several sets of options
    the fastest one takes part.
-5. Evaluate the survivors with the user's metric, and measure their memory.
+5. Time the survivors with larger batches, where these were asked for.
+6. Evaluate the survivors with the user's metric, and measure their memory.
 """
 
 from __future__ import annotations
@@ -35,7 +36,16 @@ from edgeinfer.tuning.actions import (
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.closeness import ClosenessGuess
 from edgeinfer.tuning.estimate import Estimator
-from edgeinfer.tuning.halving import WORTH_DB, entrants, latency_limit, next_rung, ranking, survivors
+from edgeinfer.tuning.halving import (
+    WORTH_DB,
+    entrants,
+    latency_limit,
+    next_batch,
+    next_rung,
+    ranking,
+    same_model,
+    survivors,
+)
 from edgeinfer.tuning.optuna_sampler import Tried, propose
 from edgeinfer.tuning.space import FLOAT, Space
 from edgeinfer.tuning.state import Made, State
@@ -80,7 +90,13 @@ def next_action(state: State, problem: Problem) -> Action:
         return MeasureSensitivity()
     if state.latency_ms(FLOAT) is None:
         return Finish()
-    return _search(state, problem) or next_rung(state, problem) or _last(state, problem) or Finish()
+    return (
+        _search(state, problem)
+        or next_rung(state, problem)
+        or next_batch(state, problem)
+        or _last(state, problem)
+        or Finish()
+    )
 
 
 def _worth_its_time(state: State, problem: Problem) -> bool:
@@ -209,8 +225,8 @@ def _last(state: State, problem: Problem) -> Action | None:
     order = [FLOAT, *ranking(state, problem, left)]
     if problem.evaluates:
         for index in order:
-            if index not in state.metrics:
-                return Evaluate(index, candidates[index])
+            if same_model(index) not in state.metrics:
+                return Evaluate(same_model(index), candidates[same_model(index)])
     for index in order:
         if index not in state.peaks:
             return MeasureMemory(index, candidates[index])

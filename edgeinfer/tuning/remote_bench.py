@@ -14,6 +14,7 @@ from edgeinfer.errors import EdgeInferError, RemoteConnectionError, RemoteTimeou
 from edgeinfer.graph.build import compile_model
 from edgeinfer.model.model import Model
 from edgeinfer.tuning.candidate import Candidate
+from edgeinfer.tuning.inputs import in_batches
 from edgeinfer.tuning.turns import percentile, thinned
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ class RemoteBench:
                     if index not in artifacts:
                         artifacts[index] = self._compiled(candidate)
                     report = self.device.benchmark(
-                        artifacts[index], [self.feed], warmup=_WARM_UP, runs=max(1, runs // _TURNS)
+                        artifacts[index],
+                        in_batches([self.feed], candidate.batch),
+                        warmup=_WARM_UP,
+                        runs=max(1, runs // _TURNS),
                     )
                 except (RemoteConnectionError, RemoteTimeoutError) as error:
                     failed[index] = {"outcome": "hung", "reason": " ".join(str(error).split())}

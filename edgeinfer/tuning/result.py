@@ -16,7 +16,7 @@ from edgeinfer.display import Table
 from edgeinfer.errors import BudgetError
 from edgeinfer.tuning.advice import Advice
 from edgeinfer.tuning.page import body, page
-from edgeinfer.tuning.trial import Trial
+from edgeinfer.tuning.trial import Trial, described
 from edgeinfer.values import as_tuple
 
 __all__ = ["TuningResult"]
@@ -44,6 +44,7 @@ class TuningResult:
         layer_us: Microseconds of each layer of the best candidate by the runtime's profiler; empty where it
             was not measured.
         notes: What must be said.
+        others: The results of the other targets, where several were tuned for; the best one first.
     """
 
     budget: Budget
@@ -62,6 +63,7 @@ class TuningResult:
     )
     layer_us: Mapping[str, float] = attrs.field(factory=dict, repr=False)
     notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
+    others: tuple[TuningResult, ...] = attrs.field(default=(), converter=as_tuple, repr=False)
 
     @property
     def met(self) -> bool:
@@ -114,6 +116,7 @@ class TuningResult:
             "seconds": self.seconds,
             "notes": list(self.notes),
             "trials": [trial.to_dict() for trial in self.trials],
+            "others": [other.to_dict() for other in self.others],
         }
 
     def table(self) -> Table:
@@ -138,7 +141,7 @@ class TuningResult:
         unit = "" if trial.metric is not None else " dB"
         return (
             mark,
-            f"{trial.index}: {trial.candidate.describe()}",
+            described(trial),
             "" if trial.latency_p50_ms is None else f"{trial.latency_p50_ms:.3f}",
             "" if trial.latency_p99_ms is None else f"{trial.latency_p99_ms:.3f}",
             "" if accuracy is None else f"{accuracy:.4g}{unit}",

@@ -19,6 +19,7 @@ from edgeinfer.measure.timing import timing_clock
 from edgeinfer.model.model import Model
 from edgeinfer.runtime.open import load
 from edgeinfer.runtime.session import Session
+from edgeinfer.tuning.inputs import in_batches
 
 __all__ = ["Stopwatch"]
 
@@ -53,12 +54,14 @@ class Stopwatch:
 
         Args:
             folder: Where models and `feeds` are.
-            task: `model` (a file name), `target`, `options`, `threads` (what of the options bounds threads).
+            task: `model` (a file name), `target`, `options`, `threads` (what of the options bounds threads),
+                `batch` (rows of an inference; None: those of the feeds).
         """
         model = Model.load(folder / task["model"])
         options = dict(task["options"])
         artifact = compile_model(model, Target.parse(task["target"]), options=options or None, trial=False)
         feeds = list(Feeds.of(folder / "feeds", model.signature).take(_FEEDS))
+        feeds = in_batches(feeds, task.get("batch"))
         with load(artifact) as session:
             threads = {name: options[name] for name in task["threads"] if name in options}
             clock = timing_clock((session,), threads or None)

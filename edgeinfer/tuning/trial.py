@@ -14,7 +14,7 @@ from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.recipe import Recipe
 from edgeinfer.values import as_tuple
 
-__all__ = ["Trial"]
+__all__ = ["Trial", "described"]
 
 
 @final
@@ -86,6 +86,16 @@ class Trial:
         return self._loaded()[0]
 
     @property
+    def row_ms(self) -> float | None:
+        """The latency divided by the rows of the batch, in ms: what a row takes where batches are full."""
+        return None if self.latency_p50_ms is None else self.latency_p50_ms / (self.candidate.batch or 1)
+
+    @property
+    def throughput(self) -> float | None:
+        """Rows in a second, one inference after the other; None where the batch was not chosen."""
+        return 1e3 / self.row_ms if self.row_ms and self.candidate.batch is not None else None
+
+    @property
     def accuracy(self) -> float | None:
         """What candidates are compared by: the metric; without one the SQNR in dB."""
         return self.metric if self.metric is not None else self.sqnr_db
@@ -110,3 +120,9 @@ class Trial:
                 found=f"{self.outcome}: {self.lost}",
             )
         return self._load()
+
+
+def described(trial: Trial) -> str:
+    """Return its index, what is done to the model, and what its batch brings."""
+    rows = f" ({trial.throughput:.4g} rows/s)" if trial.throughput is not None else ""
+    return f"{trial.index}: {trial.candidate.describe()}{rows}"

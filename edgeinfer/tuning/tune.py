@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,24 +21,24 @@ from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.cpu_quota import usable_cpus
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import shows_progress
-from edgeinfer.errors import OptionsError, TuningError
+from edgeinfer.errors import TuningError
 from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.runtime.machine import describe_machine
 from edgeinfer.runtime.memory import memory
-from edgeinfer.tuning.actions import SAMPLERS, Problem
+from edgeinfer.tuning.actions import Problem
 from edgeinfer.tuning.advice import devices_that_fit
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.engine import Engine, Timer
 from edgeinfer.tuning.fork_server import ForkServer, fork_server
-from edgeinfer.tuning.inputs import keep_inputs
+from edgeinfer.tuning.inputs import check_arguments, in_batches, keep_inputs, require_batches
 from edgeinfer.tuning.journal import Journal
-from edgeinfer.tuning.optuna_sampler import require_optuna
 from edgeinfer.tuning.outcome import Facts, result_of
 from edgeinfer.tuning.recipe import Recipe
 from edgeinfer.tuning.remote_bench import RemoteBench
 from edgeinfer.tuning.result import TuningResult
 from edgeinfer.tuning.space import FLOAT, Space, option_sets, precisions_of
 from edgeinfer.tuning.state import State
+from edgeinfer.tuning.targets import tune_each
 from edgeinfer.tuning.turns import Bench
 
 if TYPE_CHECKING:
@@ -53,13 +53,14 @@ def tune(
     model: ModelSource,
     budget: Budget,
     *,
-    target: Target | str,
+    target: Target | str | Sequence[Target | str],
     calibration: Any,
     evaluate: Callable[[Model], float] | None = None,
     minutes: float | None = None,
     journal: str | os.PathLike[str] | None = None,
     on: RemoteDevice | None = None,
     options: Mapping[str, Any] | None = None,
+    batches: Sequence[int] = (),
     seed: int = 0,
     sampler: str = "built-in",
     progress: bool | None = None,
@@ -75,7 +76,9 @@ def tune(
         model: The float model: a path, bytes, `onnx.ModelProto`, `onnx_ir.Model` or Model.
         budget: The limits. Where none of them is on latency, memory, disk or power, the fastest candidate
             that keeps the others is the best one.
-        target: Where it will run: a Target, a device profile, or a backend such as `"openvino:CPU"`.
+        target: Where it will run: a Target, a device profile, or a backend such as `"openvino:CPU"`. Of
+            several, each is tuned for in an equal part of the time, and the result is that of the one that
+            does best; its `others` are the others'.
         calibration: Representative feeds, as for `optimize`. Their shapes are those that are timed.
         evaluate: From a Model to a metric of which more is better. It runs in this process; compile what it
             is given with `edgeinfer.compile(model)`, which uses the target and the options of the candidate.
@@ -85,6 +88,9 @@ def tune(
             temporary one.
         on: A device of `devices.connect` to time on, instead of this machine.
         options: Options of the backend that all candidates have.
+        batches: Sizes of the batch to choose from, such as `(1, 2, 4, 8)`, for a model whose batch is open.
+            Limits on latency are for a request, which waits for all of its batch; of what is as accurate and
+            keeps the limits, the best one has the most rows in a second. Empty: the batch of the feeds.
         seed: Of all random choices: the same seed and journal give the same candidates.
         sampler: What proposes the next candidate: `"built-in"`, or `"optuna"` (needs `edgeinfer[optuna]`).
         progress: Say on stderr what is being done. None: in a terminal or a notebook.
@@ -94,19 +100,43 @@ def tune(
         budget, which limit it is and what would help.
 
     Raises:
-        OptionsError: An argument does not fit, such as `max_drop` without `evaluate`.
+        OptionsError: An argument does not fit, such as `max_drop` without `evaluate`, or `batches`
+            for a model whose batch is fixed.
         BackendUnavailableError: The target's backend is not on this machine, and `on` is None.
         CalibrationError: There is no feed.
         TuningError: The journal is of another run or cannot be written, or the model cannot be prepared.
     """
-    _check(budget, evaluate, minutes, sampler)
+    check_arguments(budget, evaluate, minutes, sampler)
     loaded = Model.load(model)
+    feeds = as_calibration(calibration, loaded.signature)
+    if not isinstance(target, (str, Target)):
+        return tune_each(
+            target,
+            lambda one, part, own: tune(
+                loaded,
+                budget,
+                target=one,
+                calibration=feeds,
+                evaluate=evaluate,
+                minutes=part,
+                journal=own,
+                on=on,
+                options=options,
+                batches=batches,
+                seed=seed,
+                sampler=sampler,
+                progress=progress,
+            ),
+            minutes=minutes,
+            journal=journal,
+        )
     parsed = Target.parse(target)
     backend = get_backend(parsed.backend)
     if on is None:
         require_available(backend)
     capabilities = backend.capabilities()
     fixed = dict(options or {})
+    sizes = require_batches(batches, loaded.signature)
     cores = usable_cpus() if on is None else max(1, int(on.local().usable_cores))
     problem = Problem(
         budget=budget,
@@ -118,11 +148,13 @@ def tune(
         seconds=None if minutes is None else 60.0 * minutes,
         evaluates=evaluate is not None,
         sampler=sampler,
+        batches=sizes,
     )
     path = Path(journal) if journal is not None else scratch_folder() / "tuning.jsonl"
     folder = path.with_name(f"{path.name}.files")
     with Journal(path) as book:
-        feeds = as_calibration(calibration, loaded.signature)
+        if sizes:
+            feeds = feeds.batched(sizes[0])
         first, fingerprint = keep_inputs(loaded, feeds, folder)
         start = {
             "kind": "start",
@@ -138,6 +170,7 @@ def tune(
             "on": on.host if on is not None else None,
             "seed": seed,
             "sampler": sampler,
+            **({"batches": list(sizes)} if sizes else {}),
         }
         _begin(book, start)
         shapes = {name: tuple(array.shape) for name, array in first.items()}
@@ -177,23 +210,6 @@ def tune(
         return result_of(State.of(book.records), problem, facts)
 
 
-def _check(
-    budget: Budget, evaluate: Callable[[Model], float] | None, minutes: float | None, sampler: str
-) -> None:
-    if sampler not in SAMPLERS:
-        raise OptionsError("There is no such sampler.", expected=" or ".join(SAMPLERS), found=sampler)
-    if sampler == "optuna":
-        require_optuna()
-    if budget.max_drop is not None and evaluate is None:
-        raise OptionsError(
-            "max_drop is a limit on your metric, and there is none.",
-            expected="evaluate=..., from a Model to a number of which more is better",
-            hint="Without a metric, limit min_sqnr_db instead.",
-        )
-    if minutes is not None and not 0 < minutes < 1e6:
-        raise OptionsError("minutes is out of range.", expected="a number above 0", found=minutes)
-
-
 def _begin(book: Journal, start: Mapping[str, Any]) -> None:
     """Write the first record, or see that it is the same one.
 
@@ -204,13 +220,13 @@ def _begin(book: Journal, start: Mapping[str, Any]) -> None:
         book.append(start)
         return
     before = book.records[0]
-    other = [name for name in start if before.get(name) != start[name]]
+    other = [name for name in {**before, **start} if before.get(name) != start.get(name)]
     if other:
         raise TuningError(
             f"The journal is of another tuning run: {', '.join(other)} differ.",
             where=str(book.path),
             expected=", ".join(f"{name} {before.get(name)!r}"[:80] for name in other),
-            found=", ".join(f"{name} {start[name]!r}"[:80] for name in other),
+            found=", ".join(f"{name} {start.get(name)!r}"[:80] for name in other),
             hint="Give another journal, or the arguments of that run.",
         )
 
@@ -253,10 +269,12 @@ def _timer(
         timer.close()
 
 
-def _peak_bytes(feed: Mapping[str, np.ndarray], on: RemoteDevice | None) -> Callable[[Artifact], int]:
+def _peak_bytes(
+    feed: Mapping[str, np.ndarray], on: RemoteDevice | None
+) -> Callable[[Artifact, int | None], int]:
     if on is not None:
-        return lambda artifact: on.memory(artifact, feed, runs=3).peak_bytes
-    return lambda artifact: memory(artifact, [feed], runs=3).peak_bytes
+        return lambda artifact, batch: on.memory(artifact, in_batches([feed], batch)[0], runs=3).peak_bytes
+    return lambda artifact, batch: memory(artifact, in_batches([feed], batch), runs=3).peak_bytes
 
 
 def _loader(folder: Path, target: Target) -> Callable[[Candidate], tuple[Model, Recipe]]:

@@ -82,6 +82,7 @@ class Bench:
                 "model": f"{candidate.model_key}.onnx",
                 "target": self.target,
                 "options": dict(candidate.options),
+                "batch": candidate.batch,
                 "threads": list(self.threads),
             }
             return child, child.ask(request, _OPEN_S)

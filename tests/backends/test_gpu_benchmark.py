@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx
 import pytest
 
@@ -122,6 +123,22 @@ def test_every_way_to_call_infer_is_measured_at_every_batch(monkeypatch: pytest.
     assert len(calls) == 5 * len(script.BATCHES)
     gc.collect()
     fake.cuda.assert_nothing_left()
+
+
+def test_a_model_of_one_image_gives_the_same_for_several_at_once() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 15]> g (float[1,4,3,3] x) => (float[1,4,9] y)
+    <int64[5] apart = {1, 2, 2, 3, 3}, int64[3] flat = {1, 4, 9}>
+    {
+        a = Reshape(x, apart)
+        b = Transpose<perm = [0, 2, 1, 3, 4]>(a)
+        y = Reshape(b, flat)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    images = np.random.default_rng(0).standard_normal((3, 4, 3, 3)).astype(np.float32)
+    with ei.load(ei.compile(ei.Model.load(proto), "onnxruntime")) as session:
+        wanted = [session.infer({"x": image[None]})["y"] for image in images]
+    with ei.load(ei.compile(load("models").with_open_batch(proto), "onnxruntime")) as session:
+        np.testing.assert_array_equal(session.infer({"x": images})["y"], np.concatenate(wanted))
 
 
 def test_the_check_of_two_gpus_runs(monkeypatch: pytest.MonkeyPatch) -> None:

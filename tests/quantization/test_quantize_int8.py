@@ -266,6 +266,46 @@ def test_int8_and_float16_are_timed_against_each_other(model, feeds, ratio, name
     assert [note.startswith("int8, not kept: ") for note in of_int8] == [name == "ToFloat16"]
 
 
+def attention_model() -> Model:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    attention (float[N,6,16] x) => (float[N,6,16] y) <float[16,16] q, float[16,16] k, float[16,16] v>
+    {
+        a = MatMul(x, q)
+        b = MatMul(x, k)
+        c = MatMul(x, v)
+        t = Transpose<perm = [0, 2, 1]>(b)
+        s = MatMul(a, t)
+        p = Softmax<axis = -1>(s)
+        y = MatMul(p, c)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name in "qkv":
+        array = (rng.standard_normal((16, 16)) * 0.2).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return Model.load(proto)
+
+
+@pytest.mark.parametrize(("ratio", "name"), [(None, "ToFloat16"), (1.4, "QuantizeInt8")])
+def test_a_transformer_gets_float16_by_table_where_no_gpu_is(ratio, name):
+    rng = np.random.default_rng(1)
+    feeds = [{"x": rng.standard_normal((1, 6, 16)).astype(np.float32)} for _ in range(4)]
+    stopwatch = None if ratio is None else MadeUpStopwatch(ratio)
+    quantize = QuantizeInt8(calibration=feeds, target="tensorrt", effort="fast", stopwatch=stopwatch)
+    result = Int8OrFloat16(quantize, known_to_pay=True).apply(attention_model())
+    assert result.report.name == name
+    said = " ".join([*result.report.notes, *(skipped.reason for skipped in result.report.skipped)])
+    assert ("MiniLM-L6" in said) == (ratio is None)
+    assert ("H200" in said) == (ratio is None)
+
+
+def test_what_no_gpu_timed_says_what_was_timed_of_its_kind(model, feeds):
+    quantize = QuantizeInt8(calibration=feeds, target="tensorrt", effort="fast")
+    report = Int8OrFloat16(quantize, known_to_pay=True).apply(model).report
+    assert report.name == "QuantizeInt8"
+    assert any("most like this model" in note and "H" in note for note in report.notes)
+
+
 @pytest.mark.parametrize(("ratio", "name"), [(1.4, "QuantizeInt8"), (0.9, "ToFloat16")])
 def test_int8_is_not_searched_for_where_float16_is_faster_at_once(model, feeds, ratio, name):
     stopwatch = MadeUpStopwatch(ratio)

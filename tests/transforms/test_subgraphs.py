@@ -129,7 +129,7 @@ def test_what_does_not_look_into_branches_says_so(transform) -> None:
 def test_functions_are_inlined_for_it(transform) -> None:
     model = make(FUNCTION)
     after, report = transform.apply(model)
-    assert [node for node, _ in report.applied if "inner" in node] == ["inner", "inner_2"]
+    assert {node for node, _ in report.applied if "inner" in node} == {"inner", "inner_2"}
     assert report.notes[0] == "inlined the function block"
     assert not after.ir.functions
     assert model.ir.functions

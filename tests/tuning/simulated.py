@@ -38,6 +38,7 @@ def latency_ms(candidate: Candidate) -> float:
     times = {"float32": 10.0, "int8": 5.0, "float16": 7.0, "dynamic": 8.0, "weights8": 10.5}
     time = times[candidate.precision]
     time += 0.3 * len(candidate.keep_float)
+    time *= 0.4 + 0.6 * (candidate.batch or 1)
     return time * (0.2 + 0.8 * candidate.keep) * candidate.options.get("slow", 1.0)
 
 

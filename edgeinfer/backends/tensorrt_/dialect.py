@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgeinfer.backends.dialect import MOVING_OPS, QDQDialect
+from edgeinfer.backends.tensorrt_.timed_models import TIMED
 
 __all__ = ["DIALECT"]
 
@@ -20,4 +21,5 @@ DIALECT = QDQDialect(
     requantizing={"AveragePool", "GlobalAveragePool"},
     moving=MOVING_OPS | {"Concat"},
     known_to_pay=True,  # every GPU that it takes has integer tensor cores or dp4a
+    timed=TIMED,
 )

@@ -74,8 +74,13 @@ def absorb(member: Member, heard: Heard, *, release: str, retries: int) -> Membe
         # A document of another rollout replaced this one's.
         member = attrs.evolve(member, motion=Motion.STILL)
     elif _has_lost_it(member, heard):
-        member = attrs.evolve(member, outcome=Outcome.OFFLINE, motion=Motion.STILL, code="")
-    if member.motion in (Motion.BACK, Motion.KEPT) and heard.generation >= member.back and heard.phase.final:
+        motion = member.motion if member.motion is Motion.BACK else Motion.STILL  # it may yet go back
+        member = attrs.evolve(member, outcome=Outcome.OFFLINE, motion=motion, code="")
+    if _went_back(member, heard):
+        return attrs.evolve(member, motion=Motion.REVERTED)
+    if heard.generation < member.back:
+        return _had_it_before(member, heard, release)
+    if member.motion in (Motion.BACK, Motion.KEPT) and heard.phase.final:
         has_it = heard.generation == member.back and heard.digest == member.target
         return _kept(member, heard, retries) if has_it else attrs.evolve(member, motion=Motion.REVERTED)
     return member
@@ -93,6 +98,34 @@ def adopt(member: Member, heard: Heard, *, release: str) -> Member:
     if waits and heard.phase is Phase.COMMITTED and heard.digest == release:
         return attrs.evolve(member, outcome=Outcome.SUCCESS, target=release, heard_at=heard.at)
     return member
+
+
+def _had_it_before(member: Member, heard: Heard, release: str) -> Member:
+    """Return what becomes of a device that was taken to be back, and has not seen what asked it back.
+
+    The document that gave it the release ran out, and so did the one that asked it back: it began in time,
+    and was heard of late. What it has stays until it is asked once more, with a place in the site's budget.
+    """
+    has_it = heard.phase in (Phase.COMMITTED, Phase.DEGRADED) and heard.digest == member.target
+    if member.motion is not Motion.REVERTED or not has_it or not member.target:
+        return member
+    if heard.phase is Phase.DEGRADED:
+        return attrs.evolve(member, outcome=Outcome.FAILED, motion=Motion.STUCK, code=heard.code)
+    outcome = Outcome.SUCCESS if member.target == release else Outcome.WAITING
+    return attrs.evolve(member, outcome=outcome, motion=Motion.STILL, code=heard.code)
+
+
+def _went_back(member: Member, heard: Heard) -> bool:
+    """Whether a device went back by one of the documents that asked it, however late it is heard of.
+
+    That document may have run out since, and another one may have followed it.
+    """
+    return (
+        member.motion in (Motion.STILL, Motion.STUCK, Motion.BACK, Motion.KEPT)
+        and member.forward < heard.generation <= member.back
+        and heard.phase.final
+        and heard.digest != member.target
+    )
 
 
 def _kept(member: Member, heard: Heard, retries: int) -> Member:
@@ -116,7 +149,7 @@ def _has_lost_it(member: Member, heard: Heard) -> bool:
     It was reset; or what accepted the document was another device of its name; or it has gone on since to
     something that this database, which came from a backup, does not know.
     """
-    accepted = member.motion is Motion.FORWARD and member.outcome in (Outcome.ACCEPTED, Outcome.TIMED_OUT)
+    accepted = member.motion.in_flight and member.outcome in (Outcome.ACCEPTED, Outcome.TIMED_OUT)
     gone_on = (
         (member.outcome, member.motion) == (Outcome.SUCCESS, Motion.STILL)
         and heard.digest != member.target
@@ -130,14 +163,16 @@ def _answered(member: Member, heard: Heard, release: str, retries: int) -> Membe
     forward = member.motion is Motion.FORWARD
     if heard.phase is Phase.COMMITTED and heard.digest == member.target:
         if member.target != release:  # a stepping stone; the next document is one step further
-            waits = Motion.STILL if forward else member.motion
+            waits = Motion.STILL if forward else member.motion  # see `_had_it_before`
             return attrs.evolve(member, outcome=Outcome.WAITING, motion=waits, attempts=0)
         return _decided(member, Outcome.SUCCESS, heard)
     if heard.phase is Phase.COMMITTED:
         failed = _decided(member, Outcome.FAILED, heard)
         return attrs.evolve(failed, code=heard.code or "another digest is loaded")
-    if heard.phase is Phase.ROLLED_BACK and heard.code in _ASKED:
-        return member
+    if heard.phase is Phase.SUPERSEDED or (heard.phase is Phase.ROLLED_BACK and heard.code in _ASKED):
+        # It does not work on it any more. Where it was asked back, it need not answer that, too.
+        given_up = member.motion is Motion.BACK and member.outcome is Outcome.ACCEPTED
+        return attrs.evolve(member, outcome=Outcome.OFFLINE) if given_up else member
     if heard.phase in _FINAL:
         transient = heard.code in RETRYABLE and heard.phase in (Phase.FAILED, Phase.REJECTED)
         if transient and forward and member.attempts < retries:
@@ -150,7 +185,12 @@ def _answered(member: Member, heard: Heard, release: str, retries: int) -> Membe
             )
         return _decided(member, _FINAL[heard.phase], heard)
     if not heard.phase.final and member.outcome in (Outcome.WAITING, Outcome.OFFLINE, Outcome.TIMED_OUT):
-        return attrs.evolve(member, outcome=Outcome.ACCEPTED, code=heard.code)
+        # Its document ran out, and this is heard late: it began in time, and is on its way after all.
+        moves = {Motion.STILL: Motion.FORWARD, Motion.REVERTED: Motion.BACK}
+        motion = moves.get(member.motion, member.motion)
+        return attrs.evolve(
+            member, outcome=Outcome.ACCEPTED, motion=motion, code=heard.code, heard_at=heard.at
+        )
     return member
 
 

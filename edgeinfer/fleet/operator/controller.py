@@ -12,7 +12,7 @@ from typing import final
 import sqlalchemy as sa
 
 from edgeinfer.fleet.operator.cohorts import matches
-from edgeinfer.fleet.operator.outcomes import Motion
+from edgeinfer.fleet.operator.outcomes import Motion, Outcome
 from edgeinfer.fleet.operator.planner import plan
 from edgeinfer.fleet.operator.publisher import Publisher
 from edgeinfer.fleet.operator.record import Record, State
@@ -28,9 +28,24 @@ _ACTIVE = [state.value for state in State if state.live or state is State.COMPLE
 _MOVING = sa.select(cells.c.rollout).where(
     one_of(cells.c.motion, (Motion.FORWARD.value, Motion.BACK.value)), cells.c.devices > 0
 )
+# A rollback that had ended goes on where a device turns up that has the release.
+_HAVING = sa.exists().where(
+    cells.c.rollout == rollouts.c.id,
+    sa.or_(
+        cells.c.motion == Motion.STUCK.value,
+        sa.and_(cells.c.motion == Motion.STILL.value, cells.c.outcome == Outcome.SUCCESS.value),
+    ),
+    cells.c.devices > 0,
+)
 _TO_DO = (
     sa.select(rollouts.c.id)
-    .where(sa.or_(one_of(rollouts.c.state, _ACTIVE), rollouts.c.id.in_(_MOVING)))
+    .where(
+        sa.or_(
+            one_of(rollouts.c.state, _ACTIVE),
+            rollouts.c.id.in_(_MOVING),
+            sa.and_(rollouts.c.state == State.ROLLED_BACK.value, _HAVING),
+        )
+    )
     .order_by(rollouts.c.priority.desc(), rollouts.c.id)
 )
 _NEWER = (
@@ -91,10 +106,11 @@ class Controller:
         now = self._database.now(connection)
         # Devices that were called back are waited for after the end, too: they have places in budgets.
         expired = expire(connection, rollout, now)
-        if rollout.state.value not in _ACTIVE:
+        ended = rollout.state in (State.COMPLETED, State.ROLLED_BACK)
+        if rollout.state.value not in _ACTIVE and not ended:
             return expired
-        joined = self._join(connection, rollout)
-        if rollout.state is State.COMPLETED and _replaced(connection, rollout):
+        joined = self._join(connection, rollout) if rollout.state is not State.ROLLED_BACK else 0
+        if ended and _replaced(connection, rollout):
             return expired + joined
         actions = plan(store.load_tallies(connection, number), rollout, now)
         if actions:

@@ -108,8 +108,8 @@ class Devices:
         return len({row["device"] for row in self})
 
     def drifted(self) -> list[Mapping[str, Any]]:
-        """Return the devices that do not run what they are to run."""
-        return [row for row in self if row["model"] is not None and row["wanted"] != row["running"]]
+        """Return the devices that do not run what they are to run; not those that were told nothing yet."""
+        return [row for row in self if row["wanted"] is not None and row["wanted"] != row["running"]]
 
     def to_dict(self) -> dict[str, object]:
         """Return the rows as JSON-compatible values."""
@@ -150,4 +150,5 @@ def _runs(row: Mapping[str, Any], versions: Mapping[tuple[str, str], str]) -> st
         return ""
     if row["wanted"] == running:
         return "yes"
-    return f"no: {versions.get((row['model'], running), running[:_SHOWN])}"
+    told = "no" if row["wanted"] is not None else "not told"
+    return f"{told}: {versions.get((row['model'], running), running[:_SHOWN])}"

@@ -24,7 +24,7 @@ class Outcome(str, enum.Enum):
     """How far a rollout came on one device."""
 
     WAITING = "WAITING"  # no document yet: not exposed
-    OFFLINE = "OFFLINE"  # a document is out, and was never accepted
+    OFFLINE = "OFFLINE"  # a document is out, and was never accepted, or let go again when it was called back
     ACCEPTED = "ACCEPTED"
     SUCCESS = "SUCCESS"
     FAILED = "FAILED"

@@ -76,6 +76,8 @@ def plan(tallies: Tallies, rollout: Record, now: int) -> tuple[Action, ...]:
         now: Seconds since 1970.
     """
     tallies = _without_quarantined(tallies, rollout)
+    if rollout.state is State.ROLLED_BACK:
+        return _go_on_back(tallies, rollout)
     if rollout.state is State.ROLLING_BACK:
         return _roll_back(tallies, rollout, now)
     if not rollout.state.judged:
@@ -245,8 +247,7 @@ def _roll_back(tallies: Tallies, rollout: Record, now: int) -> tuple[Action, ...
     in_flight = tallies.in_flight()
     have: dict[str, int] = {}
     for cell, counts in sorted(tallies.cells.items(), key=lambda item: item[0]):
-        done = counts.by_state.get((Outcome.SUCCESS, Motion.STILL), 0) + counts.moving(Motion.STUCK)
-        have[cell.site] = have.get(cell.site, 0) + done
+        have[cell.site] = have.get(cell.site, 0) + _having(counts)
     actions = [
         Revert(
             site=site,
@@ -263,6 +264,20 @@ def _roll_back(tallies: Tallies, rollout: Record, now: int) -> tuple[Action, ...
     could_not = f"{devices_text(kept)} could not go back; else " if kept else ""
     reason = f"{could_not}no device has the release any more, as far as is known"
     return (_move(rollout, State.ROLLED_BACK, reason),)
+
+
+def _go_on_back(tallies: Tallies, rollout: Record) -> tuple[Action, ...]:
+    """Go on with a rollback that had ended, where devices turn up that have the release after all."""
+    late = _having(tallies.counts(lambda _: True))
+    if not late:
+        return ()
+    reason = f"{devices_text(late)} had begun in time and reported late: the release is there still"
+    return (_move(rollout, State.ROLLING_BACK, reason),)
+
+
+def _having(counts: Counts) -> int:
+    """Return how many devices have the release, and can be asked back."""
+    return counts.by_state.get((Outcome.SUCCESS, Motion.STILL), 0) + counts.moving(Motion.STUCK)
 
 
 def _move(rollout: Record, state: State, reason: str) -> Move:

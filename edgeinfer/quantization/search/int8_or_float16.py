@@ -7,11 +7,13 @@ from typing import final
 
 import attrs
 
+from edgeinfer.backends.dialect import TimedModel
 from edgeinfer.backends.registry import get_backend, reference_backend
 from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.devices.profile import Target
 from edgeinfer.measure.speedup import NotMeasured, Speedup, measure_speedup
 from edgeinfer.model.model import Model
+from edgeinfer.quantization.search.by_table import nearest
 from edgeinfer.quantization.search.price import SAME
 from edgeinfer.quantization.search.quantize_int8 import QuantizeInt8
 from edgeinfer.transforms.contract import ReportBuilder, TransformReport, TransformResult
@@ -29,7 +31,10 @@ class Int8OrFloat16:
 
     A Transform. Where the target is here, int8 and float16 are timed against each other, and the faster is
     kept. Elsewhere int8 is kept when it is known to pay on the target, and the report says that this was not
-    measured. The report has the name of what was done.
+    measured, and what the model that is most like this one gained where it was timed (the table of the
+    target's dialect). Where that model has attention, as this one, and gained nothing, float16 is taken: what
+    others gain depends on the device, where layers are small for a large one and large for a small one.
+    The report has the name of what was done.
 
     Args:
         quantize: Makes the model int8; its target is the device.
@@ -44,6 +49,10 @@ class Int8OrFloat16:
         started = time.perf_counter()
         notes = ReportBuilder()
         half = ToFloat16().apply(model)
+        row = None if self._can_be_timed() else self._like(half.model)
+        if row is not None and row.attention and row.ratio <= 1.0 + SAME:
+            notes.skip("", f"int8 was not timed on {self.quantize.target}, and not tried: {_said(row)}")
+            return _float16(model, half, notes, started)
         if self.known_to_pay or _is_here(self.quantize.target):
             result = attrs.evolve(self.quantize, rival=half.model).apply(model)
             measured = "speedup" in result.report.data
@@ -63,6 +72,8 @@ class Int8OrFloat16:
         speed = self._speed(half.model, int8.model)
         if isinstance(speed, NotMeasured):
             note = f"int8 was not timed against float16: {speed.reason}; it is known to pay there"
+            row = self._like(half.model)
+            note += "" if row is None else f"; {_said(row)}"
             report = attrs.evolve(int8.report, notes=(*int8.report.notes, note))
             return TransformResult(int8.model, report)
         figures = f"of int8 against float16: {speed.describe()}"
@@ -75,6 +86,18 @@ class Int8OrFloat16:
         notes.skip("", f"float16 is as fast or faster; speed {figures}")
         return _float16(model, half, notes, started)
 
+    def _can_be_timed(self) -> bool:
+        quantize = self.quantize
+        return quantize.measure and (quantize.stopwatch is not None or _is_here(quantize.target))
+
+    def _like(self, half: Model) -> TimedModel | None:
+        """Return what was timed of the models that are like this one, on a device of the kind."""
+        target = Target.parse(self.quantize.target or reference_backend().name)
+        dialect = get_backend(target.backend).capabilities().dialect
+        feed = next(iter(as_calibration(self.quantize.calibration, half.signature)))
+        shapes = {name: array.shape for name, array in feed.items()}
+        return nearest(dialect.timed if dialect is not None else (), half, shapes)
+
     def _speed(self, half: Model, int8: Model) -> Speedup | NotMeasured:
         quantize = self.quantize
         if not quantize.measure:
@@ -83,6 +106,13 @@ class Int8OrFloat16:
         if quantize.stopwatch is not None:
             return quantize.stopwatch.compare(half, int8, [feed], seconds=_SECONDS)
         return measure_speedup(half, int8, feed, target=quantize.target, seconds=_SECONDS)
+
+
+def _said(row: TimedModel) -> str:
+    return (
+        f"of those that were, {row.model} is most like this model, and int8 has {row.ratio:.2f}x the speed "
+        f"of float16 there ({row.float16_ms} and {row.int8_ms} ms, {row.source})"
+    )
 
 
 def _of_int8(report: TransformReport) -> TransformReport:

@@ -130,6 +130,20 @@ def test_a_lease_that_ends_before_the_activation_ends_the_update(folder, shelf):
     assert agent.device.state.quarantine == {}  # it is no fault of the release
 
 
+def test_a_document_that_ran_out_is_reported_once_however_often_it_is_seen(folder, shelf):
+    now, transport = [float(NOW)], MemoryTransport()
+    agent = make_agent(folder, shelf, transport, clock=lambda: now[0])
+    transport.put(shelf.document(assign(shelf.publish(), 1)))
+    assert drive(agent) is Phase.COMMITTED
+    transport.put(shelf.document(assign(second(shelf), 2, start_before=NOW + 10), at=NOW + 1))
+    for _ in range(5):
+        now[0] += 60
+        agent.step()
+        time.sleep(0.002)
+    assert running(folder) == {"m": "1"}
+    assert [report.code for report in reports(transport, agent)].count("ExpiredLeaseError") == 1
+
+
 def test_a_later_assignment_ends_an_update_and_so_does_its_revocation(folder, shelf):
     agent = installed(folder, shelf)
     shelf.desire(assign(second(shelf), 2), at=NOW + 1)

@@ -1,10 +1,11 @@
-"""A rollout over simulated devices, on a clock of its own."""
+"""`Trial`: a simulated fleet with one rollout, under the oracle's eyes."""
 
 from __future__ import annotations
 
 from edgeinfer.fleet import FailureRate, Stage
 from edgeinfer.fleet.operator import commands
 from edgeinfer.fleet.operator.outcomes import Counts
+from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.rollout import Rollout
 from edgeinfer.fleet.operator.simulator.faults import Faults, Quality
 from edgeinfer.fleet.operator.simulator.oracle import Oracle
@@ -15,6 +16,7 @@ from edgeinfer.fleet.operator.store.inventory import DeviceRow, save_release, sa
 
 OLD, NEW, STONE = "a" * 64, "b" * 64, "c" * 64
 HOUR = 3600
+ENDED = (State.COMPLETED, State.ROLLED_BACK, State.ABORTED, State.FAILED)
 
 
 class Trial:

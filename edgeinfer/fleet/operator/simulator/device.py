@@ -102,6 +102,8 @@ class SimulatedDevice:
         self._accept(tuple(found["generation"]), found["release"], found["start_before"], now)
 
     def _accept(self, generation: tuple[int, int], release: str, lease: int, now: int) -> None:
+        if self.phase is Phase.SOAKING and release == self.committed:
+            lease = 0  # it goes back at once, and does not ask again whether it may
         self.floor, self.target, self.lease, self.code = generation, release, lease, ""
         if release in (self.committed, "") and self.running == self.committed:
             self.committed = self.running = release

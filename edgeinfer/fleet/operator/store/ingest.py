@@ -31,6 +31,7 @@ from edgeinfer.fleet.operator.store.database import (
 )
 from edgeinfer.fleet.operator.store.enrolment import verify_report
 from edgeinfer.fleet.operator.store.ingested import Ingested, Refusal
+from edgeinfer.fleet.operator.store.keeping import keep_what_raced
 from edgeinfer.fleet.operator.store.members import change_members, members_of_devices
 from edgeinfer.fleet.operator.store.reissue import answer_again, let_stay
 from edgeinfer.fleet.operator.store.schema import devices, releases, report_log, rollouts
@@ -297,4 +298,5 @@ def _change_members(connection: sa.Connection, batch: _Batch, facts: Mapping[int
                 after = adopt(before, told[-1], release=row["release"])
             changes.append((before, after))
     change_members(connection, changes)
-    let_stay(connection, changes, batch.slots, facts)
+    let_stay(connection, changes, batch.slots, facts, batch.now)
+    keep_what_raced(connection, changes, facts, batch.now)

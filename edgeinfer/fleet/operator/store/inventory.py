@@ -130,7 +130,8 @@ def list_devices(connection: sa.Connection) -> list[dict[str, Any]]:
             devices.c.seen_at,
             devices.c.flag,
             slots.c.model,
-            slots.c.release.label("wanted"),
+            # None where it was never told: a model that a stick brought, or one from before this database.
+            sa.case((slots.c.epoch > 0, slots.c.release)).label("wanted"),
             slots.c.version,
             slots.c.running,
             slots.c.phase,

@@ -9,11 +9,12 @@ from typing import Any
 import attrs
 import sqlalchemy as sa
 
+from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.operator.member import GRACE_S, Member
 from edgeinfer.fleet.operator.outcomes import Motion, Outcome
-from edgeinfer.fleet.operator.record import Record, State
+from edgeinfer.fleet.operator.record import Record
 from edgeinfer.fleet.operator.store.database import one_of
-from edgeinfer.fleet.operator.store.keeping import tell_to_keep
+from edgeinfer.fleet.operator.store.keeping import keeps_it, tell_to_keep
 from edgeinfer.fleet.operator.store.members import change_members, members_of
 from edgeinfer.fleet.operator.store.schema import members
 from edgeinfer.fleet.operator.store.slots import Slot, load_slots
@@ -22,8 +23,8 @@ from edgeinfer.fleet.operator.store.steering import locked_members
 __all__ = ["expire"]
 
 _UNANSWERED = (Outcome.WAITING.value, Outcome.OFFLINE.value)
-# Of devices that were asked back: what is ACCEPTED may be switching, however long it takes.
-_AT_REST = tuple(outcome.value for outcome in Outcome if outcome is not Outcome.ACCEPTED)
+# Of devices that were asked back: what accepted may be switching, however long it takes.
+_AT_REST = tuple(outcome.value for outcome in Outcome if outcome not in (Outcome.ACCEPTED, Outcome.TIMED_OUT))
 
 
 @functools.lru_cache(maxsize=256)
@@ -63,23 +64,23 @@ def expire(connection: sa.Connection, rollout: Record, now: int) -> int:
         if member.outcome is Outcome.ACCEPTED:
             # It stays in flight: nobody knows that it works.
             changes.append((member, attrs.evolve(member, outcome=Outcome.TIMED_OUT, code="silent")))
-        elif member.motion is Motion.BACK and member.outcome.decided:
+        elif member.motion is Motion.BACK:
             reverts.append(member)
         else:
-            motion = Motion.REVERTED if member.motion is Motion.BACK else Motion.STILL
-            changes.append((member, attrs.evolve(member, motion=motion)))
+            changes.append((member, attrs.evolve(member, motion=Motion.STILL)))
     change_members(connection, changes)
-    return len(changes) + _end_reverts(connection, rollout, reverts)
+    return len(changes) + _end_reverts(connection, rollout, reverts, now)
 
 
-def _end_reverts(connection: sa.Connection, rollout: Record, overdue: Sequence[Member]) -> int:
+def _end_reverts(connection: sa.Connection, rollout: Record, overdue: Sequence[Member], now: int) -> int:
     """End the reverts whose documents ran out; return how many.
 
     Args:
         connection: Within a transaction; the devices are locked.
         rollout: The rollout. While it is rolled back it asks again; else the devices keep the release, and
             are told so.
-        overdue: Devices that have the release, or failed with it, and were asked back.
+        overdue: Devices that were asked back.
+        now: Seconds since 1970.
     """
     if not overdue:
         return 0
@@ -89,12 +90,23 @@ def _end_reverts(connection: sa.Connection, rollout: Record, overdue: Sequence[M
         slot = have.get((member.device, rollout.model)) or Slot(device=member.device, model=rollout.model)
         if slot.generation == member.back and not slot.start_before:
             continue  # it was called back on its way, which holds for ever
-        stuck = member.outcome is not Outcome.SUCCESS and slot.running == member.target
-        changes.append((member, attrs.evolve(member, motion=Motion.STUCK if stuck else Motion.STILL)))
+        changes.append((member, _ended(member, slot, rollout.release)))
     change_members(connection, changes)
-    if rollout.state is not State.ROLLING_BACK:
-        kept = [
-            after for _, after in changes if after.outcome is Outcome.SUCCESS or after.motion is Motion.STUCK
-        ]
-        tell_to_keep(connection, rollout, kept)
+    kept = [after for _, after in changes if keeps_it(after, rollout.state, rollout.release)]
+    tell_to_keep(connection, rollout.model, kept, now)
     return len(changes)
+
+
+def _ended(member: Member, slot: Slot, release: str) -> Member:
+    """Return what a device is whose document ran out that asked it back, as far as is known."""
+    runs_it = bool(member.target) and slot.running == member.target
+    if member.outcome.decided:
+        stuck = member.outcome is not Outcome.SUCCESS and runs_it
+        return attrs.evolve(member, motion=Motion.STUCK if stuck else Motion.STILL)
+    # It never accepted its last document, but may have the release by an earlier one.
+    if runs_it and slot.phase == Phase.DEGRADED.value:
+        return attrs.evolve(member, outcome=Outcome.FAILED, motion=Motion.STUCK, code=slot.code)
+    if runs_it and slot.phase == Phase.COMMITTED.value:
+        outcome = Outcome.SUCCESS if member.target == release else Outcome.WAITING
+        return attrs.evolve(member, outcome=outcome, motion=Motion.STILL)
+    return attrs.evolve(member, motion=Motion.REVERTED)

@@ -72,27 +72,34 @@ def let_stay(
     changes: Sequence[tuple[Member, Member]],
     slots: Mapping[tuple[str, str], Slot],
     facts: Mapping[int, sa.RowMapping],
+    now: int,
 ) -> None:
     """Let devices that lost a release after their rollout was over keep what they have gone on to.
 
     Their document ran out, and nothing will issue another one: they would be taken for wrong for ever. What a
-    rollout still wants of them is left to it, with its windows and budgets.
+    rollout still wants of them is left to it, with its windows and budgets. The same holds of devices that
+    went back in time, were heard of late, and were told to keep the release in between.
 
     Args:
         connection: Within a transaction; the devices are locked.
         changes: (before, after) of devices in rollouts.
         slots: (device, model) -> what they are to run, and what they run.
         facts: Rollout -> its row.
+        now: Seconds since 1970.
     """
     for before, after in changes:
-        if (before.outcome, after.outcome) != (Outcome.SUCCESS, Outcome.OFFLINE):
+        lost = (before.outcome, after.outcome) == (Outcome.SUCCESS, Outcome.OFFLINE)
+        went_back = before.motion is not after.motion and after.motion is Motion.REVERTED
+        if not lost and not went_back:
             continue
         row = facts[before.rollout]
         state, model = State(row["state"]), row["model"]
-        if state is State.COMPLETED or (state.live and state is not State.ROLLING_BACK):
+        if state is State.COMPLETED or (lost and state.live and state is not State.ROLLING_BACK):
             continue
         slot, known = slots[before.device, model], releases_of(connection, model)
-        if slot.generation == before.forward and not is_withdrawn(known, slot.running, before.device_class):
+        ran_out = 0 < slot.start_before <= now and slot.release == before.target
+        ours = slot.generation == before.forward or ran_out
+        if ours and slot.running and not is_withdrawn(known, slot.running, before.device_class):
             wanted = Wanted(release=slot.running, version=version_of(known, slot.running))
             issue(connection, model, {before.device: wanted})
 
@@ -111,23 +118,35 @@ def _begin_again(
         connection.execute(
             sa.update(devices).where(devices.c.device.in_(part)).values(wanted=devices.c.wanted + 1)
         )
-        moving = sa.select(members.c.device, rollouts.c.model).where(
+        steered = sa.select(members, rollouts.c.model).where(
             members.c.device.in_(part),
-            one_of(members.c.motion, (Motion.FORWARD.value, Motion.BACK.value)),
+            one_of(members.c.motion, (Motion.FORWARD.value, Motion.BACK.value, Motion.REVERTED.value)),
             rollouts.c.id == members.c.rollout,
         )
-        # What is on its way in a rollout has a place in the site's budget, and gets a new lease from there.
-        steered = {(row.device, row.model) for row in connection.execute(moving)}
+        moving, asked = set(), set()
+        for row in connection.execute(steered):
+            if row.motion == Motion.FORWARD.value:
+                moving.add((row.device, row.model))
+            else:
+                asked.add((row.device, row.model, (row.back_epoch, row.back_number)))
         for (device, model), slot in slots.items():
-            if device not in part or not slot.epoch or (device, model) in steered:
+            # On its way in a rollout it has a place in the site's budget, and gets a new lease there.
+            if device not in part or not slot.epoch or (device, model) in moving:
                 continue
             known = releases_of(connection, model)
-            had = reflashed[device].get(model) or slot.release
+            # Asked back, it needs that to run, however late it answers; it keeps its place until then.
+            back = (device, model, slot.generation) in asked
+            had = slot.release if back else reflashed[device].get(model) or slot.release
             if is_withdrawn(known, had, classes[device]):
                 had = first_allowed(known, classes[device], (slot.previous,), had)
             if had != slot.release or slot.start_before:
                 wanted = Wanted(release=had, version=version_of(known, had))
-                issue(connection, model, {device: wanted})
+                _renumber(
+                    connection,
+                    model,
+                    {device: slot.generation},
+                    issue(connection, model, {device: wanted}),
+                )
 
 
 def _renumber(

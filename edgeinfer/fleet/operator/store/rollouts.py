@@ -216,7 +216,7 @@ def apply(connection: sa.Connection, rollout: Record, actions: Sequence[Action],
             done[f"expose: {action.reason}"] = done.get(f"expose: {action.reason}", 0) + count
         elif isinstance(action, Revert):
             count = revert(connection, rollout, site=action.site, count=action.count,
-                           start_before=action.start_before)  # fmt: skip
+                           start_before=action.start_before, now=now)  # fmt: skip
             done[f"revert: {action.reason}"] = done.get(f"revert: {action.reason}", 0) + count
     for text, count in done.items():
         if count:
@@ -247,8 +247,8 @@ def enter(
     if after.state in (State.ABORTED, State.ROLLING_BACK) and before.state is not after.state:
         ask_back(connection, after, activated=True)
         if before.state is State.ROLLING_BACK:
-            let_keep(connection, after)
-        elif after.state is State.ROLLING_BACK:
+            let_keep(connection, after, now)
+        elif actor != CONTROLLER or before.state is not State.ROLLED_BACK:
             ask_again(connection, after)
     elif after.state is State.HELD and before.state is not State.HELD:
         ask_back(connection, after, activated=False)

@@ -156,7 +156,7 @@ def ask_back(
         moving = [
             member for member in moving if not _is_activated(member, have.get((member.device, rollout.model)))
         ]
-    _turn_back(connection, rollout, moving, start_before=None)
+    _turn_back(connection, rollout, moving, _recall_lease)
     # What was to be tried again stays where it is.
     again = next_members(
         connection, [members.c.rollout == rollout.id, members.c.motion == Motion.AGAIN.value], None
@@ -165,16 +165,44 @@ def ask_back(
     return len(moving)
 
 
-def revert(connection: sa.Connection, rollout: Record, *, site: str, count: int, start_before: int) -> int:
+def _recall_lease(member: Member, slot: Slot, origin: str) -> int:
+    """Return until when a device on its way may act on the document that calls it back; 0 for ever.
+
+    One that accepted keeps its place in the site's budget until it answers, which may be after years; so does
+    one that was reflashed, and needs something to run. One that never accepted gives its place away when its
+    lease is over; so nothing may move it after that.
+    """
+    empty = slot.reported_at > 0 and not slot.running and bool(origin)
+    return 0 if empty or member.outcome in (Outcome.ACCEPTED, Outcome.TIMED_OUT) else member.start_before
+
+
+def revert(
+    connection: sa.Connection, rollout: Record, *, site: str, count: int, start_before: int, now: int
+) -> int:
     """Ask devices of a site that have the release back; return how many."""
     where = [members.c.rollout == rollout.id, members.c.site == site, HAVE_IT]
     chosen = next_members(connection, where, count)
     rows = lock_devices(connection, (member.device for member in chosen))
-    gone = [member for member in chosen if rows[member.device]["deleted_at"] is not None]
-    _turn_back(connection, rollout, [m for m in chosen if m not in gone], start_before=start_before)
-    # Nobody waits for a device that was removed; should it come back, it is told.
-    _turn_back(connection, rollout, gone, start_before=None, motion=Motion.REVERTED)
+    have = load_slots(connection, rollout.model, [member.device for member in chosen])
+    asked: list[Member] = []
+    gone: list[Member] = []
+    taken: list[tuple[Member, Member]] = []
+    for member in chosen:
+        if _is_taken(member, have.get((member.device, rollout.model))):
+            taken.append((member, attrs.evolve(member, motion=Motion.REVERTED)))
+        else:
+            (asked if rows[member.device]["deleted_at"] is None else gone).append(member)
+    change_members(connection, taken)
+    _turn_back(connection, rollout, asked, lambda *_: start_before, revert=True)
+    # Nobody waits for a device that was removed. Should it come back with the release, it is asked again.
+    _turn_back(connection, rollout, gone, lambda *_: now, motion=Motion.REVERTED)
     return len(chosen)
+
+
+def _is_taken(member: Member, slot: Slot | None) -> bool:
+    """Whether another rollout has given a device something else since."""
+    later = slot is not None and slot.generation > max(member.forward, member.back)
+    return later and slot is not None and slot.release != member.target
 
 
 def _is_activated(member: Member, slot: Slot | None) -> bool:
@@ -185,28 +213,36 @@ def _turn_back(
     connection: sa.Connection,
     rollout: Record,
     moving: Sequence[Member],
+    lease: Callable[[Member, Slot, str], int],
     *,
-    start_before: int | None,
     motion: Motion = Motion.BACK,
+    revert: bool = False,
 ) -> None:
     """Issue documents that name what the devices had, and note that they are to go back.
 
-    Only what disturbs a device that works has a lease (`start_before`), for it takes a place in the site's
-    budget. What stops a device on its way holds for ever: it may come back after years.
+    What disturbs a device must have a place in its site's budget for as long as the document holds.
+
+    Args:
+        connection: Within a transaction; the devices are locked.
+        rollout: Their rollout.
+        moving: The devices.
+        lease: Member, its slot and the release it had -> when its document runs out; 0 for never.
+        motion: What they do then.
+        revert: They work with the release, and are disturbed for it.
     """
     if not moving:
         return
     known = releases_of(connection, rollout.model)
     have = load_slots(connection, rollout.model, [member.device for member in moving])
     wanted = {}
+    leases = {}
     for member in moving:
         slot = have.get((member.device, rollout.model)) or Slot(device=member.device, model=rollout.model)
         origin = first_allowed(
             known, member.device_class, (member.origin, slot.committed, slot.previous), rollout.release
         )
-        wanted[member.device] = Wanted(
-            release=origin, version=version_of(known, origin), start_before=start_before or 0
-        )
+        leases[member.device] = until = lease(member, slot, origin)
+        wanted[member.device] = Wanted(release=origin, version=version_of(known, origin), start_before=until)
     generations = issue(connection, rollout.model, wanted)
     changes = []
     for member in moving:
@@ -216,8 +252,8 @@ def _turn_back(
             motion=motion,
             back_epoch=epoch,
             back_number=number,
-            start_before=member.start_before if start_before is None else start_before,
-            exposures=member.exposures + (start_before is not None),
+            start_before=leases[member.device] or member.start_before,
+            exposures=member.exposures + revert,
         )
         changes.append((member, after))
     change_members(connection, changes)
