@@ -59,7 +59,11 @@ class Nets:
             sample
             for number in range(count)
             for sample in self._measured(
-                f"synthetic-{number}", lambda n=number: synthetic_net(n), {}, with_memory=number % 4 == 0
+                f"synthetic-{number}",
+                lambda n=number: synthetic_net(n),
+                {},
+                with_memory=number % 4 == 0,
+                gains_only=False,
             )
         ]
 
@@ -116,11 +120,17 @@ class Nets:
                 model.save(Path(os.environ["KEEP_MODELS"]) / f"{name}-{target}-{precision}.onnx")
 
     def _measured(
-        self, name: str, make: Callable[[], Model], shapes: dict, *, with_memory: bool = False
+        self,
+        name: str,
+        make: Callable[[], Model],
+        shapes: dict,
+        *,
+        with_memory: bool = False,
+        gains_only: bool = True,
     ) -> list[Sample]:
         if name not in self.samples:
             try:
-                models = forms(make(), self._targets, PRECISIONS, shapes=shapes)
+                models = forms(make(), self._targets, PRECISIONS, shapes=shapes, gains_only=gains_only)
                 self._keep(name, models)
                 for sample in measure(name, models, shapes=shapes, with_memory=with_memory):
                     self._remember(sample)

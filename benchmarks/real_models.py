@@ -11,26 +11,18 @@ output relative to the largest value of that output, on three random feeds.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from shared_data import baselines
 
 import edgeinfer as ei
 from edgeinfer.transforms import FuseBatchNorm, Simplify
 
 Run = Callable[..., list[np.ndarray]]
-
-
-def baselines(data: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("eval_baseline", data / "eval_baseline.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.TASKS
 
 
 def original(path: Path) -> Run:
@@ -73,7 +65,7 @@ def main() -> None:
     parser.add_argument("--subset", default="calib", choices=("calib", "eval", "all"))
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
-    tasks = baselines(arguments.data)
+    tasks = baselines(arguments.data).TASKS
     print(f"{'model':26s} {'runtime':12s} {'metric':10s} {'before':>8s} {'after':>8s} {'max rel diff':>13s}")
     for name in filter(None, arguments.only.split(",")) if arguments.only else tasks:
         task, example = tasks[name]

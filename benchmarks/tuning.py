@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from real_models import ours
+from shared_data import baselines
 
 import edgeinfer as ei
 from edgeinfer.backends.registry import get_backend
@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("backend")
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--part", type=float, default=0.5)
+    parser.add_argument("--disk", help="also limit the size on disk, such as '60 kB'")
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--on", help="ssh://user@host of a device that candidates are timed on")
@@ -115,7 +116,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file that the result is appended to, as one line")
     arguments = parser.parse_args()
     name, target = MODELS[arguments.model], arguments.backend
-    module = _module(arguments.data)
+    module = baselines(arguments.data)
     pick = module.pick
     module.pick = lambda n, subset: pick(n, subset)[:: arguments.stride if subset == "eval" else 1]
     model = ei.Model.load(arguments.data / "models" / f"{name}.onnx")
@@ -127,7 +128,7 @@ def main() -> None:
     if not noted.exists():
         noted.write_text(json.dumps(float_ms(model, target, feeds[0], options)))
     base_ms = json.loads(noted.read_text())
-    budget = ei.Budget(latency_p50_ms=arguments.part * base_ms, max_drop=POINT)
+    budget = ei.Budget(latency_p50_ms=arguments.part * base_ms, disk_bytes=arguments.disk, max_drop=POINT)
     device = ei.devices.connect(arguments.on, python=arguments.python) if arguments.on else None
     started = time.monotonic()
     result = ei.tune(
@@ -206,13 +207,6 @@ def _best(result: Any, run: Path, model: ei.Model, module: Any, name: str, pick:
         "disk_bytes": [result.baseline.disk_bytes, best.disk_bytes],
         "peak_bytes": [result.baseline.peak_bytes, best.peak_bytes],
     }
-
-
-def _module(data: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("eval_baseline", data / "eval_baseline.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":

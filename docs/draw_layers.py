@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import textwrap
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ PURPOSE = {
     "cli": "the command edgeinfer",
 }
 ROW, WIDTH, NAMES = 30, 900, 430  # pixels; the purpose begins at NAMES
+LONGEST = 54  # characters that fit before it; more names take a second line
 BELOW, ABOVE = ("#e3f2fd", "#1565c0"), ("#fff3e0", "#e65100")  # the colours of the device line's sides
 
 
@@ -70,8 +72,9 @@ def draw() -> str:
     for number in reversed(range(len(layers))):
         names = layers[number]
         shown = ", ".join(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
-        parts += _row(y, shown, PURPOSE[names[0]], *(BELOW if number < line else ABOVE))
-        y += ROW
+        lines = textwrap.wrap(shown, LONGEST)
+        parts += _row(y, lines, PURPOSE[names[0]], *(BELOW if number < line else ABOVE))
+        y += ROW + 16 * (len(lines) - 1)
         if number == line:
             parts += _device_line(y)
             y += 34
@@ -88,11 +91,12 @@ def _frame(height: int) -> list[str]:
     ]
 
 
-def _row(y: int, names: str, purpose: str, fill: str, edge: str) -> list[str]:
-    size = f'width="{WIDTH - 20}" height="{ROW - 4}" rx="4"'
+def _row(y: int, lines: list[str], purpose: str, fill: str, edge: str) -> list[str]:
+    size = f'width="{WIDTH - 20}" height="{ROW - 4 + 16 * (len(lines) - 1)}" rx="4"'
+    style = 'font-family="ui-monospace,monospace" font-size="12"'
     return [
         f'<rect x="10" y="{y}" {size} fill="{fill}" stroke="{edge}"/>',
-        _text(20, y + 17, names, 'font-family="ui-monospace,monospace" font-size="12"'),
+        *(_text(20, y + 17 + 16 * number, names, style) for number, names in enumerate(lines)),
         _text(NAMES, y + 17, purpose),
     ]
 

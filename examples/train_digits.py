@@ -118,7 +118,7 @@ class Network:
 
 
 def shifted(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Move the whole batch by up to one pixel each way, against overfitting."""
+    """Move the entire batch by up to one pixel each way, against overfitting."""
     up, left = rng.integers(-1, 2, 2)
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
     return padded[:, :, 1 + up : 9 + up, 1 + left : 9 + left]

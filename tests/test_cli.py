@@ -5,16 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
-import os
-import signal
-import stat
 import subprocess
 import sys
-import threading
 import zipfile
-from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import onnx.parser
 import pytest
@@ -22,8 +16,6 @@ from PIL import Image
 
 import edgeinfer as ei
 from edgeinfer.cli import main
-from edgeinfer.cli.run_commands import write_arrays
-from edgeinfer.npz import write_npz
 from edgeinfer.transforms import contract, pipeline
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
@@ -331,219 +323,6 @@ def test_version(capsys):
         main(["--version"])
     assert caught.value.code == 0
     assert ei.__version__ in capsys.readouterr().out
-
-
-def test_as_a_module_and_into_a_closed_pipe(net):
-    command = [sys.executable, "-m", "edgeinfer", "inspect", str(net)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "MatMul" in done.stdout
-    for arguments in (command, [*command, "--json"]):
-        read, write = os.pipe()
-        os.close(read)
-        done = subprocess.run(arguments, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
-        os.close(write)
-        assert (done.returncode, done.stderr) == (1, "")
-
-
-def process(*arguments: object, stdout: object = subprocess.PIPE, **more: object):
-    command = [sys.executable, "-m", "edgeinfer", *map(str, arguments)]
-    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, **more)  # type: ignore[call-overload]
-
-
-# Commands that take their time: their help is enough.
-LONG = ("agent", "estimate", "fleet", "prune", "quantize", "select", "sensitivity", "tune")
-
-
-def command_lines(net: object, edge: str, folder: object) -> dict[str, list[object]]:
-    """One of each command, and of what argparse prints by itself."""
-    return {
-        "doctor": ["doctor"],
-        "inspect": ["inspect", net, "--nodes", "1"],
-        "inspect an artifact": ["inspect", edge],
-        "optimize": ["optimize", net, "-o", f"{folder}/o.onnx", "--transform", "Simplify"],
-        "compile": ["compile", net, "-b", "onnxruntime", "-o", f"{folder}/o.edge"],
-        "run": ["run", edge],
-        "bench": ["bench", edge, "--runs", "2"],
-        "compare": ["compare", net, net],
-        "demo": ["demo", "--small"],
-        "devices": ["devices"],
-        **{name: [name, "--help"] for name in LONG},
-        "help": ["--help"],
-        "help of a command": ["run", "--help"],
-        "version": ["--version"],
-    }
-
-
-FULL = Path("/dev/full")
-
-
-@pytest.mark.skipif(not FULL.exists(), reason="a full disk is Linux's /dev/full")
-def test_stdout_on_a_full_disk_is_a_message(net, edge, tmp_path, monkeypatch):
-    """In this process for each command, which all end in the same place; see below for real processes."""
-    lines = command_lines(net, edge, tmp_path)
-    assert {line[0] for line in lines.values()} >= set(commands())
-    for arguments in lines.values():
-        errors = io.StringIO()
-        with FULL.open("w") as full, monkeypatch.context() as patch:
-            patch.setattr(sys, "stdout", full)
-            patch.setattr(sys, "stderr", errors)
-            assert main([str(argument) for argument in arguments]) == 2
-        assert (
-            errors.getvalue() == "error: The output cannot be written to stdout: No space left on device.\n"
-        )
-
-
-def commands() -> list[str]:
-    from edgeinfer.cli import _parser
-
-    (action,) = (action for action in _parser()._actions if hasattr(action, "choices") and action.choices)
-    return list(action.choices)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "unbuffered"), [(["doctor"], ""), (["--version"], "1"), (["doctor", "--json"], "1")]
-)
-def test_a_process_whose_stdout_is_full_or_closed(arguments, unbuffered):
-    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    with FULL.open("w") as full:
-        done = process(*arguments, stdout=full, env=environment)
-        assert done.returncode == 2
-        assert done.stderr == "error: The output cannot be written to stdout: No space left on device.\n"
-        silent = subprocess.run(
-            [sys.executable, "-m", "edgeinfer", *arguments],
-            stdout=full,
-            stderr=full,
-            env=environment,
-            check=False,
-        )
-        assert silent.returncode == 2
-    closed = process(*arguments, env=environment, preexec_fn=lambda: os.close(1))
-    assert closed.returncode == 2
-    assert closed.stderr == "error: The output cannot be written to stdout: Bad file descriptor.\n"
-
-
-def test_names_that_a_terminal_cannot_show(tmp_path):
-    proto = onnx.parser.parse_model(NET)
-    proto.graph.output[0].name = proto.graph.node[1].output[0] = "ü"
-    net = ei.Model.load(proto).save(tmp_path / "net.onnx")
-    done = process("inspect", net, env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert (done.returncode, done.stderr) == (0, "")
-    assert r"\xfc" in done.stdout
-
-
-# What `run --output` writes
-
-
-def test_outputs_are_written_in_one_step(capsys, edge, tmp_path, monkeypatch):
-    out = tmp_path / "out.npz"
-    run(capsys, "run", edge, "--output", out)
-    before = out.read_bytes()
-
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("numpy.lib.format.write_array", fail)
-    assert "No space left on device" in fails(capsys, "run", edge, "--output", out)
-    assert out.read_bytes() == before
-    assert "No space" in fails(capsys, "run", edge, "--output", tmp_path / "new.npz")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.edge", "net.onnx", "out.npz"]
-
-
-def test_outputs_to_what_is_no_file(capsys, edge, tmp_path):
-    assert "No space left" in fails(capsys, "run", edge, "--output", "/dev/full")
-    assert "is a directory" in fails(capsys, "run", edge, "--output", tmp_path).lower()
-    assert "null byte" in fails(capsys, "run", edge, "--output", f"{tmp_path}/a\0b")
-    run(capsys, "run", edge, "--output", os.devnull)
-    assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
-
-
-def test_outputs_of_any_name_and_dtype(capsys, tmp_path):
-    text = """<ir_version: 10, opset_import: ["": 21]>
-    net (string[2] x, float[2] f) => (string[2] file, float[2] allow_pickle) {
-        file = Identity(x) allow_pickle = Neg(f)
-    }"""
-    net = ei.Model.load(onnx.parser.parse_model(text)).save(tmp_path / "net.onnx")
-    np.savez(tmp_path / "in.npz", x=np.array(["a", "ü"]), f=np.array([1, 2], np.float32))
-    out = tmp_path / "out.npz"
-    run(capsys, "run", net, "-b", "onnxruntime", "--input", tmp_path / "in.npz", "--output", out)
-    with np.load(out, allow_pickle=False) as archive:
-        assert archive["file"].tolist() == ["a", "ü"]
-        assert archive["allow_pickle"].tolist() == [-1, -2]
-    write_arrays(out, {"arr_0": np.array([1, 2], ml_dtypes.bfloat16), "a/b": np.zeros((0, 3))})
-    with np.load(out, allow_pickle=False) as archive:
-        assert archive["arr_0"].view(ml_dtypes.bfloat16).tolist() == [1, 2]
-        assert archive["a/b"].shape == (0, 3)
-
-
-def test_interrupting_is_exit_130(capsys, edge):
-    timer = threading.Timer(1, signal.raise_signal, [signal.SIGINT])
-    # A shell starts what runs in the background with this signal ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer.start()
-    try:
-        assert main(["bench", edge, "--seconds", "120"]) == 130
-    finally:
-        timer.cancel()
-        signal.signal(signal.SIGINT, before)
-    assert capsys.readouterr().err.strip() == "interrupted"
-
-
-# Outputs of every dtype in files
-
-
-def written(capsys, tmp_path, text: str, *arguments):
-    path = ei.Model.load(onnx.parser.parse_model(text)).save(tmp_path / "m.onnx")
-    out = tmp_path / "out.npz"
-    run(capsys, "run", path, "-b", "onnxruntime", "--output", out, *arguments)
-    return out
-
-
-def test_string_outputs_are_written_and_read(capsys, tmp_path):
-    text = """<ir_version: 8, opset_import: ["" : 17]>
-    s (float[2] x) => (string[1] y) <string[2] words = {"yes", "no"}>
-    { i = ArgMax<axis = 0>(x) y = Gather(words, i) }"""
-    np.save(tmp_path / "x.npy", np.array([1, 2], np.float32))
-    out = written(capsys, tmp_path, text, "--input", f"x={tmp_path / 'x.npy'}")
-    with np.load(out, allow_pickle=False) as archive:
-        assert archive["y"].tolist() == ["no"]
-    back = """<ir_version: 8, opset_import: ["" : 17]> s (string[N] y) => (string[N] z) { z = Identity(y) }"""
-    again = written(capsys, tmp_path, back, "--input", out)
-    with np.load(again, allow_pickle=False) as archive:
-        assert archive["z"].tolist() == ["no"]
-
-
-def test_an_output_may_have_any_name(capsys, tmp_path):
-    text = '<ir_version: 8, opset_import: ["" : 17]> f (float[2] x) => (float[2] file) { file = Add(x, x) }'
-    with np.load(written(capsys, tmp_path, text), allow_pickle=False) as archive:
-        assert archive.files == ["file"]
-
-
-@pytest.mark.parametrize("kind", ["bfloat16", "float8e4m3fn", "float8e5m2", "int4"])
-def test_dtypes_that_numpy_does_not_have_come_back(capsys, tmp_path, kind):
-    head = '<ir_version: 10, opset_import: ["" : 21]>'
-    number = getattr(onnx.TensorProto, kind.upper())
-    np.save(tmp_path / "x.npy", np.array([1, -2, 3], np.float32))
-    forth = f"{head} f (float[3] x) => ({kind}[3] y) {{ y = Cast<to = {number}>(x) }}"
-    out = written(capsys, tmp_path, forth, "--input", f"x={tmp_path / 'x.npy'}")
-    back = f"{head} b ({kind}[3] y) => (float[3] z) {{ z = Cast<to = 1>(y) }}"
-    with np.load(written(capsys, tmp_path, back, "--input", out), allow_pickle=False) as archive:
-        assert archive["z"].tolist() == [1, -2, 3]
-
-
-def test_an_optional_input_may_come_from_a_file(capsys, tmp_path):
-    text = """<ir_version: 8, opset_import: ["" : 17]>
-    d (float[2] x, float[1] scale = {2}) => (float[2] y) { y = Mul(x, scale) }"""
-    np.savez(tmp_path / "in.npz", x=np.ones(2, np.float32), scale=np.array([5], np.float32))
-    for name, expected in (("in.npz", 5), ("x.npy", 2)):
-        np.save(tmp_path / "x.npy", np.ones(2, np.float32))
-        out = written(capsys, tmp_path, text, "--input", tmp_path / name)
-        with np.load(out, allow_pickle=False) as archive:
-            assert archive["y"].tolist() == [expected] * 2
-
-
-def test_a_string_that_numpy_cannot_keep_is_an_error():
-    with pytest.raises(ValueError, match="null character"):
-        write_npz(io.BytesIO(), {"y": np.array(["a\0"], object)})
 
 
 @pytest.mark.parametrize("arguments", [["demo"], ["fleet", "init", "a-fleet"]])

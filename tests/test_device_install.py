@@ -165,12 +165,12 @@ def test_what_needs_a_model_says_what_is_missing(site, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def _requirements(lines: list[str]) -> dict[str, str]:
-    found = {}
+def _requirements(lines: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
     for line in lines:
         text = line.partition("#")[0].strip()
         if text:
-            found[re.split(r"[<>=!~;\[ ]", text)[0]] = text
+            found.setdefault(re.split(r"[<>=!~;\[ ]", text)[0], []).append(text)
     return found
 
 

@@ -14,7 +14,7 @@ import edgeinfer as ei
 from edgeinfer.artifact.signature import TensorSpec
 from edgeinfer.errors import InferenceError, InputError
 from edgeinfer.runtime.session import Session
-from tests.test_session import BACKENDS, DYNAMIC, HEADER, STATIC, FakeRunner, fake_session, feeds, load
+from tests.session_kit import BACKENDS, DYNAMIC, HEADER, STATIC, FakeRunner, fake_session, feeds, load
 
 
 @pytest.fixture(params=BACKENDS)

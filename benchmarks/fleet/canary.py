@@ -1,4 +1,4 @@
-"""How often the canary test cries wolf, and how often it catches a slower release.
+"""How often the canary test gives a false alarm, and how often it catches a slower release.
 
 Usage: python benchmarks/fleet/canary.py [TRIALS]
 

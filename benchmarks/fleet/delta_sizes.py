@@ -1,4 +1,4 @@
-"""How many bytes a new version of a model costs a device: whole, compressed, zstd's patch, and our delta.
+"""How many bytes a new version of a model costs a device: as a file, compressed, zstd's patch, and our delta.
 
     python benchmarks/fleet/delta_sizes.py [FOLDER OF MODELS]
 

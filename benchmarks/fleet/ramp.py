@@ -8,9 +8,10 @@
     python benchmarks/fleet/ramp.py 500 --bad-network            # delays, cuts and partitions
 
 The server is a process of its own (`edgeinfer fleet serve`), the devices are simulated ones in this process:
-20 % are offline for good, and 5 % fail. First a release that is good enough goes to all; then one that fails
-on 40 %, until the gate stops it. Devices poll without pause, so delays are those of a fleet at its limit;
-with the doorbell once in 5 minutes, and when it rings (one client of the broker hears for all of them).
+20 % are offline for good, and 5 % fail. How many of each stage are online is printed: where too few are, the
+stage waits for ever, as it should. First a release that is good enough goes to all; then one that fails on
+40 %, until the gate stops it. Devices poll without pause, so delays are those of a fleet at its limit; with
+the doorbell once in `--poll-s`, and when it rings (one client of the broker hears for all of them).
 After a kill the same cohorts must go on, and nothing may happen twice.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import math
 import random
 import tempfile
 import threading
@@ -78,6 +80,7 @@ class Run:
             save_release(self.fleet.database, digest=digest, model="m", version=version)
         self.server, port = serve(folder, url, doorbell)
         online = [(row.device, row.device_class, row.site, KEY) for row in rows if random.random() < 0.8]
+        self.online = [name for name, *_ in online]
         self.network = None
         if arguments.bad_network:
             self.network = BadNetwork(port, delay_s=0.02, cut=0.02, partition=0.2, partition_s=2.0)
@@ -85,7 +88,7 @@ class Run:
         self.devices = ServedDevices(
             online, host="127.0.0.1", port=port, model="m", release="", quality=QUALITY,
             threads=32,
-            poll_s=300.0 if doorbell else 0.0,
+            poll_s=arguments.poll_s if doorbell else 0.0,
             documents=folder / "repository" / "desired",
         )  # fmt: skip
         self.client = listen(doorbell, self.devices, arguments.drop) if doorbell else None
@@ -105,6 +108,7 @@ class Run:
         rollout = self.fleet.rollout(release, stages=stages, gates=GATES, on_fail="rollback")
         rollout.start()
         cohorts = self.cohorts(rollout.id)
+        self.tell_stages(cohorts)
         end = time.monotonic() + LONGEST_S
         state, seen, killed, waits = "RUNNING", 0.0, collections.Counter(), random.uniform(1, 5)
         next_kill = time.monotonic() + waits
@@ -139,6 +143,14 @@ class Run:
         have = sum(bool(running) for running in self.devices.running)
         print(f"  {online - left} of {online} devices that are online did what they were told", flush=True)
         print(f"  {have} of them run the release, the others failed", flush=True)
+
+    def tell_stages(self, cohorts: dict[str, int]) -> None:
+        """Print how many devices of each stage are online, and how many of it a gate must hear of."""
+        sizes = collections.Counter(cohorts.values())
+        online = collections.Counter(cohorts[name] for name in self.online)
+        needed = GATES[0].min_reached
+        print("  online: " + ", ".join(f"{online[n]} of {sizes[n]} (of which the gates need "
+              f"{math.ceil(needed * sizes[n] - 1e-9)})" for n in sorted(sizes)), flush=True)  # fmt: skip
 
     def cohorts(self, rollout: int) -> dict[str, int]:
         with self.fleet.database.reading() as connection:
@@ -182,6 +194,7 @@ def main() -> None:
     )
     parser.add_argument("--doorbell", action="store_true", help="start a broker that rings at the devices")
     parser.add_argument("--drop", type=float, default=0.0, help="the share of the rings that are lost")
+    parser.add_argument("--poll-s", type=float, default=300.0, help="how often devices look without a ring")
     parser.add_argument("--bad-network", action="store_true", help="devices go through a proxy that disturbs")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

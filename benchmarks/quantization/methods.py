@@ -9,7 +9,6 @@ that the recipe took. The folder is the one with `eval_baseline.py`, `models/` a
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +29,10 @@ from edgeinfer.transforms import (
     SmoothQuant,
 )
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shared_data import baselines
+
 MODELS = (
     "cifar10_resnet20",
     "squeezenet1_1",
@@ -48,7 +51,7 @@ class _EnoughError(Exception):
     pass
 
 
-def rows(baselines: ModuleType, name: str, path: Path, subset: str, most: int) -> Feeds:
+def rows(tasks: ModuleType, name: str, path: Path, subset: str, most: int) -> Feeds:
     """Return the first feeds that the model's evaluation makes, at least `most` rows or all."""
     taken: Feeds = []
     with ei.load(ei.compile(path, "onnxruntime")) as session:
@@ -62,7 +65,7 @@ def rows(baselines: ModuleType, name: str, path: Path, subset: str, most: int) -
             return [outputs[key] for key in names] if names else list(outputs.values())
 
         with contextlib.suppress(_EnoughError):
-            baselines.TASKS[name][0](run, subset)
+            tasks.TASKS[name][0](run, subset)
     return taken
 
 
@@ -100,15 +103,11 @@ def recipes(feeds: Feeds, method: str) -> dict[str, list[Any]]:
 
 def main(data: Path, names: list[str], say: Callable[[str], object] = print) -> None:
     """Measure and print one row for each model and recipe."""
-    spec = importlib.util.spec_from_file_location("eval_baseline", data / "eval_baseline.py")
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"no eval_baseline.py in {data}")
-    baselines = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(baselines)
+    tasks = baselines(data)
     for name in names:
         path = data / "models" / f"{name}.onnx"
-        feeds = rows(baselines, name, path, "calib", CALIBRATION_ROWS)
-        held_out = rows(baselines, name, path, "eval", EVALUATION_ROWS)
+        feeds = rows(tasks, name, path, "calib", CALIBRATION_ROWS)
+        held_out = rows(tasks, name, path, "eval", EVALUATION_ROWS)
         model = ei.Pipeline([Simplify(), FuseBatchNorm()]).apply(ei.Model.load(path)).model
         for method in ("minmax", "mse"):
             for label, steps in recipes(feeds, method).items():

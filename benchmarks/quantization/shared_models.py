@@ -7,29 +7,22 @@ to a model on its `calib` subset.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import shared_data
+from shared_data import DATA
+
+baselines = cache(shared_data.baselines)
 
 Feed = dict[str, np.ndarray]
 Run = Callable[..., Sequence[np.ndarray]]
-
-
-@cache
-def baselines() -> ModuleType:
-    """Return `eval_baseline.py`."""
-    spec = importlib.util.spec_from_file_location("eval_baseline", DATA / "eval_baseline.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def names() -> list[str]:

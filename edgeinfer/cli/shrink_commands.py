@@ -47,7 +47,9 @@ def add_commands(commands: Commands) -> None:
     parser = commands.add_parser("tune", help="find the version of a model that keeps a budget")
     parser.add_argument("model", metavar="MODEL", help="an .onnx file")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the .onnx file to write")
-    parser.add_argument("--target", required=True, help="a device profile, or a backend such as openvino:CPU")
+    parser.add_argument("--target", required=True, nargs="+",
+                        help="a device profile, or a backend such as openvino:CPU; of several the "
+                        "best one is taken")  # fmt: skip
     add_feeds(parser, "--calibration", "representative inputs")
     for option, name, what in _LIMITS:
         parser.add_argument(option, dest=name, type=number(), metavar="LIMIT", help=what)
@@ -117,7 +119,7 @@ def tune(arguments: argparse.Namespace) -> None:
     result = ei.tune(
         model,
         ei.Budget(**limits),
-        target=arguments.target,
+        target=arguments.target if len(arguments.target) > 1 else arguments.target[0],
         calibration=feeds,
         evaluate=_function(arguments.evaluate) if arguments.evaluate else None,
         minutes=arguments.minutes,

@@ -217,7 +217,9 @@ class DeviceProfile:
         """Return one row a figure, with where it is from."""
         rows = [(name, _shown(fact.value), fact.how, fact.source) for name, fact in self.every_fact()]
         what = f"{self.backend}:{self.device or 'default'}, {', '.join(sorted(self.precisions))}"
-        footer = "; ".join(filter(None, (what, self.legacy and f"legacy: {self.legacy}", self.note)))
+        legacy = self.legacy and f"legacy: {self.legacy}"
+        successor = self.successor and f"its successor is {self.successor}"
+        footer = "; ".join(filter(None, (what, legacy, successor, self.note)))
         return Table(
             title=f"{self.name}: {self.description}",
             columns=("figure", "value", "how", "source"),

@@ -61,7 +61,7 @@ def calibrate(
     require_available(get_backend(parsed.backend))
     samples: list[Sample] = []
     for number in track(range(nets), "Measuring nets", progress=progress):
-        models = forms(synthetic_net(number), [parsed], precisions)
+        models = forms(synthetic_net(number), [parsed], precisions, gains_only=False)
         samples += measure(
             f"synthetic-{number}",
             models,

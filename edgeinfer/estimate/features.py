@@ -46,7 +46,7 @@ def features(kernel: Kernel, net_weights_mb: float = 0.0) -> dict[str, float]:
         if kernel.kind == "gemm" and kernel.width == 1:
             own["calls"] = 1.0
     else:
-        taps = kernel.taps if kernel.kind == "pool" else 1
+        taps = kernel.taps if kernel.kind in ("pool", "average_pool") else 1
         own = {"calls": 1.0, "moved_mb": moved, "operations_m": kernel.operations * taps / _MEGA}
     kind = _kind(kernel)
     found = {f"any/{kernel.precision}/{name}": value for name, value in shared.items()}
@@ -56,9 +56,9 @@ def features(kernel: Kernel, net_weights_mb: float = 0.0) -> dict[str, float]:
 def _kind(kernel: Kernel) -> str:
     if kernel.kind == "gemm" and kernel.width == 1:
         return "gemv"
-    first = kernel.kind == "conv" and kernel.ins <= _FEW_CHANNELS
-    ragged = kernel.kind in _BLOCKED and _channels(kernel) % _BLOCK
-    return ("first" if first else kernel.kind) + ("_ragged" if ragged else "")
+    if kernel.kind == "conv" and kernel.ins <= _FEW_CHANNELS:
+        return "first"
+    return kernel.kind + ("_ragged" if kernel.kind in _BLOCKED and _channels(kernel) % _BLOCK else "")
 
 
 def _channels(kernel: Kernel) -> int:

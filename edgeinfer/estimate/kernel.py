@@ -21,7 +21,7 @@ class Kernel:
     Attributes:
         node: The name of its first node.
         kind: `conv`, `pointwise`, `depthwise`, `grouped`, `deconv`, `gemm`, `matmul`, `elementwise`, `move`,
-            `pool`, `reduce`, `quantize`, `dequantize`, `recurrent` or `other`.
+            `pool`, `average_pool`, `reduce`, `quantize`, `dequantize`, `recurrent` or `other`.
         precision: `int8`, `float16` or `float32`: what it computes in.
         nodes: How many nodes it holds.
         macs: Multiply-accumulates; None where a shape is not known.

@@ -39,7 +39,7 @@ def sizes_of(node: ir.Node, kind: str) -> dict[str, int]:
             "width": rows,
             "positions": rows * matrices,
         }
-    if kind == "pool":
+    if kind in ("pool", "average_pool"):
         taps = node.attributes.get("kernel_shape")
         return {"taps": math.prod(taps.as_ints()) if taps is not None else 1}
     return {}

@@ -21,7 +21,9 @@ _MOVE = frozenset(
         *("ScatterND", "Cast"),
     ]
 )
-_POOL = frozenset(["MaxPool", "AveragePool", "LpPool"])
+_POOL = frozenset(["MaxPool"])
+# Another kernel: runtimes take the maximum of integers as they are, and add up averages in wider ones.
+_AVERAGE_POOL = frozenset(["AveragePool", "LpPool"])
 _REDUCE = frozenset(
     [
         *("GlobalAveragePool", "GlobalMaxPool", "Softmax", "LogSoftmax", "LayerNormalization"),
@@ -57,7 +59,13 @@ def kind_of(node: ir.Node, *, weighted: bool) -> str:
         return "pointwise" if math.prod(weight[2:]) == 1 else "conv"
     if op in ("Gemm", "MatMul", "Einsum", "Attention"):
         return "gemm" if op == "Gemm" or (op == "MatMul" and weighted) else "matmul"
-    kinds = {"elementwise": ELEMENTWISE, "move": _MOVE, "pool": _POOL, "reduce": _REDUCE}
+    kinds = {
+        "elementwise": ELEMENTWISE,
+        "move": _MOVE,
+        "pool": _POOL,
+        "average_pool": _AVERAGE_POOL,
+        "reduce": _REDUCE,
+    }
     if op.startswith("Reduce"):
         return "reduce"
     return next((kind for kind, names in kinds.items() if op in names), "other")

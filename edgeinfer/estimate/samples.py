@@ -10,6 +10,7 @@ import attrs
 import numpy as np
 
 from edgeinfer.artifact.artifact import Artifact
+from edgeinfer.backends.registry import get_backend
 from edgeinfer.devices.profile import Target
 from edgeinfer.estimate.kernel import Kernel
 from edgeinfer.estimate.synthetic import synthetic_net
@@ -80,7 +81,12 @@ class Sample:
 
 
 def forms(
-    model: Model, targets: Iterable[Target], precisions: Iterable[str], *, shapes: Shapes | None = None
+    model: Model,
+    targets: Iterable[Target],
+    precisions: Iterable[str],
+    *,
+    shapes: Shapes | None = None,
+    gains_only: bool = True,
 ) -> dict[tuple[str, str], Model]:
     """Return the model as each target wants it in each precision, by target and precision.
 
@@ -91,6 +97,8 @@ def forms(
         targets: The targets.
         precisions: `float32` and `int8`.
         shapes: Sizes of symbolic dimensions, or entire shapes.
+        gains_only: Leave layers in float that gain nothing from integers, as a model to be used would be. A
+            calibration needs them in integers, too: kernels that no net has get no price.
     """
     simple = FuseBatchNorm().apply(Simplify(widen_weights=True).apply(model).model).model
     feed = generate_feeds(simple.signature, shapes=shapes)
@@ -100,7 +108,9 @@ def forms(
             if precision == "float32":
                 found[str(target), precision] = simple
                 continue
-            quantize = QuantizeStatic(calibration=feed, target=target, method="minmax")
+            dialect = None if gains_only else get_backend(target.backend).capabilities().dialect
+            into = target if dialect is None else attrs.evolve(dialect, costs=None)
+            quantize = QuantizeStatic(calibration=feed, target=into, method="minmax")
             result = quantize.apply(simple)
             if result.report.modified:
                 found[str(target), precision] = result.model

@@ -1,6 +1,6 @@
 """Constant folding whose results are exact, and the same on every machine.
 
-The folder of onnxscript finds out what shapes and conditions say (Shape, Reshape, If, ...). Whole nodes of
+The folder of onnxscript finds out what shapes and conditions say (Shape, Reshape, If, ...). Entire nodes of
 constants are computed here, and only these operators:
 
 - those that move numbers, compare them, or compute with integers,
@@ -67,7 +67,7 @@ _FLOATS = (*_NARROW, np.dtype(np.float64))
 
 
 class ConstantFolder(_constant_folding.FoldConstantsPass):  # type: ignore[misc]  # untyped package
-    """The folder of onnxscript with the evaluation of whole nodes replaced.
+    """The folder of onnxscript with the evaluation of entire nodes replaced.
 
     Args:
         may_grow: Whether a node may be folded though its result needs more room than its inputs.

@@ -1,4 +1,4 @@
-"""Groups of nodes that runtimes fuse into one kernel. A rewrite leaves them whole.
+"""Groups of nodes that runtimes fuse into one kernel. A rewrite does not take them apart.
 
 Recognized by what they compute, in whatever order it was written:
 

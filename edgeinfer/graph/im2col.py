@@ -134,10 +134,10 @@ class Layout:
         if self.auto_pad in ("SAME_UPPER", "SAME_LOWER"):
             pads = []
             for size, window, stride in zip(sizes, reach, self.strides, strict=True):
-                whole = max((-(-size // stride) - 1) * stride + window - size, 0)
-                small = whole // 2
+                total = max((-(-size // stride) - 1) * stride + window - size, 0)
+                small = total // 2
                 pads.append(
-                    (small, whole - small) if self.auto_pad == "SAME_UPPER" else (whole - small, small)
+                    (small, total - small) if self.auto_pad == "SAME_UPPER" else (total - small, small)
                 )
             return pads
         return [(self.pads[i], self.pads[rank + i]) for i in range(rank)]

@@ -311,7 +311,7 @@ class Model:
         return path
 
     def table(self) -> Table:
-        """Return what a person wants to know at a glance."""
+        """Return an overview."""
         signature = self.signature
         rows = [("input", spec.name, spec.describe()) for spec in signature.inputs]
         rows += [("output", spec.name, spec.describe()) for spec in signature.outputs]

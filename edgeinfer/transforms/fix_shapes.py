@@ -122,7 +122,7 @@ class _Sizes:
                 where=f"FixShapes, {name!r}",
                 expected=f"a symbolic dimension: {', '.join(map(str, self._known)) or 'there is none'}",
                 found=size,
-                hint="Give a whole shape for an input."
+                hint="Give a complete shape for an input."
                 if is_input
                 else f"The inputs are {', '.join(self._inputs)}.",
             )

@@ -50,10 +50,10 @@ class FuseBatchNorm(GraphTransform):
     """
 
     def rewrite(self, model: ir.Model, report: ReportBuilder, /) -> None:
-        """Fuse until nothing fuses any more, so that chains vanish whole."""
+        """Fuse until nothing fuses any more, so that entire chains vanish."""
         opset = model.opset_imports.get("", 0)
         used = _used_constants(model)
-        whole = fused_patterns(model.graph)
+        groups = fused_patterns(model.graph)
         fused = True
         while fused:
             fused = False
@@ -61,8 +61,8 @@ class FuseBatchNorm(GraphTransform):
             for node in list(model.graph.all_nodes()):
                 if data_input(node) is None or node.graph is None:
                     continue
-                if node in whole:
-                    reasons[node] = f"it is part of {whole[node].name}, which runtimes fuse"
+                if node in groups:
+                    reasons[node] = f"it is part of {groups[node].name}, which runtimes fuse"
                     continue
                 try:
                     what = _fuse(node, opset)

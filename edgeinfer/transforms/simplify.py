@@ -183,7 +183,7 @@ def _run(model: ir.Model, passes: list[ir.passes.PassBase]) -> None:
 
 
 def _run_without(model: ir.Model, passes: list[ir.passes.PassBase], kept: list[ir.Node]) -> None:
-    """Run passes that shall not see some nodes."""
+    """Run passes that must not see some nodes."""
     domains = [node.domain for node in kept]
     for number, node in enumerate(kept):
         node.domain = f"{_KEPT}.{number}"  # one each, so that two of them are not taken for equal

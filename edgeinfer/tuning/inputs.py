@@ -1,22 +1,25 @@
-"""What the child processes of a tuning run read: the model and the feeds, in a folder beside the journal."""
+"""What a tuning run is given: checked, and kept in a folder beside the journal for the child processes."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from edgeinfer.artifact.signature import Signature
+from edgeinfer.budget import Budget
 from edgeinfer.errors import CalibrationError, OptionsError, TuningError
 from edgeinfer.feeds.batch import every_input_is_batched, fixed_batch
 from edgeinfer.feeds.feeds import Feeds
 from edgeinfer.model.model import Model
 from edgeinfer.npz import write_npz
+from edgeinfer.tuning.actions import SAMPLERS
+from edgeinfer.tuning.optuna_sampler import require_optuna
 
-__all__ = ["in_batches", "keep_inputs", "require_batches"]
+__all__ = ["check_arguments", "in_batches", "keep_inputs", "require_batches"]
 
 
 def keep_inputs(model: Model, feeds: Feeds, folder: Path) -> tuple[dict[str, np.ndarray], str]:
@@ -93,3 +96,25 @@ def in_batches(feeds: Sequence[Mapping[str, np.ndarray]], size: int | None) -> l
         {name: array.take(range(start, start + size), axis=0, mode="wrap") for name, array in rows.items()}
         for start in range(0, count, size)
     ]
+
+
+def check_arguments(
+    budget: Budget, evaluate: Callable[[Model], float] | None, minutes: float | None, sampler: str
+) -> None:
+    """Refuse arguments of `tune` that do not fit.
+
+    Raises:
+        OptionsError: They do not.
+    """
+    if sampler not in SAMPLERS:
+        raise OptionsError("There is no such sampler.", expected=" or ".join(SAMPLERS), found=sampler)
+    if sampler == "optuna":
+        require_optuna()
+    if budget.max_drop is not None and evaluate is None:
+        raise OptionsError(
+            "max_drop is a limit on your metric, and there is none.",
+            expected="evaluate=..., from a Model to a number of which more is better",
+            hint="Without a metric, limit min_sqnr_db instead.",
+        )
+    if minutes is not None and not 0 < minutes < 1e6:
+        raise OptionsError("minutes is out of range.", expected="a number above 0", found=minutes)

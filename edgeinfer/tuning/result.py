@@ -44,6 +44,7 @@ class TuningResult:
         layer_us: Microseconds of each layer of the best candidate by the runtime's profiler; empty where it
             was not measured.
         notes: What must be said.
+        others: The results of the other targets, where several were tuned for; the best one first.
     """
 
     budget: Budget
@@ -62,6 +63,7 @@ class TuningResult:
     )
     layer_us: Mapping[str, float] = attrs.field(factory=dict, repr=False)
     notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
+    others: tuple[TuningResult, ...] = attrs.field(default=(), converter=as_tuple, repr=False)
 
     @property
     def met(self) -> bool:
@@ -114,6 +116,7 @@ class TuningResult:
             "seconds": self.seconds,
             "notes": list(self.notes),
             "trials": [trial.to_dict() for trial in self.trials],
+            "others": [other.to_dict() for other in self.others],
         }
 
     def table(self) -> Table:

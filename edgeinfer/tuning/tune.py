@@ -21,24 +21,24 @@ from edgeinfer.calibration.calibration import as_calibration
 from edgeinfer.cpu_quota import usable_cpus
 from edgeinfer.devices.profile import Target
 from edgeinfer.display import shows_progress
-from edgeinfer.errors import OptionsError, TuningError
+from edgeinfer.errors import TuningError
 from edgeinfer.model.model import Model, ModelSource
 from edgeinfer.runtime.machine import describe_machine
 from edgeinfer.runtime.memory import memory
-from edgeinfer.tuning.actions import SAMPLERS, Problem
+from edgeinfer.tuning.actions import Problem
 from edgeinfer.tuning.advice import devices_that_fit
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.engine import Engine, Timer
 from edgeinfer.tuning.fork_server import ForkServer, fork_server
-from edgeinfer.tuning.inputs import in_batches, keep_inputs, require_batches
+from edgeinfer.tuning.inputs import check_arguments, in_batches, keep_inputs, require_batches
 from edgeinfer.tuning.journal import Journal
-from edgeinfer.tuning.optuna_sampler import require_optuna
 from edgeinfer.tuning.outcome import Facts, result_of
 from edgeinfer.tuning.recipe import Recipe
 from edgeinfer.tuning.remote_bench import RemoteBench
 from edgeinfer.tuning.result import TuningResult
 from edgeinfer.tuning.space import FLOAT, Space, option_sets, precisions_of
 from edgeinfer.tuning.state import State
+from edgeinfer.tuning.targets import tune_each
 from edgeinfer.tuning.turns import Bench
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def tune(
     model: ModelSource,
     budget: Budget,
     *,
-    target: Target | str,
+    target: Target | str | Sequence[Target | str],
     calibration: Any,
     evaluate: Callable[[Model], float] | None = None,
     minutes: float | None = None,
@@ -76,7 +76,9 @@ def tune(
         model: The float model: a path, bytes, `onnx.ModelProto`, `onnx_ir.Model` or Model.
         budget: The limits. Where none of them is on latency, memory, disk or power, the fastest candidate
             that keeps the others is the best one.
-        target: Where it will run: a Target, a device profile, or a backend such as `"openvino:CPU"`.
+        target: Where it will run: a Target, a device profile, or a backend such as `"openvino:CPU"`. Of
+            several, each is tuned for in an equal part of the time, and the result is that of the one that
+            does best; its `others` are the others'.
         calibration: Representative feeds, as for `optimize`. Their shapes are those that are timed.
         evaluate: From a Model to a metric of which more is better. It runs in this process; compile what it
             is given with `edgeinfer.compile(model)`, which uses the target and the options of the candidate.
@@ -104,8 +106,30 @@ def tune(
         CalibrationError: There is no feed.
         TuningError: The journal is of another run or cannot be written, or the model cannot be prepared.
     """
-    _check(budget, evaluate, minutes, sampler)
+    check_arguments(budget, evaluate, minutes, sampler)
     loaded = Model.load(model)
+    feeds = as_calibration(calibration, loaded.signature)
+    if not isinstance(target, (str, Target)):
+        return tune_each(
+            target,
+            lambda one, part, own: tune(
+                loaded,
+                budget,
+                target=one,
+                calibration=feeds,
+                evaluate=evaluate,
+                minutes=part,
+                journal=own,
+                on=on,
+                options=options,
+                batches=batches,
+                seed=seed,
+                sampler=sampler,
+                progress=progress,
+            ),
+            minutes=minutes,
+            journal=journal,
+        )
     parsed = Target.parse(target)
     backend = get_backend(parsed.backend)
     if on is None:
@@ -129,7 +153,6 @@ def tune(
     path = Path(journal) if journal is not None else scratch_folder() / "tuning.jsonl"
     folder = path.with_name(f"{path.name}.files")
     with Journal(path) as book:
-        feeds = as_calibration(calibration, loaded.signature)
         if sizes:
             feeds = feeds.batched(sizes[0])
         first, fingerprint = keep_inputs(loaded, feeds, folder)
@@ -185,23 +208,6 @@ def tune(
             if on is None and shown.index not in state.layer_us:
                 engine.time_layers(shown.index, shown.candidate)
         return result_of(State.of(book.records), problem, facts)
-
-
-def _check(
-    budget: Budget, evaluate: Callable[[Model], float] | None, minutes: float | None, sampler: str
-) -> None:
-    if sampler not in SAMPLERS:
-        raise OptionsError("There is no such sampler.", expected=" or ".join(SAMPLERS), found=sampler)
-    if sampler == "optuna":
-        require_optuna()
-    if budget.max_drop is not None and evaluate is None:
-        raise OptionsError(
-            "max_drop is a limit on your metric, and there is none.",
-            expected="evaluate=..., from a Model to a number of which more is better",
-            hint="Without a metric, limit min_sqnr_db instead.",
-        )
-    if minutes is not None and not 0 < minutes < 1e6:
-        raise OptionsError("minutes is out of range.", expected="a number above 0", found=minutes)
 
 
 def _begin(book: Journal, start: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import edgeinfer as ei
 from edgeinfer.errors import ArtifactMismatchError, CompileError, InferenceError, InputError
-from tests.backends import fake_tensorrt
+from tests.backends import fake_tensorrt, fake_tensorrt_run
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
 SCALE = HEAD + "g (float[2,3] x) => (float[2,3] y) <float[3] w = {1, 2, 3}> { y = Mul(x, w) }"
@@ -121,11 +121,11 @@ def test_errors_leave_the_callers_device_too(fake: SimpleNamespace) -> None:
 
 def test_an_array_on_another_gpu_is_refused(fake: SimpleNamespace) -> None:
     with ei.load(compiled(SCALE, "GPU.1")) as session:
-        there = fake_tensorrt.DeviceTensor(fake.cuda, X, device=0)
+        there = fake_tensorrt_run.DeviceTensor(fake.cuda, X, device=0)
         with pytest.raises(InputError, match="another GPU") as caught:
             session.infer({"x": there})
         assert "GPU.1" in str(caught.value)
-        here = fake_tensorrt.DeviceTensor(fake.cuda, X, device=1)
+        here = fake_tensorrt_run.DeviceTensor(fake.cuda, X, device=1)
         np.testing.assert_array_equal(session.infer({"x": here})["y"], X * W)
         there.free()
         here.free()

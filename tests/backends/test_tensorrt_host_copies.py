@@ -16,23 +16,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import edgeinfer as ei
 from edgeinfer.backends.tensorrt_ import input_locks as tensorrt_input_locks
 from edgeinfer.backends.tensorrt_ import memory as tensorrt_memory
 from edgeinfer.backends.tensorrt_ import staging as tensorrt_staging
 from edgeinfer.backends.tensorrt_.cuda import Cuda
-from edgeinfer.errors import InferenceError, OptionsError
-from tests.backends import fake_tensorrt
+from edgeinfer.errors import InferenceError
+from tests.backends import fake_tensorrt, fake_tensorrt_run
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
 WIDTH = 65536  # a row is 256 KiB of float32: beyond what is copied by way of the slot
 BIG = HEAD + f"g (float[N,{WIDTH}] x) => (float[N,{WIDTH}] y) {{ y = Neg(x) }}"
 WIDE_IN = HEAD + f"g (float[1,{WIDTH}] x) => (float[1,1] y) {{ y = ReduceMax<axes=[1]>(x) }}"
-NONZERO = HEAD + f"g (float[{WIDTH}] x) => (int64[1,K] y) {{ y = NonZero(x) }}"
-SMALL = HEAD + "g (float[2,3] x) => (float[2,3] y) { y = Neg(x) }"
 DIMS = {"dims": {"N": (1, 2, 64)}}
 
 
@@ -61,119 +57,6 @@ def locked(fake: SimpleNamespace) -> int:
 
 def copies_in(fake: SimpleNamespace, mark: int) -> list[int]:
     return [event[2] for event in fake.cuda.events[mark:] if event[:2] == ("cudaMemcpyAsync", "to device")]
-
-
-# Outputs.
-
-
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    steps=st.lists(
-        st.tuples(st.sampled_from(["infer", "drop", "slice", "write"]), st.integers(0, 9), st.integers(1, 3)),
-        max_size=30,
-    ),
-    pin=st.booleans(),
-)
-def test_no_output_that_a_caller_holds_is_ever_overwritten(
-    fake: SimpleNamespace, steps: list[tuple[str, int, int]], pin: bool
-) -> None:
-    held: list[tuple[np.ndarray, np.ndarray]] = []
-    with session(pin_memory=pin) as loaded:
-        for step, (action, which, count) in enumerate(steps):
-            if action == "infer":
-                x = rows(step + 1, count)
-                held.append((loaded.infer({"x": x})["y"], -x))
-            elif held:
-                array, expected = held.pop(which % len(held))
-                if action == "slice":  # a view alone keeps the memory
-                    held.append((array[..., 1:], expected[..., 1:].copy()))
-                if action == "write":
-                    array[...] = expected[...] = 7
-                    held.append((array, expected))
-                del array, expected
-            for array, expected in held:
-                np.testing.assert_array_equal(array, expected)
-    for array, expected in held:  # and after the session is closed
-        np.testing.assert_array_equal(array, expected)
-    array = expected = None
-    held.clear()
-    assert locked(fake) == 0
-
-
-def test_large_outputs_come_straight_into_memory_that_is_used_again(fake: SimpleNamespace) -> None:
-    with session() as loaded:
-        for _ in range(3):
-            loaded.infer({"x": rows(1)})
-        mark = len(fake.cuda.events)
-        for value in range(5):
-            found = loaded.infer({"x": rows(value)})["y"]
-            np.testing.assert_array_equal(found, -rows(value))
-            del found
-        assert not [
-            event for event in fake.cuda.events[mark:] if event[0] in ("cudaMalloc", "cudaHostRegister")
-        ]
-
-
-def test_a_caller_that_keeps_all_outputs_costs_no_more_than_the_limit(fake: SimpleNamespace) -> None:
-    with session(max_in_flight=1) as loaded:
-        kept = [loaded.infer({"x": rows(value)})["y"] for value in range(20)]
-        # The slot's own memory of the input and of outputs that are copied, and four blocks that are lent.
-        assert locked(fake) <= 6
-        for value, array in enumerate(kept):
-            np.testing.assert_array_equal(array, -rows(value))
-    del array
-    kept.clear()
-
-
-def test_small_outputs_are_plain_arrays(fake: SimpleNamespace) -> None:
-    with session(SMALL) as loaded:
-        assert loaded.infer({"x": np.ones((2, 3), np.float32)})["y"].flags.owndata
-
-
-def test_outputs_outlive_the_session(fake: SimpleNamespace) -> None:
-    loaded = session()
-    kept = loaded.infer({"x": rows(3)})["y"]
-    loaded.close()
-    np.testing.assert_array_equal(kept, -rows(3))
-    kept[...] = 1
-    assert locked(fake) == 1
-    del kept
-    assert locked(fake) == 0
-
-
-def test_bound_arrays_stay_readable_after_closing(fake: SimpleNamespace) -> None:
-    with session() as loaded:
-        bound = loaded.bind({"x": (2, WIDTH)})
-        bound.inputs["x"][...] = rows(5, 2)
-        bound.run()
-        inputs, outputs = bound.inputs["x"], bound.outputs["y"]
-        bound.close()
-    np.testing.assert_array_equal(outputs, -rows(5, 2))
-    np.testing.assert_array_equal(inputs, rows(5, 2))
-
-
-def test_large_outputs_whose_shape_depends_on_data(fake: SimpleNamespace) -> None:
-    x = np.ones(WIDTH, np.float32)
-    with session(NONZERO) as loaded:
-        first = loaded.infer({"x": x})["y"]
-        x[::2] = 0
-        second = loaded.infer({"x": x})["y"]
-        empty = loaded.infer({"x": 0 * x})["y"]
-    assert first.shape == (1, WIDTH)
-    np.testing.assert_array_equal(second[0], np.arange(1, WIDTH, 2))
-    assert empty.shape == (1, 0)
-    np.testing.assert_array_equal(first[0], np.arange(WIDTH))
-    del first, second
-
-
-def test_room_for_such_an_output_that_is_not_to_be_had_is_an_error(fake: SimpleNamespace) -> None:
-    with session(NONZERO) as loaded:
-        loaded.infer({"x": np.zeros(WIDTH, np.float32)})
-        fake.cuda.device_limit = 4 * WIDTH + 100
-        with pytest.raises(InferenceError, match="cudaErrorMemoryAllocation"):
-            loaded.infer({"x": np.ones(WIDTH, np.float32)})
-        fake.cuda.device_limit = 1 << 40
-        assert loaded.infer({"x": np.ones(WIDTH, np.float32)})["y"].shape == (1, WIDTH)
 
 
 # Inputs.
@@ -374,7 +257,7 @@ def test_an_error_leaves_everything_as_it_was(
         held = locked(fake)
         for _ in range(5):
             if call == "execute_async_v3":
-                monkeypatch.setattr(fake_tensorrt.Context, call, lambda *_: False)
+                monkeypatch.setattr(fake_tensorrt_run.Context, call, lambda *_: False)
             else:
                 fake.cuda.failing.add(call)
             with pytest.raises(InferenceError):
@@ -404,121 +287,3 @@ def test_a_forked_child_leaves_cuda_alone(fake: SimpleNamespace, monkeypatch: py
         monkeypatch.undo()
         fake_tensorrt.reinstall(monkeypatch, fake)
     fake.cuda.memory.clear()  # what only the "child" dropped
-
-
-# Arrays that stay on the GPU.
-
-
-def test_outputs_can_stay_on_the_device(fake: SimpleNamespace) -> None:
-    with session(outputs="device") as loaded:
-        mark = len(fake.cuda.events)
-        kept = [loaded.infer({"x": rows(value)})["y"] for value in range(6)]
-        assert not [event for event in fake.cuda.events[mark:] if event[:2] == ("cudaMemcpyAsync", "to host")]
-        for value, output in enumerate(kept):
-            assert output.shape == (1, WIDTH)
-            assert output.dtype == np.float32
-            assert output.__cuda_array_interface__["data"] == (output.pointer, False)
-            np.testing.assert_array_equal(output.to_host(), -rows(value))
-            np.testing.assert_array_equal(np.asarray(output), -rows(value))
-        assert len({output.pointer for output in kept}) == 6
-        assert loaded._runner.device_memory_bytes["outputs"] == 6 * 4 * WIDTH
-    np.testing.assert_array_equal(kept[0].to_host(), rows(0) * -1)  # they outlive the session
-    del output
-    kept.clear()
-    assert not fake.cuda.memory
-
-
-def test_the_output_of_one_session_is_the_input_of_the_next_without_the_host(fake: SimpleNamespace) -> None:
-    with session(outputs="device") as first, session() as second:
-        for value in range(6):
-            mark = len(fake.cuda.events)
-            between = first.infer({"x": rows(value)})["y"]
-            found = second.infer({"x": between})["y"]
-            np.testing.assert_array_equal(found, rows(value))
-            kinds = [event[1] for event in fake.cuda.events[mark:] if event[0] == "cudaMemcpyAsync"]
-            assert kinds.count("to host") == 1
-            del between, found
-        # The same addresses came again and again, so both run as graphs.
-        assert len(fake.cuda.calls("cudaGraphLaunch")) >= 6
-
-
-def test_device_outputs_that_are_kept_alternate_between_few_graphs(fake: SimpleNamespace) -> None:
-    with session(outputs="device") as loaded:
-        previous = loaded.infer({"x": rows(0)})["y"]
-        for value in range(1, 12):
-            output = loaded.infer({"x": rows(value)})["y"]
-            np.testing.assert_array_equal(previous.to_host(), -rows(value - 1))
-            np.testing.assert_array_equal(output.to_host(), -rows(value))
-            previous = output
-        assert 1 <= len(fake.cuda.graphs) <= 4
-        assert len(fake.cuda.calls("cudaGraphLaunch")) >= 6
-    del output, previous
-
-
-def test_data_dependent_outputs_stay_on_the_device_too(fake: SimpleNamespace) -> None:
-    with session(NONZERO, outputs="device") as loaded:
-        x = np.zeros(WIDTH, np.float32)
-        x[[3, 5]] = 1
-        kept = loaded.infer({"x": x})["y"]
-        empty = loaded.infer({"x": 0 * x})["y"]
-        loaded.infer({"x": np.ones(WIDTH, np.float32)})
-        np.testing.assert_array_equal(kept.to_host(), [[3, 5]])
-        assert empty.to_host().shape == (1, 0)
-    del kept, empty
-
-
-def test_outputs_that_are_converted_cannot_stay_on_the_device(fake: SimpleNamespace) -> None:
-    text = HEAD + "g (double[3] x) => (double[3] y) { y = Add(x, x) }"
-    with pytest.raises(OptionsError, match="cannot stay on the device") as caught:
-        session(text, outputs="device")
-    assert caught.value.where == "option outputs"
-
-
-def test_a_slice_of_an_array_on_the_device_is_copied_there_where_it_is_not_aligned(
-    fake: SimpleNamespace,
-) -> None:
-    """TensorRT wants addresses of 256 bytes."""
-    parent = fake_tensorrt.DeviceTensor(fake.cuda, np.concatenate([rows(1).ravel(), rows(2).ravel()]))
-    base = parent.pointer + -parent.pointer % 256
-    with session() as loaded:
-        for offset in (0, 4, 128, 256):
-            sliced = SimpleNamespace(
-                __cuda_array_interface__=parent.__cuda_array_interface__
-                | {"data": (base + offset, False), "shape": (1, WIDTH)}
-            )
-            mark = len(fake.cuda.events)
-            start = (base + offset - parent.pointer) // 4
-            expected = -np.concatenate([rows(1).ravel(), rows(2).ravel()])[start : start + WIDTH]
-            np.testing.assert_array_equal(loaded.infer({"x": sliced})["y"][0], expected)
-            copies = [
-                event for event in fake.cuda.events[mark:] if event[:2] == ("cudaMemcpyAsync", "on device")
-            ]
-            assert len(copies) == (0 if offset % 256 == 0 else 1)
-            assert not copies_in(fake, mark)
-    parent.free()
-
-
-def test_nothing_is_given_back_while_a_graph_is_captured(
-    fake: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Unlocking an array within a capture would spoil both; only the garbage collector could do it there."""
-    enabled: list[bool] = []
-    capture = fake.cuda.cudaStreamEndCapture
-    monkeypatch.setattr(
-        fake.cuda, "cudaStreamEndCapture", lambda stream: (enabled.append(gc.isenabled()), capture(stream))[1]
-    )
-    with session() as loaded:
-        for _ in range(3):
-            loaded.infer({"x": rows(1)})
-    assert enabled == [False]
-    assert gc.isenabled()
-
-
-def test_a_repeated_array_on_the_device_is_captured_too(fake: SimpleNamespace) -> None:
-    x = fake_tensorrt.DeviceTensor(fake.cuda, rows(2))
-    with session() as loaded:
-        for _ in range(5):
-            np.testing.assert_array_equal(loaded.infer({"x": x})["y"], -rows(2))
-        assert len(fake.cuda.calls("cudaGraphLaunch")) == 4
-        np.testing.assert_array_equal(loaded.infer({"x": rows(3)})["y"], -rows(3))
-    x.free()

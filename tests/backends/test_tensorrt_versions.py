@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
 
-import attrs
-import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from onnx import TensorProto, helper
 
 import edgeinfer as ei
 from edgeinfer.backends.tensorrt_ import flavours as tensorrt_flavours
 from edgeinfer.backends.tensorrt_.explain import parse_layers
-from edgeinfer.backends.tensorrt_.kept_engines import KeptEngines
-from edgeinfer.backends.tensorrt_.parse import build_error
-from edgeinfer.backends.tensorrt_.record import BuildRecord
 from edgeinfer.errors import BackendUnavailableError, CompileError, DeviceError, OptionsError
-from edgeinfer.graph.build import compile_model
 from tests.backends import fake_tensorrt
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
@@ -222,103 +211,6 @@ def test_wrong_options_are_refused(
         build(DYNAMIC, **options)
 
 
-def test_the_timing_cache_is_kept_and_reused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake = fake_tensorrt.install(monkeypatch)
-    build(FLOAT, cache=tmp_path)
-    (path,) = tmp_path.iterdir()
-    assert path.name == "tensorrt-11.4.0.1-sm8.6.timing"
-    build(FLOAT, cache=tmp_path)
-    assert config(fake).cache.data == b"t"
-    assert path.read_bytes().endswith(b"tt")
-    build(FLOAT, cache=tmp_path, timing_cache=False)
-    assert config(fake).cache is None
-
-
-def test_without_a_folder_timings_are_kept_in_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = fake_tensorrt.install(monkeypatch)
-    build(FLOAT)
-    assert config(fake).cache.data == b""
-    build(FLOAT)
-    assert config(fake).cache.data == b"t"
-    build(FLOAT, timing_cache=False)
-    assert config(fake).cache is None
-    other = fake_tensorrt.install(monkeypatch, gpus=(("Other GPU", "8.6"),))
-    build(FLOAT)
-    assert config(other).cache.data == b""
-
-
-def test_an_engine_of_a_search_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = fake_tensorrt.install(monkeypatch)
-    model = onnx.parser.parse_model(FLOAT)
-    x = np.ones((1, 2), np.float32)
-    for _ in range(2):
-        with ei.load(compile_model(model, "tensorrt", trial=False)) as session:
-            np.testing.assert_array_equal(session.infer({"x": x})["y"], [[4, 6]])
-    assert len(fake.builds) == 1
-    for options in ({"tf32": True}, {"timing_cache": False}, {"timing_cache": False}):
-        compile_model(model, "tensorrt", trial=False, options=options)
-    compile_model(onnx.parser.parse_model(TWO), "tensorrt", trial=False)
-    assert len(fake.builds) == 5
-    compile_model(model, "tensorrt")  # what is compiled to be kept is built
-    assert len(fake.builds) == 6
-
-
-def test_engines_of_a_search_are_kept_up_to_a_size(tmp_path: Path) -> None:
-    kept, built = KeptEngines(most_bytes=25), []
-    record = cast("BuildRecord", None)
-    file = tmp_path / "engine"
-    file.write_bytes(b"e" * 10)
-
-    def get(key: str, content: bytes | Path = b"e" * 10) -> None:
-        kept.get(key, lambda: built.append(key) or (content, record))  # type: ignore[func-returns-value]
-
-    for key in "abab":
-        get(key)
-    assert built == ["a", "b"]
-    get("c", file)
-    get("b")
-    get("a")  # went for "c", and comes for it
-    assert built == ["a", "b", "c", "a"]
-    get("big", b"e" * 99)
-    get("big", b"e" * 99)
-    assert built[-2:] == ["big", "big"]
-
-
-def test_a_timing_cache_that_does_not_fit_is_started_anew_and_that_is_said(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    fake = fake_tensorrt.install(monkeypatch)
-    other = b"other"
-    path = tmp_path / "tensorrt-11.4.0.1-sm8.6.timing"
-    path.write_bytes(hashlib.sha256(other).digest() + other)
-    artifact = build(FLOAT, cache=tmp_path)
-    assert config(fake).cache.data == b""
-    with ei.load(artifact) as session:
-        assert any("does not fit this TensorRT and was started anew" in n for n in session.execution().notes)
-
-
-def test_a_damaged_timing_cache_never_reaches_tensorrt(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    fake = fake_tensorrt.install(monkeypatch)
-    build(FLOAT, cache=tmp_path)
-    (path,) = tmp_path.iterdir()
-    content = path.read_bytes()
-    for position in range(len(content)):
-        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
-        artifact = build(FLOAT, cache=tmp_path)
-        assert config(fake).cache.data == b""
-    with ei.load(artifact) as session:
-        assert any("damaged and was started anew" in note for note in session.execution().notes)
-
-
-def test_a_cache_that_cannot_be_kept_costs_no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake_tensorrt.install(monkeypatch)
-    (tmp_path / "file").write_text("in the way")
-    with ei.load(build(FLOAT, cache=tmp_path / "file")) as session:
-        assert any("could not be kept" in note for note in session.execution().notes)
-
-
 def test_progress_is_reported_and_a_build_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_tensorrt.install(monkeypatch)
     steps: list[tuple[str, int, int]] = []
@@ -351,120 +243,6 @@ def test_dla_builds_report_what_falls_back_to_the_gpu(monkeypatch: pytest.Monkey
         assert session._runner._runtimes[-1].DLA_core == 1
         (note,) = [note for note in session.execution().notes if "fall back" in note]
     assert note.startswith("1 of 2 layers fall back from DLA to the GPU: ")
-
-
-def test_a_refusal_of_the_builder_names_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_tensorrt.install(monkeypatch)
-    model = onnx.parser.parse_model(
-        HEAD + 'g (float[2,2] x) => (float[2,2] y) { y = Einsum<equation="ij->ji">(x) }'
-    )
-    for name in ("head/einsum.1", "/head/einsum/Einsum"):
-        model.graph.node[0].name = name
-        with pytest.raises(CompileError) as caught:
-            ei.compile(model, "tensorrt")
-        assert caught.value.where == f"node {name!r} (Einsum)"
-        assert "no implementation of this operator" in str(caught.value)
-
-
-NODE_NAMES = st.text(alphabet="/ab_.:-1", min_size=1, max_size=12).filter(lambda name: name.strip("/_.:-"))
-
-
-@settings(deadline=None, max_examples=200)
-@given(
-    names=st.lists(NODE_NAMES, min_size=1, max_size=4, unique=True),
-    which=st.integers(0, 3),
-    text=st.sampled_from(
-        [
-            "Error Code 2: Internal Error (Assertion !layerImpls.empty() failed. {}_0 has no runners",
-            "Could not find any implementation for node {}.",
-            "Error Code 10: ({} + (Unnamed Layer* 3) [Shuffle] has no runners)",
-            "{}: kernel weights has count 5 but 6 was expected",
-            "[{}]",
-            "{}",
-        ]
-    ),
-)
-def test_a_message_is_about_the_node_that_it_names(names: list[str], which: int, text: str) -> None:
-    named = names[which % len(names)]
-    nodes = [helper.make_node("Relu", [f"v{i}"], [f"v{i + 1}"], name=name) for i, name in enumerate(names)]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("v0", TensorProto.FLOAT, [1])],
-        [helper.make_tensor_value_info(f"v{len(names)}", TensorProto.FLOAT, [1])],
-    )
-    loaded = ei.Model.load(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    )
-    flavour = attrs.evolve(tensorrt_flavours.TABLE[-1], version="1.7")
-    error = build_error(flavour, loaded, [text.format(named)])
-    assert error.where is not None
-    found = error.facts["errors"][0]["node"]
-    # Another node may have a longer name that is there, too: `a` and `a_0`.
-    assert found == named or (len(found) > len(named) and found in text.format(named))
-
-
-@pytest.mark.parametrize("text", ["no node is named here", "a.b failed", "xa/b", "/a/bc", "z/a/b"])
-def test_a_message_that_names_no_node_is_about_none(text: str) -> None:
-    model = onnx.parser.parse_model(HEAD + "g (float[2] x) => (float[2] y) { h = Relu(x)\n y = Neg(h) }")
-    model.graph.node[0].name, model.graph.node[1].name = "a", "/a/b"
-    flavour = attrs.evolve(tensorrt_flavours.TABLE[-1], version="1.7")
-    assert build_error(flavour, ei.Model.load(model), [text]).where is None
-
-
-@pytest.mark.parametrize("version", ["8.6.1", "11.4.0.1"])
-def test_nodes_within_others_are_named(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    """Version 8 tells the position alone, which counts within each graph: better no name than a wrong one."""
-    fake_tensorrt.install(monkeypatch, version)
-    inner = helper.make_graph(
-        [
-            helper.make_node("Relu", ["x"], ["h"], name="/if/Relu"),
-            helper.make_node("Det", ["h"], ["o"], name="/if/Det"),
-        ],
-        "inner",
-        [],
-        [helper.make_tensor_value_info("o", TensorProto.FLOAT, [])],
-    )
-    nodes = [
-        helper.make_node("Relu", ["x"], ["unused"], name="first"),
-        helper.make_node("If", ["b"], ["y"], name="/model/If", then_branch=inner, else_branch=inner),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 2]),
-            helper.make_tensor_value_info("b", TensorProto.BOOL, []),
-        ],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    with pytest.raises(CompileError) as caught:
-        ei.compile(model, "tensorrt")
-    assert caught.value.where == ("node '/if/Det' (Det)" if version.startswith("11") else None)
-
-
-@pytest.mark.parametrize(("version", "first"), [("8.5.3.1", "edgeinfer_unused_0_0"), ("11.4.0.1", "")])
-def test_version_8_gets_names_for_outputs_that_are_left_out(
-    monkeypatch: pytest.MonkeyPatch, version: str, first: str
-) -> None:
-    fake = fake_tensorrt.install(monkeypatch, version)
-    build(
-        HEAD
-        + "g (float[1,1,2] x, float[1,4,2] w, float[1,4,1] r, float[1,1,1] c) => (float[1,1,1] y) "
-        '{ , h = LSTM<hidden_size=1>(x, w, r, "", "", "", c)\n y = Relu(h) }'.replace('""', "")
-    )
-    node = fake.builds[-1].network.model.graph.node[0]
-    assert node.output[0] == first
-    assert node.output[1] == "h"
-
-
-def test_version_8_names_nodes_by_their_position(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_tensorrt.install(monkeypatch, "8.5.2")
-    model = onnx.parser.parse_model(HEAD + "g (float[2,2] x) => (float y) { h = Relu(x)\n y = Det(h) }")
-    model.graph.node[1].name = "det"
-    with pytest.raises(CompileError, match=r"node 'det' \(Det\)"):
-        ei.compile(model, "tensorrt")
 
 
 def test_no_tensorrt_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

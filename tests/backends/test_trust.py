@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 import edgeinfer as ei
-from edgeinfer.artifact.artifact import Artifact
-from edgeinfer.artifact.manifest import _digest
 from edgeinfer.backends import onnx_payload
 from edgeinfer.backends.onnx_wire import (
-    ExternalTensor,
-    MalformedModelError,
     look_through,
-    move_external,
 )
 from edgeinfer.errors import (
     ArtifactError,
     ArtifactFormatError,
     ArtifactTrustError,
     CompileError,
-    EdgeInferError,
-    OptionsError,
 )
-
-HEADER = '<ir_version: 10, opset_import: ["": 21]>\n'
-SECRET = b"0123456789abcdef"
-X = np.zeros(16, np.uint8)
+from tests.backends.hand_made import HEADER, SECRET, X, add, artifact_of, in_a_branch, outside, weight
 
 
 @pytest.fixture(params=["onnxruntime", "openvino"])
@@ -47,73 +32,12 @@ def backend(request) -> str:
     return request.param
 
 
-def weight(name: str = "w") -> TensorProto:
-    return numpy_helper.from_array(np.zeros(16, np.uint8), name)
-
-
-def add(
-    weights: list[TensorProto], nodes: list[onnx.NodeProto] | None = None, **more: Any
-) -> onnx.ModelProto:
-    nodes = nodes or [helper.make_node("Add", ["x", "w"], ["y"], name="add")]
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [value("x", TensorProto.UINT8, [16])],
-        [value("y", TensorProto.UINT8, [16])],
-        weights,
-    )
-    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)], **more)
-
-
-def outside(tensor: TensorProto, location: str, **entries: object) -> TensorProto:
-    """Make a tensor external."""
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in {"location": location, **entries}.items():
-        tensor.external_data.add(key=key, value=str(value))
-    return tensor
-
-
-def artifact_of(model: bytes, backend: str, folder: Path, files: dict[str, bytes] | None = None) -> Path:
-    """Write an artifact with that model, as somebody who can compute hashes would."""
-    ei.compile(add([weight()]), backend).save(folder)
-    for name, content in {"model.onnx": model, **(files or {})}.items():
-        (folder / name).write_bytes(content)
-    return sign(folder, files={"model.onnx": model, **(files or {})})
-
-
-def sign(folder: Path, *, files: dict[str, bytes] | None = None, **changes: object) -> Path:
-    path = folder / "manifest.json"
-    fields = json.loads(path.read_bytes())
-    del fields["manifest_sha256"]
-    for name, content in (files or {}).items():
-        fields["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    fields |= changes
-    path.write_text(json.dumps({**fields, "manifest_sha256": _digest(fields)}))
-    return folder
-
-
 # Models that name files
 
 
 def in_a_constant(location: str) -> onnx.ModelProto:
     constant = helper.make_node("Constant", [], ["w"], value=outside(weight(), location))
     return add([], [constant, helper.make_node("Add", ["x", "w"], ["y"])])
-
-
-def in_a_branch(location: str) -> onnx.ModelProto:
-    def branch(tensor: TensorProto) -> onnx.GraphProto:
-        nodes = [helper.make_node("Add", ["x", tensor.name], [f"{tensor.name}_y"])]
-        output = helper.make_tensor_value_info(f"{tensor.name}_y", TensorProto.UINT8, [16])
-        return helper.make_graph(nodes, "branch", [], [output], [tensor])
-
-    branches = {
-        "then_branch": branch(outside(weight("a"), location)),
-        "else_branch": branch(weight("b")),
-    }
-    condition = numpy_helper.from_array(np.array(True), "c")
-    return add([condition], [helper.make_node("If", ["c"], ["y"], **branches)])
 
 
 def in_a_function(location: str) -> onnx.ModelProto:
@@ -283,311 +207,3 @@ XML = b'<?xml version="1.0"?><net name="a" version="11"><layers/></net>'
 def test_another_format_under_the_name_of_a_model(model, backend, tmp_path):
     with pytest.raises(ArtifactFormatError, match="not readable"):
         ei.load(artifact_of(model, backend, tmp_path / "a.edge"))
-
-
-# The reader of the wire format
-
-
-def strict(model: onnx.ModelProto) -> list[tuple[str, str]]:
-    return [(tensor.name, tensor.location) for tensor in look_through(model.SerializeToString())[0]]
-
-
-@given(data=st.data())
-@settings(max_examples=100, deadline=None, derandomize=True)
-def test_every_external_tensor_is_found_and_can_be_moved(data):
-    names = data.draw(st.lists(st.text("abc", min_size=1, max_size=3), unique=True, max_size=4))
-    weights = [outside(weight(name), f"{name}.bin", offset=3, length=16) for name in names]
-    attributes = {f"v{name}": outside(weight(name), f"{name}.attr") for name in names}
-    inner = helper.make_graph([], "inner", [], [], [outside(weight(name), "inner.bin") for name in names])
-    node = helper.make_node("F", ["x"], ["y"], domain="local", inner=inner, **attributes)
-    model = add([weight("inline"), *weights], [node])
-    expected = [(name, f"{name}.attr") for name in sorted(names)]
-    assert sorted(strict(model)) == sorted(
-        [*expected, *((name, "inner.bin") for name in names), *((name, f"{name}.bin") for name in names)]
-    )
-
-    def place(tensor: ExternalTensor) -> tuple[str, int, int]:
-        return f"moved/{tensor.location}", tensor.offset + 1, 7
-
-    moved = onnx.ModelProto.FromString(move_external(model.SerializeToString(), place))
-    for tensor in moved.graph.initializer:
-        if tensor.name != "inline":
-            entries = {entry.key: entry.value for entry in tensor.external_data}
-            assert entries == {"location": f"moved/{tensor.name}.bin", "offset": "4", "length": "7"}
-    for tensor in (*moved.graph.initializer, *moved.graph.node[0].attribute[0].g.initializer):
-        tensor.ClearField("external_data")
-    unmoved = onnx.ModelProto.FromString(model.SerializeToString())
-    assert len(moved.graph.node) == len(unmoved.graph.node)
-    assert moved.graph.initializer[0] == unmoved.graph.initializer[0]
-
-
-def field(number: int, content: bytes, *, cut: bool = False) -> bytes:
-    """Encode a field of bytes; with `cut` under a key of 33 bits that a lenient parser cuts off."""
-    key = number << 3 | 2 | (1 << 32 if cut else 0)
-    return varint(key) + varint(len(content)) + content
-
-
-def varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*encoded, value])
-
-
-def pair(key: bytes, value: bytes) -> bytes:
-    return field(13, field(1, key) + field(2, value))
-
-
-GRAPH = add([]).graph.SerializeToString()
-LOCATION = pair(b"location", b"secret")
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        field(7, GRAPH + field(5, LOCATION, cut=True)),
-        field(7, GRAPH) + field(7, GRAPH + field(5, LOCATION), cut=True),
-        field(7, GRAPH) + field(7, field(5, LOCATION)),  # parsers merge two graphs
-        field(7, GRAPH + field(1, field(5, field(5, LOCATION) + field(5, LOCATION)))),  # and two tensors
-        field(7, GRAPH + field(5, LOCATION + pair(b"location", b"x"))),
-        field(7, GRAPH + field(5, pair(b"offset", b"1") + field(8, b"location"))),
-        field(7, GRAPH + b"\x2b" + field(5, LOCATION) + b"\x2c"),  # a group
-        field(7, GRAPH + field(5, LOCATION)[:-1]),
-        field(7, GRAPH + field(5, LOCATION) + b"\xff" * 11),
-        field(7, GRAPH + field(5, pair(b"location", b"\xff"))),
-        varint(7 << 3 | 2) + varint(1 << 40) + GRAPH + LOCATION,
-        b"\x00\x00" + field(7, GRAPH + field(5, LOCATION)),
-    ],
-    ids=lambda model: hashlib.sha256(model).hexdigest()[:6],
-)
-def test_what_parsers_would_understand_differently_is_refused(model):
-    with pytest.raises(MalformedModelError):
-        look_through(model)
-
-
-def test_messages_within_messages_are_limited():
-    graph = field(5, LOCATION)
-    for _ in range(60):
-        graph = field(1, field(5, field(6, graph)))
-    with pytest.raises(MalformedModelError, match="messages within"):
-        look_through(field(7, graph))
-
-
-@given(seed=st.integers(0, 10**6), count=st.integers(1, 4))
-@settings(max_examples=200, deadline=None, derandomize=True)
-def test_damaged_models_are_read_or_refused(seed, count):
-    rng = np.random.default_rng(seed)
-    model = bytearray(in_a_branch("location").SerializeToString())
-    for _ in range(count):
-        model[int(rng.integers(len(model)))] = int(rng.integers(256))
-    try:
-        found = look_through(bytes(model))[0]
-    except MalformedModelError:
-        return
-    assert all(isinstance(tensor.location, str) for tensor in found)
-
-
-@pytest.mark.parametrize("seed", range(25))
-def test_a_damaged_model_with_the_right_hash_is_a_typed_error_or_runs(seed, backend, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(seed)
-    model = bytearray(add([outside(weight(), "data.bin", offset=0, length=16)]).SerializeToString())
-    for _ in range(int(rng.integers(1, 4))):
-        model[int(rng.integers(len(model)))] = int(rng.integers(256))
-    folder = artifact_of(bytes(model), backend, tmp_path / "a.edge", {"data.bin": SECRET})
-    before = sorted(tmp_path.rglob("*"))
-    try:
-        with ei.load(folder) as session:
-            session.infer(X)
-    except EdgeInferError as error:
-        assert error.what  # noqa: PT017 (either is right)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-# Options that name files
-
-
-def with_options(backend: str, folder: Path, **options: object) -> Path:
-    ei.compile(add([weight()]), backend).save(folder)
-    return sign(folder, options=options)
-
-
-def hostile(backend: str) -> Iterator[dict[str, object]]:
-    if backend == "openvino":
-        yield {"cache_dir": "out"}
-        for name in (
-            "CACHE_DIR", "WEIGHTS_PATH", "CONFIG_FILE", "NPUW_CACHE_DIR", "NPUW_DUMP_FULL", "CACHE_PATH",
-            "DEVICE_PROPERTIES", "INFERENCE_NUM_THREADS", "SOMETHING_NEW", "cache_dir",
-        ):  # fmt: skip
-            yield {"properties": {"PERF_COUNT": True, name: "out"}}
-        yield {"properties": {"DEVICE_PROPERTIES": {"CPU": {"CACHE_DIR": "out"}}}}
-    else:
-        yield {"plugin_libraries": {"mine": "out.so"}}
-        for name in (
-            "session.collect_node_memory_stats_to_file", "session.optimized_model_filepath",
-            "session.enable_profiling",
-            "session.model_external_initializers_file_folder_path", "session.node_partition_config_file",
-            "session.moe_expert_counter_state_file", "session.load_model_format", "ep.context_enable",
-            "ep.context_file_path", "session.intra_op_num_threads", "session.something_new",
-        ):  # fmt: skip
-            yield {"session_config": {"session.set_denormal_as_zero": "1", name: "out"}}
-        for name in (
-            "backend_path",
-            "trt_engine_cache_path",
-            "trt_dump_ep_context_model",
-            "cache_dir",
-            "new",
-        ):
-            yield {"provider_options": {name: "out"}}
-            yield {"providers": ["CPUExecutionProvider", ["QNNExecutionProvider", {name: "out"}]]}
-
-
-@pytest.mark.parametrize(
-    ("backend", "options"),
-    [(backend, options) for backend in ("onnxruntime", "openvino") for options in hostile(backend)],
-    ids=str,
-)
-def test_an_artifact_sets_no_option_that_may_name_a_file(backend, options, tmp_path, monkeypatch):
-    pytest.importorskip(backend)
-    monkeypatch.chdir(tmp_path)
-    folder = with_options(backend, tmp_path / "a.edge", **options)
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ArtifactTrustError, match="no artifact may set") as caught:
-        ei.load(folder)
-    assert caught.value.facts["options"]
-    assert "give it to load" in str(caught.value.hint)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"no_such": 1}, {"threads": 100_000}, {"threads": "many"}, {"properties": 3}, {"session_config": [1]},
-     {"providers": 3}, {"provider_options": "x"}],
-    ids=str,
-)  # fmt: skip
-def test_options_of_an_artifact_that_are_none(backend, options, tmp_path):
-    with pytest.raises(ArtifactError, match=r"refused|no artifact may set"):
-        ei.load(with_options(backend, tmp_path / "a.edge", **options))
-
-
-@pytest.mark.parametrize(
-    ("backend", "options", "kept", "left_out"),
-    [
-        (
-            "onnxruntime",
-            {
-                "session_config": {
-                    "session.set_denormal_as_zero": "1",
-                    "session.intra_op.spin_backoff_max": "1",
-                }
-            },
-            {"session_config": {"session.set_denormal_as_zero": "1"}},
-            "session_config.session.intra_op.spin_backoff_max",
-        ),
-        (
-            "onnxruntime",
-            {"providers": [("CPUExecutionProvider", {"arena_extend_strategy": "kNextPowerOfTwo"})]},
-            {"providers": [["CPUExecutionProvider", {"arena_extend_strategy": "kNextPowerOfTwo"}]]},
-            None,
-        ),
-        (
-            "openvino",
-            {"properties": {"ENABLE_HYPER_THREADING": False, "INFERENCE_NUM_THREADS": 1}},
-            {"properties": {"ENABLE_HYPER_THREADING": False}},
-            "properties.INFERENCE_NUM_THREADS",
-        ),
-    ],
-)
-def test_what_an_artifact_does_not_keep_is_noted(backend, options, kept, left_out, tmp_path):
-    pytest.importorskip(backend)
-    artifact = ei.compile(add([weight()]), backend, options=options)
-    opened = Artifact.open(artifact.save(tmp_path / "a.edge").path or "")
-    assert {name: opened.manifest.options[name] for name in kept} == kept
-    notes = opened.manifest.notes
-    assert [left_out in note for note in notes] == ([True] if left_out else [])
-    assert "give it to load" in str(opened.table()) or not left_out
-    with ei.load(opened, options=options) as session:
-        session.infer(X)
-
-
-# Values of options
-
-
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({"threads": -1}, "threads"),
-        ({"threads": True}, "threads"),
-        ({"threads": 1.0}, "threads"),
-        ({"threads": 257}, "threads"),
-        ({"threads": 100_000}, "threads"),
-        ({"inter_threads": 100_000}, "inter_threads"),
-        ({"graph_optimization_level": "most"}, "graph_optimization_level"),
-        ({"graph_optimization_level": ["all"]}, "graph_optimization_level"),
-        ({"execution_mode": None}, "execution_mode"),
-        ({"memory_arena": 1}, "memory_arena"),
-        ({"memory_pattern": None}, "memory_pattern"),
-        ({"allow_spinning": "no"}, "allow_spinning"),
-        ({"int8_activations": 1}, "int8_activations"),
-        ({"providers": 3}, "providers"),
-        ({"providers": [3]}, "providers"),
-        ({"providers": [("CPUExecutionProvider", 3)]}, "providers"),
-        ({"providers": [("CPUExecutionProvider", {"a": None})]}, "providers"),
-        ({"provider_options": [1]}, "provider_options"),
-        ({"provider_options": {1: "a"}}, "provider_options"),
-        ({"session_config": {"a": [1]}}, "session_config"),
-        ({"plugin_libraries": {"a": None}}, "plugin_libraries"),
-    ],
-    ids=str,
-)
-def test_onnxruntime_options_are_refused_when_they_are_made(options, name):
-    from edgeinfer.backends.onnxruntime_.options import OnnxRuntimeOptions
-
-    refused(OnnxRuntimeOptions, options, name)
-
-
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({"performance_hint": "FAST"}, "performance_hint"),
-        ({"performance_hint": 3}, "performance_hint"),
-        ({"num_streams": 0}, "num_streams"),
-        ({"num_streams": 100_000}, "num_streams"),
-        ({"threads": -1}, "threads"),
-        ({"threads": "two"}, "threads"),
-        ({"threads": 100_000}, "threads"),
-        ({"inference_precision": "int4"}, "inference_precision"),
-        ({"execution_mode": "FAST"}, "execution_mode"),
-        ({"pinning": "yes"}, "pinning"),
-        ({"pinning": 1}, "pinning"),
-        ({"cache_dir": 3}, "cache_dir"),
-        ({"cache_dir": "a\0b"}, "cache_dir"),
-        ({"export": 1}, "export"),
-        ({"properties": 3}, "properties"),
-        ({"properties": {1: 2}}, "properties"),
-        ({"properties": {"CACHE_DIR": "x"}}, "properties"),
-        ({"properties": {"DEVICE_PROPERTIES": {"CPU": {"CACHE_DIR": "x"}}}}, "properties"),
-    ],
-    ids=str,
-)
-def test_openvino_options_are_refused_when_they_are_made(options, name):
-    from edgeinfer.backends.openvino_.options import OpenVINOOptions
-
-    refused(OpenVINOOptions, options, name)
-
-
-def refused(cls: Any, options: dict[str, Any], name: str) -> None:
-    with pytest.raises(OptionsError) as caught:
-        cls(**options)
-    error = caught.value
-    assert name in str(error.where)
-    assert error.expected
-    assert error.found
-
-
-def test_the_reason_for_the_limit_of_threads_is_told():
-    with pytest.raises(OptionsError) as caught:
-        ei.compile(add([weight()]), "onnxruntime", options={"threads": 100_000})
-    assert "from 0 to 256" in str(caught.value.expected)
-    assert "a minute or more" in str(caught.value.hint)

@@ -228,4 +228,5 @@ def test_profiles_are_shown():
     assert "MAXN_SUPER" in ei.devices.profiles()._repr_html_()
     html = ei.devices.profiles()["ncs2"]._repr_html_()
     assert "legacy" in html
+    assert "its successor is intel-core-ultra-1:npu" in html
     assert isinstance(ei.devices.profiles()["nvidia-l4"].to_dict()["precisions"], list)

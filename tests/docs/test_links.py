@@ -30,6 +30,17 @@ def leads_to(page: str, link: str) -> tuple[str, str]:
     return str((DOCS / page).parent.joinpath(path).resolve().relative_to(DOCS)), anchor
 
 
+COLUMN = 93  # characters of code that the column of the site shows on a screen of 1300 pixels
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_is_not_wider_than_the_column(page):
+    blocks = re.findall(
+        r"^ *```.*?^ *```", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert [line for block in blocks for line in block.splitlines() if len(line) > COLUMN] == []
+
+
 @pytest.mark.parametrize("page", TEXTS)
 def test_links_lead_somewhere(page):
     for link in links(page):

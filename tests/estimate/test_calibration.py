@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeinfer.devices import Calibration, calibrate, estimate
+from edgeinfer.devices import Calibration, Target, calibrate, estimate
 from edgeinfer.errors import OptionsError
 from edgeinfer.estimate.calibrate import fit_calibration, fit_memory
 from edgeinfer.estimate.calibration import reference
@@ -125,8 +125,6 @@ def test_memory_of_next_to_no_nets_has_a_band():
 
 
 def test_nets_are_really_measured():
-    from edgeinfer.devices import Target
-
     models = forms(separable(), [Target.parse("onnxruntime")], ["float32", "int8"])
     found = measure("net", models, seconds=0.02, with_memory=True)
     assert {s.precision for s in found} <= {"float32", "int8"}
@@ -134,6 +132,13 @@ def test_nets_are_really_measured():
     assert first.latency_ms > 0
     assert first.added_bytes > 1e6
     assert Sample.from_dict(json.loads(json.dumps(first.to_dict()))) == first
+
+
+def test_a_calibration_has_integer_kernels_of_nets_that_gain_nothing_from_them():
+    """Or kernels that are slow in integers would get no price, because no net has them."""
+    made = forms(synthetic_net(2), [Target.parse("onnxruntime")], ["int8"], gains_only=False)
+    work = workload(made["onnxruntime", "int8"], target="onnxruntime")
+    assert {"depthwise", "pointwise"} <= {k.kind for k in work.kernels if k.precision == "int8"}
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "numpy-reference"])

@@ -33,6 +33,12 @@ def test_a_convolution_that_fills_its_blocks():
         ({"kind": "depthwise", "groups": 63}, "depthwise_ragged/float32/megamacs", 9.0 * 64 / 63),
         ({"kind": "gemm", "width": 1}, "gemv/float32/calls", 1.0),
         ({"kind": "pool", "operations": 100_000, "taps": 9}, "pool/float32/operations_m", 0.9),
+        (
+            {"kind": "average_pool", "operations": 100_000, "taps": 9},
+            "average_pool/float32/operations_m",
+            0.9,
+        ),
+        ({"ins": 3, "outs": 60}, "first/float32/megamacs", 9.0 * 64 / 60),
         ({"precision": "int8"}, "conv/int8/megamacs", 9.0),
     ],
 )

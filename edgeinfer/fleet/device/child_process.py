@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, final
 
 from edgeinfer.fleet.device.probe import Probe
@@ -21,6 +22,8 @@ _CHILD = "edgeinfer.fleet.device.staging_child"
 _MAX_EVENT_BYTES = 4 << 20
 _TICK_S = 0.05
 _START_S = 120.0
+# How many times its time-out a child may take where it waits for a processor again and again.
+_STARVED = 10
 
 
 class ChildFailed(Exception):  # noqa: N818 (a result, which no caller of the agent sees)
@@ -77,8 +80,9 @@ def child_events(
 
     Args:
         request: What it is to do.
-        timeout_s: How long it may take.
-        silence_s: How long it may tell nothing.
+        timeout_s: How long it may take, without the time in which it waits for a processor: on a device that
+            is busy a sound model is slow, and no device refuses one for that.
+        silence_s: How long it may tell nothing; likewise.
         seen: Takes note of what is seen of it from outside.
         probe: What it is seen with.
         nice: How far it steps back behind what serves.
@@ -117,7 +121,8 @@ def _watched(
 ) -> Iterator[Mapping[str, Any]]:
     assert child.stdout is not None
     assert child.stderr is not None
-    started = heard = time.monotonic()
+    clock = _Clock(child.pid, most=(_STARVED - 1) * timeout_s)
+    started = heard = clock.now()
     line = b""
     errors = b""
     with selectors.DefaultSelector() as selector:
@@ -132,26 +137,53 @@ def _watched(
                 elif key.fileobj is child.stderr:
                     errors = (errors + data)[-4096:]
                 else:
-                    heard = time.monotonic()
+                    heard = clock.now()
                     *lines, line = (line + data).split(b"\n")
                     if len(line) > _MAX_EVENT_BYTES:
                         raise ChildFailed("crash", "it told more than can be true")
                     for text in lines:
                         yield _event(text)
-            now = time.monotonic()
+            now = clock.now()
             # Until the first event the interpreter and this package start, which no model is to blame for.
             patience = silence_s if heard > started else max(silence_s, _START_S)
             if now - started > timeout_s or now - heard > patience:
-                raise ChildFailed("hang", f"it had not ended after {now - started:.0f} s and was ended")
+                waited = f", {clock.waited:.0f} s of waiting for a processor not counted" * (
+                    clock.waited >= 1
+                )
+                raise ChildFailed(
+                    "hang", f"it had not ended after {now - started:.0f} s{waited}, and was ended"
+                )
             seen.look(child, probe)
     try:
-        code = child.wait(timeout=max(1.0, started + timeout_s - time.monotonic()))
+        code = child.wait(timeout=max(1.0, started + timeout_s - clock.now()))
     except subprocess.TimeoutExpired:
         raise ChildFailed("hang", "it closed its output and did not end") from None
     if code != 0:
         last = errors.decode("utf-8", "replace").strip().splitlines()[-1:]
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         raise ChildFailed("crash", f"the child process ended with {how}: {''.join(last)}")
+
+
+@final
+class _Clock:
+    """The system's monotonic clock, which stands while a process waits for a processor."""
+
+    def __init__(self, pid: int, most: float) -> None:
+        self._pid, self._most = pid, most
+        self.waited = 0.0
+
+    def now(self) -> float:
+        self.waited = max(self.waited, min(_waited_s(self._pid), self._most))  # a thread may have ended
+        return time.monotonic() - self.waited
+
+
+def _waited_s(pid: int) -> float:
+    """Return how long the thread that waited longest was ready to run and did not; 0 where it is not told."""
+    found = [0.0]
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended, or this kernel keeps none
+            found.append(int(path.read_text().split()[1]) / 1e9)
+    return max(found)
 
 
 def _event(text: bytes) -> Mapping[str, Any]:

@@ -207,10 +207,10 @@ class Desire:
         device.enter(update, phase, code, state=attrs.evolve(state, floors=floors), number=number)
 
     def _note_once(self, code: str, error: FleetError) -> None:
-        """Report a refusal, once for each reason."""
-        reason = f"{code}: {error}"
-        _LOG.warning("%s", reason)
+        """Report a refusal, once for each reason. What was found is left out of it: that may be the time."""
+        reason = f"{code}: {error.what} {error.where} {error.expected}"
         if reason not in self._noted:
+            _LOG.warning("%s: %s", code, error)
             if len(self._noted) > 100:
                 self._noted.clear()
             self._noted.add(reason)

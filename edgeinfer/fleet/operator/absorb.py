@@ -76,13 +76,13 @@ def absorb(member: Member, heard: Heard, *, release: str, retries: int) -> Membe
     elif _has_lost_it(member, heard):
         motion = member.motion if member.motion is Motion.BACK else Motion.STILL  # it may yet go back
         member = attrs.evolve(member, outcome=Outcome.OFFLINE, motion=motion, code="")
+    if _went_back(member, heard):
+        return attrs.evolve(member, motion=Motion.REVERTED)
     if heard.generation < member.back:
         return _had_it_before(member, heard, release)
     if member.motion in (Motion.BACK, Motion.KEPT) and heard.phase.final:
         has_it = heard.generation == member.back and heard.digest == member.target
         return _kept(member, heard, retries) if has_it else attrs.evolve(member, motion=Motion.REVERTED)
-    if _went_back(member, heard):
-        return attrs.evolve(member, motion=Motion.REVERTED)
     return member
 
 
@@ -116,11 +116,13 @@ def _had_it_before(member: Member, heard: Heard, release: str) -> Member:
 
 
 def _went_back(member: Member, heard: Heard) -> bool:
-    """Whether a device went back in time, and is heard of only after its document ran out."""
+    """Whether a device went back by one of the documents that asked it, however late it is heard of.
+
+    That document may have run out since, and another one may have followed it.
+    """
     return (
-        member.motion in (Motion.STILL, Motion.STUCK)
-        and member.back > (0, 0)
-        and heard.generation == member.back
+        member.motion in (Motion.STILL, Motion.STUCK, Motion.BACK, Motion.KEPT)
+        and member.forward < heard.generation <= member.back
         and heard.phase.final
         and heard.digest != member.target
     )

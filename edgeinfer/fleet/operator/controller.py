@@ -29,7 +29,8 @@ _MOVING = sa.select(cells.c.rollout).where(
     one_of(cells.c.motion, (Motion.FORWARD.value, Motion.BACK.value)), cells.c.devices > 0
 )
 # A rollback that had ended goes on where a device turns up that has the release.
-_HAVING = sa.select(cells.c.rollout).where(
+_HAVING = sa.exists().where(
+    cells.c.rollout == rollouts.c.id,
     sa.or_(
         cells.c.motion == Motion.STUCK.value,
         sa.and_(cells.c.motion == Motion.STILL.value, cells.c.outcome == Outcome.SUCCESS.value),
@@ -42,7 +43,7 @@ _TO_DO = (
         sa.or_(
             one_of(rollouts.c.state, _ACTIVE),
             rollouts.c.id.in_(_MOVING),
-            sa.and_(rollouts.c.state == State.ROLLED_BACK.value, rollouts.c.id.in_(_HAVING)),
+            sa.and_(rollouts.c.state == State.ROLLED_BACK.value, _HAVING),
         )
     )
     .order_by(rollouts.c.priority.desc(), rollouts.c.id)

@@ -26,7 +26,7 @@ def _per_channel(node: ir.Node, labels: Labels) -> list[Axes]:
 
 @rule("GroupNormalization")
 def _group_norm(node: ir.Node, labels: Labels) -> list[Axes]:
-    """Statistics of a group: whole groups can go, single channels cannot without changing the others."""
+    """Statistics of a group: entire groups can go, single channels cannot without changing the others."""
     x = node.inputs[0]
     assert x is not None
     axes: Axes = [None, labels.axis(x, 1), *[None] * (len(dims(x)) - 2)]

@@ -23,8 +23,8 @@ __all__ = ["all_rows"]
 def _carried(node: ir.Node, labels: Labels, rows: Axes) -> list[Axes]:
     """Move the labels of each followed axis as the node moves values; follow one axis of what they become.
 
-    Where an axis splits in two, one of the parts is followed and the other kept whole: the positions within
-    a channel shuffle's groups, the heads of attention.
+    Where an axis splits in two, one of the parts is followed, and the other stays as it is: the positions
+    within a channel shuffle's groups, the heads of attention.
     """
     results: list[Axes] = [[None] * len(dims(value)) for value in node.outputs]
     for axis, row in enumerate(rows):

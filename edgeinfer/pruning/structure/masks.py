@@ -6,7 +6,7 @@
 - `masks.npz`: for every weight of a layer, which elements may be other than zero. A training loop multiplies
   weights (or gradients) by them;
 - `groups.json`: the coupled channels, with the tensors, axes and positions of each, and what is locked, so
-  that a regularizer can act on whole groups.
+  that a regularizer can act on entire groups.
 
 `import_weights(model, source)` puts trained weights back; zeros of the model stay zeros.
 """

@@ -215,6 +215,15 @@ def test_a_device_that_could_not_go_back_has_the_release():
     assert after(member(), heard(Phase.DEGRADED, digest=NEW)) == (Outcome.FAILED, Motion.STUCK)
 
 
+def test_a_device_that_went_back_by_an_earlier_document_is_back():
+    asked = {"outcome": Outcome.SUCCESS, "back_epoch": 1, "back_number": 3}
+    for motion in (Motion.BACK, Motion.STILL, Motion.STUCK, Motion.KEPT):
+        twice = member(motion=motion, **asked)
+        went = heard(Phase.COMMITTED, (1, 2), digest=OLD)
+        assert after(twice, went) == (Outcome.SUCCESS, Motion.REVERTED)
+        assert after(twice, heard(Phase.ACCEPTED, (1, 2), digest=NEW))[1] is motion
+
+
 def test_a_rollback_ends_only_when_no_device_can_go_back_any_more():
     rolling = record(state=State.ROLLING_BACK)
     stuck = tallies((0, "x", Outcome.FAILED, Motion.STUCK, 3), (0, "x", Outcome.FAILED, Motion.STILL, 2))
@@ -229,7 +238,7 @@ def test_a_device_that_went_back_because_it_was_told_to_is_no_failure():
     called_back = member(outcome=Outcome.ACCEPTED, motion=Motion.BACK, back_epoch=1, back_number=2)
     for code in ("superseded", "withdrawn"):
         went = heard(Phase.ROLLED_BACK, code=code)
-        assert after(called_back, went) == (Outcome.ACCEPTED, Motion.BACK)
+        assert after(called_back, went) == (Outcome.OFFLINE, Motion.BACK)
         assert after(called_back, went, heard(Phase.COMMITTED, (1, 2), digest=OLD))[1] is Motion.REVERTED
         taken_over = after(member(outcome=Outcome.ACCEPTED), went, heard(Phase.ACCEPTED, (1, 2)))
         assert taken_over == (Outcome.ACCEPTED, Motion.STILL)

@@ -16,7 +16,7 @@ from edgeinfer.fleet.operator.store.slots import Wanted, issue, load_slots
 from edgeinfer.fleet.operator.store.steering import HAVE_IT, next_members
 from edgeinfer.fleet.operator.store.stepping import is_withdrawn, releases_of, version_of
 
-__all__ = ["ask_again", "has_it", "keep_what_raced", "let_keep", "tell_to_keep"]
+__all__ = ["ask_again", "keep_what_raced", "keeps_it", "let_keep", "tell_to_keep"]
 
 _KEPT = members.c.motion == Motion.KEPT.value
 
@@ -30,11 +30,15 @@ def ask_again(connection: sa.Connection, rollout: Record) -> None:
     change_members(connection, changes)
 
 
-def has_it(member: Member) -> bool:
-    """Whether a device that was asked back has, as far as is known, what it was to give up."""
+def keeps_it(member: Member, state: State, release: str) -> bool:
+    """Whether a device that was asked back has, as far as is known, what it was to give up, and may keep it.
+
+    A rollback asks it again instead, but where it only came to a stepping stone of the release.
+    """
+    if state in (State.ROLLING_BACK, State.ROLLED_BACK) and member.target == release:
+        return False
     if member.motion in (Motion.STUCK, Motion.KEPT):
         return True
-    # One that waits stands at a stepping stone.
     return member.motion is Motion.STILL and member.outcome in (Outcome.SUCCESS, Outcome.WAITING)
 
 
@@ -58,7 +62,7 @@ def keep_what_raced(
 ) -> None:
     """Let devices that were faster than a hold or an abort, and cannot be stopped any more, keep the release.
 
-    It is what they are to run then, as of the devices that had it before. A rollback asks them again instead.
+    It is what they are to run then, as of the devices that had it before.
 
     Args:
         connection: Within a transaction; the devices are locked.
@@ -69,9 +73,9 @@ def keep_what_raced(
     by_model: dict[str, list[Member]] = {}
     for before, after in changes:
         row = facts.get(before.rollout)
-        if row is None or State(row["state"]) in (State.ROLLING_BACK, State.ROLLED_BACK):
+        if row is None or before.motion not in (Motion.BACK, Motion.REVERTED):
             continue
-        if before.motion in (Motion.BACK, Motion.REVERTED) and has_it(after):
+        if keeps_it(after, State(row["state"]), row["release"]):
             by_model.setdefault(row["model"], []).append(after)
     for model, kept in by_model.items():
         tell_to_keep(connection, model, kept, now)

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from edgeinfer.fleet.device.phases import Phase
 from edgeinfer.fleet.operator.member import GRACE_S, Member
 from edgeinfer.fleet.operator.outcomes import Motion, Outcome
-from edgeinfer.fleet.operator.record import Record, State
+from edgeinfer.fleet.operator.record import Record
 from edgeinfer.fleet.operator.store.database import one_of
-from edgeinfer.fleet.operator.store.keeping import has_it, tell_to_keep
+from edgeinfer.fleet.operator.store.keeping import keeps_it, tell_to_keep
 from edgeinfer.fleet.operator.store.members import change_members, members_of
 from edgeinfer.fleet.operator.store.schema import members
 from edgeinfer.fleet.operator.store.slots import Slot, load_slots
@@ -92,8 +92,8 @@ def _end_reverts(connection: sa.Connection, rollout: Record, overdue: Sequence[M
             continue  # it was called back on its way, which holds for ever
         changes.append((member, _ended(member, slot, rollout.release)))
     change_members(connection, changes)
-    if rollout.state not in (State.ROLLING_BACK, State.ROLLED_BACK):
-        tell_to_keep(connection, rollout.model, [after for _, after in changes if has_it(after)], now)
+    kept = [after for _, after in changes if keeps_it(after, rollout.state, rollout.release)]
+    tell_to_keep(connection, rollout.model, kept, now)
     return len(changes)
 
 
@@ -104,6 +104,8 @@ def _ended(member: Member, slot: Slot, release: str) -> Member:
         stuck = member.outcome is not Outcome.SUCCESS and runs_it
         return attrs.evolve(member, motion=Motion.STUCK if stuck else Motion.STILL)
     # It never accepted its last document, but may have the release by an earlier one.
+    if runs_it and slot.phase == Phase.DEGRADED.value:
+        return attrs.evolve(member, outcome=Outcome.FAILED, motion=Motion.STUCK, code=slot.code)
     if runs_it and slot.phase == Phase.COMMITTED.value:
         outcome = Outcome.SUCCESS if member.target == release else Outcome.WAITING
         return attrs.evolve(member, outcome=outcome, motion=Motion.STILL)

@@ -118,20 +118,24 @@ def _begin_again(
         connection.execute(
             sa.update(devices).where(devices.c.device.in_(part)).values(wanted=devices.c.wanted + 1)
         )
-        moving = sa.select(members.c.device, rollouts.c.model, members.c.motion).where(
+        steered = sa.select(members, rollouts.c.model).where(
             members.c.device.in_(part),
-            one_of(members.c.motion, (Motion.FORWARD.value, Motion.BACK.value)),
+            one_of(members.c.motion, (Motion.FORWARD.value, Motion.BACK.value, Motion.REVERTED.value)),
             rollouts.c.id == members.c.rollout,
         )
-        steered = {(row.device, row.model, row.motion) for row in connection.execute(moving)}
+        moving, asked = set(), set()
+        for row in connection.execute(steered):
+            if row.motion == Motion.FORWARD.value:
+                moving.add((row.device, row.model))
+            else:
+                asked.add((row.device, row.model, (row.back_epoch, row.back_number)))
         for (device, model), slot in slots.items():
             # On its way in a rollout it has a place in the site's budget, and gets a new lease there.
-            forward = (device, model, Motion.FORWARD.value) in steered
-            if device not in part or not slot.epoch or forward:
+            if device not in part or not slot.epoch or (device, model) in moving:
                 continue
             known = releases_of(connection, model)
             # Asked back, it needs that to run, however late it answers; it keeps its place until then.
-            back = (device, model, Motion.BACK.value) in steered
+            back = (device, model, slot.generation) in asked
             had = slot.release if back else reflashed[device].get(model) or slot.release
             if is_withdrawn(known, had, classes[device]):
                 had = first_allowed(known, classes[device], (slot.previous,), had)
