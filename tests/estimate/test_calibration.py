@@ -80,12 +80,12 @@ def test_a_calibration_finds_what_the_machine_is_like(fitted):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_a_calibration_finds_how_many_channels_a_machine_computes_together(block):
+def test_a_calibration_finds_how_many_channels_a_machine_computes_together(fitted, block):
     samples = []
-    for number in range(40):
-        row = add_up(workload(synthetic_net(number), target="onnxruntime").kernels, block=block)
+    for each in fitted[0]:
+        row = add_up(each.work.kernels, block=block)
         us = 5.0 + sum(20.0 * value for name, value in row.items() if name.endswith("megamacs"))
-        samples.append(sample(number, us / 1e3, None))
+        samples.append(attrs.evolve(each, ratio=us / 1e3, added_bytes=None))
     found = fit_calibration(samples, "onnxruntime", process_bytes=50e6)
     assert found.block == block
     assert Calibration.from_dict(json.loads(json.dumps(found.to_dict()))).block == block
