@@ -19,8 +19,8 @@ from edgeinfer.estimate.kernel import COMPUTE_KINDS, Kernel
 
 __all__ = ["BLOCKS", "add_up", "features"]
 
-# Channels in a block of the runtimes' layout: as many floats as a vector of the processor has, 8 with AVX2, 16
-# with AVX-512. A calibration keeps the one that explains its nets best.
+# Channels in a block of the runtimes' layout: as many floats as a vector has, 8 with AVX2, 16 with AVX-512.
+# A calibration keeps the one that explains its nets best.
 BLOCKS = (8, 16)
 _POSITIONS = 4  # that a kernel computes at once
 # Up to here an image is taken as it is, by a kernel of its own.
