@@ -12,7 +12,7 @@ from edgeinfer.display import track
 from edgeinfer.errors import OptionsError
 from edgeinfer.estimate.calibration import Calibration, MemoryPrices
 from edgeinfer.estimate.estimate import Band
-from edgeinfer.estimate.features import add_up
+from edgeinfer.estimate.features import BLOCKS, add_up
 from edgeinfer.estimate.fit import cross_validated, fit_prices
 from edgeinfer.estimate.samples import PRECISIONS, Sample, forms, measure
 from edgeinfer.estimate.synthetic import synthetic_net
@@ -28,6 +28,7 @@ _MEMORY_EVERY = 4
 _MEBI = 1 << 20
 # The probe was measured beside each net; when the machine was least busy it took about this percentile.
 _IDLE_PERCENT = 10
+_MOST_ERROR = 1.0  # of a net, as a logarithm: one that is off by far says no more than one that is just off
 
 
 def calibrate(
@@ -90,10 +91,15 @@ def fit_calibration(
     if len(own) < _LEAST_NETS:
         raise OptionsError("There are too few measured nets.", where=str(parsed), found=len(own))
     capabilities = get_backend(parsed.backend).capabilities()
-    rows = [add_up(s.work.kernels) for s in own]
     probe_ms = float(np.percentile([s.probe_ms for s in own], _IDLE_PERCENT))
     measured = [1e3 * s.ratio * probe_ms for s in own]
-    ratios = cross_validated(rows, measured, [s.net for s in own])
+    tried = {}
+    for block in BLOCKS:
+        rows = [add_up(s.work.kernels, block=block) for s in own]
+        ratios = cross_validated(rows, measured, [s.net for s in own])
+        error = float(np.mean(np.minimum(np.abs(np.log(ratios)), _MOST_ERROR)))
+        tried[error] = block, rows, ratios
+    block, rows, ratios = tried[min(tried)]
     precisions = dict.fromkeys(s.precision for s in own)
     return Calibration(
         target=str(parsed),
@@ -105,6 +111,7 @@ def fit_calibration(
         bands={p: band_of(ratios[[i for i, s in enumerate(own) if s.precision == p]]) for p in precisions},
         memory=_memory(own, process_bytes if process_bytes is not None else _process_bytes(parsed)),
         clock="process" if own[0].threads == 1 else "wall",
+        block=block,
     )
 
 

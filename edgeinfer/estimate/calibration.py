@@ -16,7 +16,7 @@ from edgeinfer.atomic import write_file
 from edgeinfer.display import Table
 from edgeinfer.errors import OptionsError
 from edgeinfer.estimate.estimate import Band, Estimate, Figure
-from edgeinfer.estimate.features import add_up
+from edgeinfer.estimate.features import BLOCKS, add_up
 from edgeinfer.estimate.fit import priced
 from edgeinfer.estimate.workload import Workload
 from edgeinfer.plain_json import parse_json
@@ -85,6 +85,7 @@ class Calibration:
         bands: By precision, how far held-out nets were off.
         memory: By precision, what memory costs; empty where it was not measured.
         clock: `process` for processor time, `wall` for time on the wall.
+        block: Channels that the machine's kernels compute together (`edgeinfer.estimate.features.BLOCKS`).
     """
 
     target: str
@@ -96,10 +97,11 @@ class Calibration:
     bands: Mapping[str, Band] = attrs.field(repr=False)
     memory: Mapping[str, MemoryPrices] = attrs.field(factory=dict, repr=False)
     clock: str = "process"
+    block: int = BLOCKS[0]
 
     def latency_us(self, work: Workload) -> float:
         """Return the estimated latency in µs."""
-        return priced(add_up(work.kernels), self.prices_us)
+        return priced(add_up(work.kernels, block=self.block), self.prices_us)
 
     def estimate(self, work: Workload) -> Estimate:
         """Estimate latency and memory of a workload on the machine that was calibrated.

@@ -17,10 +17,12 @@ from collections.abc import Iterable
 
 from edgeinfer.estimate.kernel import COMPUTE_KINDS, Kernel
 
-__all__ = ["add_up", "features"]
+__all__ = ["BLOCKS", "add_up", "features"]
 
-# Channels in a block of the runtimes' layout, and positions that a kernel computes at once.
-_BLOCK, _POSITIONS = 8, 4
+# Channels in a block of the runtimes' layout: as many floats as a vector has, 8 with AVX2, 16 with AVX-512.
+# A calibration keeps the one that explains its nets best.
+BLOCKS = (8, 16)
+_POSITIONS = 4  # that a kernel computes at once
 # Up to here an image is taken as it is, by a kernel of its own.
 _FEW_CHANNELS = 4
 # What fits a core's own cache, and about its share of the one that all cores have.
@@ -29,12 +31,13 @@ _BLOCKED = ("conv", "pointwise", "depthwise")
 _MEGA = 1e6
 
 
-def features(kernel: Kernel, net_weights_mb: float = 0.0) -> dict[str, float]:
+def features(kernel: Kernel, net_weights_mb: float = 0.0, *, block: int = BLOCKS[0]) -> dict[str, float]:
     """Return the features of one kernel by name: `kind/precision/feature`.
 
     Args:
         kernel: The kernel.
         net_weights_mb: The weights of all kernels of the net, in MB.
+        block: Channels that are computed together.
     """
     moved = (kernel.read_bytes + kernel.written_bytes) / _MEGA
     shared = {"calls": 1.0, "moved_mb": moved}
@@ -42,31 +45,31 @@ def features(kernel: Kernel, net_weights_mb: float = 0.0) -> dict[str, float]:
         weights = kernel.weight_bytes / _MEGA
         shared["weights_mb"] = weights
         shared |= {f"weights_beyond_{c:g}_mb": weights for c in _CACHES_MB if net_weights_mb > c}
-        own = {"megamacs": _rounded_macs(kernel) / _MEGA, "moved_mb": moved}
+        own = {"megamacs": _rounded_macs(kernel, block) / _MEGA, "moved_mb": moved}
         if kernel.kind == "gemm" and kernel.width == 1:
             own["calls"] = 1.0
     else:
         taps = kernel.taps if kernel.kind in ("pool", "average_pool") else 1
         own = {"calls": 1.0, "moved_mb": moved, "operations_m": kernel.operations * taps / _MEGA}
-    kind = _kind(kernel)
+    kind = _kind(kernel, block)
     found = {f"any/{kernel.precision}/{name}": value for name, value in shared.items()}
     return found | {f"{kind}/{kernel.precision}/{name}": value for name, value in own.items()}
 
 
-def _kind(kernel: Kernel) -> str:
+def _kind(kernel: Kernel, block: int) -> str:
     if kernel.kind == "gemm" and kernel.width == 1:
         return "gemv"
     if kernel.kind == "conv" and kernel.ins <= _FEW_CHANNELS:
         return "first"
-    return kernel.kind + ("_ragged" if kernel.kind in _BLOCKED and _channels(kernel) % _BLOCK else "")
+    return kernel.kind + ("_ragged" if kernel.kind in _BLOCKED and _channels(kernel) % block else "")
 
 
 def _channels(kernel: Kernel) -> int:
     return kernel.groups if kernel.kind == "depthwise" else kernel.outs
 
 
-def _rounded_macs(kernel: Kernel) -> float:
-    factor = _up(_channels(kernel), _BLOCK)
+def _rounded_macs(kernel: Kernel, block: int) -> float:
+    factor = _up(_channels(kernel), block)
     if kernel.kind in (*_BLOCKED, "grouped"):
         factor *= _up(kernel.width, _POSITIONS)
     return (kernel.macs or 0) * factor
@@ -77,12 +80,12 @@ def _up(count: int, block: int) -> float:
     return math.ceil(count / block) * block / count if count else 1.0
 
 
-def add_up(kernels: Iterable[Kernel]) -> dict[str, float]:
+def add_up(kernels: Iterable[Kernel], *, block: int = BLOCKS[0]) -> dict[str, float]:
     """Return the features of a net: of all its kernels together, and one call of the runtime."""
     own = tuple(kernels)
     weights_mb = sum(kernel.weight_bytes for kernel in own) / _MEGA
     total = {"run/calls": 1.0}
     for kernel in own:
-        for name, value in features(kernel, weights_mb).items():
+        for name, value in features(kernel, weights_mb, block=block).items():
             total[name] = total.get(name, 0.0) + value
     return total

@@ -14,7 +14,7 @@ from edgeinfer.devices import Calibration, Target, calibrate, estimate
 from edgeinfer.errors import OptionsError
 from edgeinfer.estimate.calibrate import fit_calibration, fit_memory
 from edgeinfer.estimate.calibration import reference
-from edgeinfer.estimate.features import add_up
+from edgeinfer.estimate.features import BLOCKS, add_up
 from edgeinfer.estimate.fit import cross_validated, fit_prices, priced
 from edgeinfer.estimate.samples import Sample, forms, measure
 from edgeinfer.estimate.synthetic import synthetic_net
@@ -77,6 +77,18 @@ def test_a_calibration_finds_what_the_machine_is_like(fitted):
     assert memory.runtime_bytes == pytest.approx(10e6, rel=0.1)
     assert memory.kernel_bytes == pytest.approx(1e5, rel=0.2)
     assert found.bands["float32"].low <= 1 <= found.bands["float32"].high
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_calibration_finds_how_many_channels_a_machine_computes_together(fitted, block):
+    samples = []
+    for each in fitted[0]:
+        row = add_up(each.work.kernels, block=block)
+        us = 5.0 + sum(20.0 * value for name, value in row.items() if name.endswith("megamacs"))
+        samples.append(attrs.evolve(each, ratio=us / 1e3, added_bytes=None))
+    found = fit_calibration(samples, "onnxruntime", process_bytes=50e6)
+    assert found.block == block
+    assert Calibration.from_dict(json.loads(json.dumps(found.to_dict()))).block == block
 
 
 def test_an_estimate_has_basis_and_band(fitted):

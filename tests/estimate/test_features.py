@@ -53,3 +53,9 @@ def test_weights_beyond_a_cache_count_again():
     assert large["any/float32/weights_beyond_4_mb"] == 6.0
     assert large["any/float32/calls"] == 2
     assert large["run/calls"] == 1
+
+
+def test_a_block_is_as_wide_as_the_machines_vectors():
+    assert features(attrs.evolve(CONV, outs=24))["conv/float32/megamacs"] == 9.0
+    wide = features(attrs.evolve(CONV, outs=24), block=16)
+    assert wide["conv_ragged/float32/megamacs"] == pytest.approx(9.0 * 32 / 24)
