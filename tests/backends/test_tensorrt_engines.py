@@ -16,7 +16,7 @@ from edgeinfer.errors import (
     DeviceError,
     OptionsError,
 )
-from tests.backends import fake_tensorrt
+from tests.backends import fake_tensorrt, fake_tensorrt_run
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
 STATIC = HEAD + "g (float[2,3] x) => (float[2,3] y) <float[3] w = {1, 2, 3}> { s = Mul(x, w)\n y = Relu(s) }"
@@ -100,7 +100,7 @@ def test_a_version_compatible_engine_runs_on_later_versions_only(monkeypatch: py
 def test_tensorrt_rtx_is_asked_whether_the_engine_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = fake_tensorrt.install(monkeypatch, "1.7.1", module="tensorrt_rtx")
     artifact = ei.compile(model(STATIC), "tensorrt")
-    monkeypatch.setattr(fake_tensorrt, "MAGIC", b"NEWS")
+    monkeypatch.setattr(fake_tensorrt_run, "MAGIC", b"NEWS")
     with pytest.raises(ArtifactMismatchError, match="cannot run here") as caught:
         ei.load(artifact)
     assert "unsupported cc" in str(caught.value)
