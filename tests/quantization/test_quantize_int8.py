@@ -116,6 +116,22 @@ def test_a_tolerance_is_kept_where_few_layers_are_measured(monkeypatch, measured
     assert result.report.data["sqnr_db_at_least"] >= wanted
 
 
+@pytest.mark.parametrize("cheap_nodes", [4, 40])
+def test_large_graphs_are_searched_as_with_fast_and_the_report_says_so(monkeypatch, cheap_nodes):
+    monkeypatch.setattr("edgeinfer.quantization.search.quantize_int8._MANY_NODES", 30)
+    b = qdq_models.Builder(1, 16, 12, 12)
+    x = b.conv(b.input, "first", 16, 16)
+    for number in range(cheap_nodes):
+        x = b.node("Relu", x, name=f"relu{number}")
+    model = b.model(b.conv(x, "last", 16, 8), 1, 8, 12, 12)
+    given = qdq_models.feeds(model, 4)
+    result = QuantizeInt8(calibration=given, target="onnxruntime", measure=False).apply(model)
+    said = [note for note in result.report.notes if "effort='fast'" in note]
+    assert len(said) == (cheap_nodes > 30)
+    tried = {trial.what for trial in result.report.data["ledger"].trials}
+    assert ("ranges by minmax" in tried) == (cheap_nodes <= 30)
+
+
 def test_a_tolerance_that_nothing_meets_leaves_the_model_in_float(model, feeds):
     result = QuantizeInt8(calibration=feeds, target="openvino", measure=False, min_sqnr_db=1e6).apply(model)
     assert result.model is model
