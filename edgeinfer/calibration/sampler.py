@@ -39,7 +39,7 @@ class TensorSampler:
     """Computes named tensors of a model; a context manager.
 
     The first feed is run once for the sizes of the tensors alone. If they need more than `max_bytes`, the
-    tensors are dealt into groups with a session each. A later, larger feed is measured again.
+    tensors are dealt into groups with a session each. A later feed that may need more is measured again.
 
     Args:
         model: The model.
@@ -228,11 +228,26 @@ class TensorSampler:
         if self._measured[0] != elements:
             sizes = self._known_bytes(feed)
             if sizes is None:
+                most = self._most_bytes(elements)
+                if most is not None and sum(most) <= self._max_bytes:
+                    return most
                 # Closed at once: a session has weights and buffers of its own.
                 with probe_sizes(self._model, self._names, threads=1) as session:
                     sizes = [int(value) * 4 for value in session.infer(feed).values()]
             self._measured = (elements, sizes)
         return self._measured[1]
+
+    def _most_bytes(self, elements: int) -> list[int] | None:
+        """Return what a feed with so many elements may need, by the one that was measured, or None.
+
+        Tensors grow with the square of a sequence's length at most: a session to measure each longer one
+        would take more time than all else.
+        """
+        measured, sizes = self._measured
+        if measured <= 0:
+            return None
+        ratio = max(elements / measured, 1.0)
+        return [math.ceil(size * ratio**2) for size in sizes]
 
     def _known_bytes(self, feed: Mapping[str, np.ndarray]) -> list[int] | None:
         """Return the bytes as far as the graph's own shapes tell, or None: it saves a session to measure."""

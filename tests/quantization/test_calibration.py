@@ -6,9 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
+from edgeinfer.calibration import sampler
 from edgeinfer.calibration.calibration import as_calibration, observe
 from edgeinfer.calibration.observers import MinMaxObserver, make_observer
 from edgeinfer.errors import CalibrationError, TransformError
+from edgeinfer.graph.taps import probe_sizes
 from edgeinfer.model.model import Model
 
 RELU_NET = """
@@ -166,6 +168,32 @@ def test_samples_of_unlike_shapes_are_fine():
     observer = MinMaxObserver()
     observe(net(), as_calibration(data, net().signature), {"h": observer}, max_bytes=16)
     assert observer.range()[1] == max(x.max() for x in data)
+
+
+@pytest.mark.parametrize(("max_bytes", "fewest", "most"), [(256 << 20, 1, 1), (20_000, 2, 20)])
+def test_longer_feeds_are_measured_only_where_they_may_not_fit(monkeypatch, max_bytes, fewest, most):
+    opened = []
+
+    def counted(*args, **options):
+        opened.append(args)
+        return probe_sizes(*args, **options)
+
+    monkeypatch.setattr(sampler, "probe_sizes", counted)
+    text = """
+    <ir_version: 9, opset_import: ["" : 17]>
+    net (float[N, 3] x) => (float[M] y)
+    {
+        where = NonZero(x)
+        at = Transpose(where)
+        y = GatherND(x, at)
+    }
+    """
+    model = Model.load(onnx.parser.parse_model(text))
+    data = [samples(1, rows=n)[0] for n in range(10, 200, 5)]
+    observer = MinMaxObserver()
+    observe(model, as_calibration(data, model.signature), {"y": observer}, max_bytes=max_bytes)
+    assert observer.range() == (min(x.min() for x in data), max(x.max() for x in data))
+    assert fewest <= len(opened) <= most
 
 
 def test_no_samples_not_finite_and_unknown_tensors_are_errors():
