@@ -18,38 +18,17 @@ import edgeinfer as ei
 from edgeinfer.cli import main
 from edgeinfer.cli.run_commands import write_arrays
 from edgeinfer.npz import write_npz
-
-NET = """<ir_version: 8, opset_import: ["" : 17]>
-net (float[N, 2] x) => (float[N, 3] y) <float[2, 3] w = {1, 2, 3, 4, 5, 6}> {
-    i = Identity(x)
-    y = MatMul(i, w)
-}"""
+from tests.cli_kit import fails, run, save_edge, save_net
 
 
 @pytest.fixture
 def net(tmp_path):
-    return ei.Model.load(onnx.parser.parse_model(NET)).save(tmp_path / "net.onnx")
+    return save_net(tmp_path)
 
 
 @pytest.fixture
-def edge(net, tmp_path):
-    return str(ei.compile(net, "onnxruntime").save(tmp_path / "net.edge").path)
-
-
-def run(capsys, *arguments) -> str:
-    assert main([str(a) for a in arguments]) == 0
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    return captured.out
-
-
-def fails(capsys, *arguments) -> str:
-    assert main([str(a) for a in arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert "Traceback" not in captured.err
-    return captured.err
+def edge(net):
+    return save_edge(net)
 
 
 # What `run --output` writes

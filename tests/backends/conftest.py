@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+from tests.backends import fake_tensorrt
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """The FAKE TensorRT and CUDA; nothing of theirs may be left at the end."""
+    made = fake_tensorrt.install(monkeypatch)
+    yield made
+    gc.collect()
+    made.cuda.assert_nothing_left()
 
 
 @pytest.fixture

@@ -8,56 +8,19 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
-import edgeinfer as ei
 from edgeinfer.backends.tensorrt_ import input_locks as tensorrt_input_locks
 from edgeinfer.backends.tensorrt_ import memory as tensorrt_memory
 from edgeinfer.backends.tensorrt_ import staging as tensorrt_staging
 from edgeinfer.backends.tensorrt_.cuda import Cuda
 from edgeinfer.errors import InferenceError
 from tests.backends import fake_tensorrt, fake_tensorrt_run
-
-HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
-WIDTH = 65536  # a row is 256 KiB of float32: beyond what is copied by way of the slot
-BIG = HEAD + f"g (float[N,{WIDTH}] x) => (float[N,{WIDTH}] y) {{ y = Neg(x) }}"
-WIDE_IN = HEAD + f"g (float[1,{WIDTH}] x) => (float[1,1] y) {{ y = ReduceMax<axes=[1]>(x) }}"
-DIMS = {"dims": {"N": (1, 2, 64)}}
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    made = fake_tensorrt.install(monkeypatch)
-    yield made
-    gc.collect()
-    made.cuda.assert_nothing_left()
-
-
-def session(text: str = BIG, build: Any = None, **load: object) -> ei.Session:
-    options = DIMS if text == BIG and build is None else build
-    return ei.load(ei.compile(onnx.parser.parse_model(text), "tensorrt", options=options), options=load)
-
-
-def rows(value: float, count: int = 1) -> np.ndarray:
-    made = np.full((count, WIDTH), value, np.float32)
-    made += np.arange(WIDTH, dtype=np.float32) / 2**20
-    return made
-
-
-def locked(fake: SimpleNamespace) -> int:
-    return sum(block.kind == "registered" for block in fake.cuda.memory.values())
-
-
-def copies_in(fake: SimpleNamespace, mark: int) -> list[int]:
-    return [event[2] for event in fake.cuda.events[mark:] if event[:2] == ("cudaMemcpyAsync", "to device")]
-
+from tests.backends.wide_rows import WIDE_IN, WIDTH, copies_in, locked, rows, session
 
 # Inputs.
 

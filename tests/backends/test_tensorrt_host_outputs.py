@@ -2,51 +2,15 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import edgeinfer as ei
 from edgeinfer.errors import InferenceError
-from tests.backends import fake_tensorrt
-
-HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
-WIDTH = 65536  # a row is 256 KiB of float32: beyond what is copied by way of the slot
-BIG = HEAD + f"g (float[N,{WIDTH}] x) => (float[N,{WIDTH}] y) {{ y = Neg(x) }}"
-NONZERO = HEAD + f"g (float[{WIDTH}] x) => (int64[1,K] y) {{ y = NonZero(x) }}"
-SMALL = HEAD + "g (float[2,3] x) => (float[2,3] y) { y = Neg(x) }"
-DIMS = {"dims": {"N": (1, 2, 64)}}
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    made = fake_tensorrt.install(monkeypatch)
-    yield made
-    gc.collect()
-    made.cuda.assert_nothing_left()
-
-
-def session(text: str = BIG, build: Any = None, **load: object) -> ei.Session:
-    options = DIMS if text == BIG and build is None else build
-    return ei.load(ei.compile(onnx.parser.parse_model(text), "tensorrt", options=options), options=load)
-
-
-def rows(value: float, count: int = 1) -> np.ndarray:
-    made = np.full((count, WIDTH), value, np.float32)
-    made += np.arange(WIDTH, dtype=np.float32) / 2**20
-    return made
-
-
-def locked(fake: SimpleNamespace) -> int:
-    return sum(block.kind == "registered" for block in fake.cuda.memory.values())
-
+from tests.backends.wide_rows import NONZERO, SMALL, WIDTH, locked, rows, session
 
 # Outputs.
 

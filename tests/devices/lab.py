@@ -13,6 +13,10 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnx.helper as oh
+
 import edgeinfer as ei
 
 ROOT = Path(__file__).parents[2]
@@ -168,3 +172,16 @@ class Link:
             thread.join()
         for end in self._sockets:
             end.close()
+
+
+def model(size: int = 4) -> onnx.ModelProto:
+    """y = x W, with a W of `size` x `size` that does not compress."""
+    weights = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)
+    graph = oh.make_graph(
+        [oh.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [oh.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", size])],
+        [oh.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", size])],
+        [onnx.numpy_helper.from_array(weights, "w")],
+    )
+    return oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)], ir_version=8)

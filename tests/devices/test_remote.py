@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx.helper as oh
 import pytest
 
 import edgeinfer as ei
@@ -19,46 +15,6 @@ from edgeinfer.errors import (
 )
 from edgeinfer.runtime.benchmark import BenchmarkReport
 from edgeinfer.runtime.memory import MemoryReport
-from tests.devices.lab import Lab
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    missing = [
-        name
-        for name in ("ssh", "sshd", "ssh-keygen")
-        if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None
-    ]
-    if missing and os.environ.get("CI") == "true":
-        pytest.fail(f"{', '.join(missing)} must be installed in CI")
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)} (openssh-server)")
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)
-    lab = Lab(tmp_path_factory.mktemp("lab"))
-    yield lab
-    lab.stop()
-
-
-def model(size: int = 4) -> onnx.ModelProto:
-    """y = x W, with a W of `size` x `size` that does not compress."""
-    weights = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)
-    graph = oh.make_graph(
-        [oh.make_node("MatMul", ["x", "w"], ["y"])],
-        "g",
-        [oh.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", size])],
-        [oh.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", size])],
-        [onnx.numpy_helper.from_array(weights, "w")],
-    )
-    return oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)], ir_version=8)
-
-
-@pytest.fixture(scope="module")
-def artifact():
-    made = ei.compile(model(), "onnxruntime", options={"threads": 1})
-    x = np.ones((2, 4), np.float32)
-    with ei.load(made) as session:
-        return made.with_golden({"x": x}, session.infer({"x": x}), rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture

@@ -5,12 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import numpy as np
-import onnx
-import onnx.helper as oh
 import pytest
 
-import edgeinfer as ei
 from edgeinfer.devices.remote.messages import read_message, write_message
 from edgeinfer.devices.remote.ssh import Address, error_from
 from edgeinfer.devices.remote.store import Store, artifact_key
@@ -22,27 +18,6 @@ from edgeinfer.errors import (
     RemoteConnectionError,
     RemoteError,
 )
-
-
-def model(size: int = 4) -> onnx.ModelProto:
-    """y = x W, with a W of `size` x `size` that does not compress."""
-    weights = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)
-    graph = oh.make_graph(
-        [oh.make_node("MatMul", ["x", "w"], ["y"])],
-        "g",
-        [oh.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", size])],
-        [oh.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", size])],
-        [onnx.numpy_helper.from_array(weights, "w")],
-    )
-    return oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)], ir_version=8)
-
-
-@pytest.fixture(scope="module")
-def artifact():
-    made = ei.compile(model(), "onnxruntime", options={"threads": 1})
-    x = np.ones((2, 4), np.float32)
-    with ei.load(made) as session:
-        return made.with_golden({"x": x}, session.infer({"x": x}), rtol=1e-5, atol=1e-5)
 
 
 def copies(folder: Path) -> list[str]:
