@@ -121,7 +121,7 @@ def _pairs(groups: int, chance: np.random.Generator) -> list[tuple[int, int]]:
     """Return pairs of groups: all of them, or each group with some at random where they are too many."""
     if groups * (groups - 1) // 2 <= _PAIRS:
         return list(itertools.combinations(range(groups), 2))
-    apart = chance.choice(np.arange(1, groups), _PAIRS // groups, replace=False)
+    apart = chance.choice(np.arange(1, groups), max(1, _PAIRS // groups), replace=False)
     return [(first, int(first + step) % groups) for step in apart for first in range(groups)]
 
 
