@@ -103,7 +103,7 @@ def check_decisions(records: list[dict]) -> int:
     start = records[0]
     problem = Problem(
         budget=BUDGET,
-        space=Space(precisions=start["precisions"], options=start["options"]),
+        space=Space(precisions=start["precisions"], options=start["options"], narrow=start.get("narrow", ())),
         seed=start["seed"],
         seconds=60 * MINUTES,
         evaluates=True,

@@ -1,12 +1,13 @@
 """Tuning real models: half the float latency with at most one point lost, and a budget that cannot be met.
 
     python benchmarks/tuning.py DATA MODEL BACKEND [--minutes 6] [--folder OUT] [--part 0.5] [--stride 1]
-        [--on ssh://user@host --python PYTHON] [--json FILE]
+        [--on ssh://user@host --python PYTHON] [--json FILE] [--free-threads] [--batches 1 4]
 
 DATA is as for `real_models.py`. The float latency is measured first, on one thread, by processor time; the
 budget is a part of it, and one point of the task's first metric. Everything runs on one thread, so that a
-shared machine can be measured. `--stride 2` evaluates on every other sample while tuning; the final figures
-are from all of them. A run that was interrupted goes on from its journal in OUT. Prints one JSON object; with
+shared machine can be measured; with `--free-threads` tuning chooses their number, and the limit is still a
+part of what float takes on one thread. `--batches` lets it choose the batch. `--stride 2` evaluates on every
+other sample while tuning; the final figures are from all of them. A run that was interrupted goes on from its journal in OUT. Prints one JSON object; with
 `--json` it is also appended to FILE, as one line.
 """
 
@@ -109,6 +110,8 @@ def main() -> None:
     parser.add_argument("--part", type=float, default=0.5)
     parser.add_argument("--disk", help="also limit the size on disk, such as '60 kB'")
     parser.add_argument("--stride", type=int, default=1)
+    parser.add_argument("--free-threads", action="store_true")
+    parser.add_argument("--batches", type=int, nargs="*", default=())
     parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--on", help="ssh://user@host of a device that candidates are timed on")
     parser.add_argument("--python", default="python3", help="of the device")
@@ -122,7 +125,8 @@ def main() -> None:
     model = ei.Model.load(arguments.data / "models" / f"{name}.onnx")
     feeds = calibration(module, name, arguments.samples)
     options = get_backend(target.partition(":")[0]).capabilities().threads(1) or {}
-    run = arguments.folder / f"{arguments.model}-{target}-{arguments.part:g}"
+    how = "-free" * arguments.free_threads + "".join(f"-{size}" for size in arguments.batches)
+    run = arguments.folder / f"{arguments.model}-{target}-{arguments.part:g}{how}"
     run.mkdir(parents=True, exist_ok=True)
     noted = run / "float_ms.json"
     if not noted.exists():
@@ -139,7 +143,8 @@ def main() -> None:
         evaluate=metric_of(module, name),
         minutes=arguments.minutes,
         journal=run / "journal.jsonl",
-        options=options,
+        options=None if arguments.free_threads else options,
+        batches=arguments.batches,
         on=device,
         progress=True,
     )
@@ -151,6 +156,7 @@ def main() -> None:
         "float_ms": base_ms,
         "limit_ms": budget.latency_p50_ms,
         "on": arguments.on,
+        "free_threads": arguments.free_threads,
         "met": result.met,
         "clock": result.clock,
         "tuning_s": result.seconds,
@@ -199,6 +205,12 @@ def _best(result: Any, run: Path, model: ei.Model, module: Any, name: str, pick:
         "best": best.candidate.describe(),
         "p50_ms": best.latency_p50_ms,
         "p99_ms": best.latency_p99_ms,
+        "rows_per_s": best.throughput,
+        "all_batches": [
+            (trial.candidate.describe(), trial.latency_p50_ms, trial.throughput)
+            for trial in result.trials
+            if trial.candidate.batch is not None and trial.latency_p50_ms
+        ],
         "speedup": result.baseline.latency_p50_ms / best.latency_p50_ms,
         "metric_while_tuning": best.metric,
         "replayed_bit_for_bit": replayed.digest == best.model.digest,

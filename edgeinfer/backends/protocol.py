@@ -87,6 +87,9 @@ class Capabilities:
         float16_devices: What the names of devices begin with that compute in float16 faster than in float32.
         tuning_options: Sets of options, besides threads, that are faster than the default on some models and
             machines: what a tuner measures. They must not change what is computed.
+        narrow_options: By the name of a precision, such as `bfloat16`: the options with which a device that
+            has it natively computes in it what the graph says in float32. They change the numbers, so a tuner
+            judges closeness with them.
     """
 
     available: bool
@@ -102,6 +105,7 @@ class Capabilities:
     spin_option: str | None = None
     float16_devices: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     tuning_options: tuple[Mapping[str, object], ...] = attrs.field(default=(), converter=as_tuple)
+    narrow_options: Mapping[str, Mapping[str, object]] = attrs.field(factory=dict)
 
     def threads(self, count: int) -> dict[str, object] | None:
         """Return the options for so many threads within an operator; None where there is no such option."""

@@ -139,6 +139,7 @@ def measure_layers(
     runs: int | None = None,
     shapes: Shapes | None = None,
     batch: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> LayerLatencies:
     """Time each layer of a model on a target, by the profiler of its runtime.
 
@@ -152,6 +153,7 @@ def measure_layers(
         runs: How many inferences; None for about 0.3 s of them.
         shapes: As for `benchmark`.
         batch: As for `benchmark`.
+        options: Options of the backend beside the threads.
 
     Returns:
         The layers; none, and a note, where the backend has no profiler.
@@ -165,9 +167,11 @@ def measure_layers(
     parsed = Target.parse(target or reference_backend().name)
     chosen = choose_feeds(feeds, loaded.signature, shapes=shapes, batch=batch)
     feed = chosen.feeds[0]
-    options = timing_options(parsed.backend, threads=threads)
+    timed = timing_options(parsed.backend, threads=threads)
     device = parsed.device or None
-    artifact = compile_model(loaded, parsed.backend, device=device, options=options, trial=False)
+    artifact = compile_model(
+        loaded, parsed.backend, device=device, options={**(timed or {}), **(options or {})}, trial=False
+    )
     with load(artifact) as session:
         count = runs if runs is not None else _runs_for(session, feed)
         times = session.profile(feed, runs=count)
@@ -177,7 +181,7 @@ def measure_layers(
         where=where,
         layers=[_as_layer(time, graph) for time in times],
         runs=count,
-        threads=threads if options else 0,
+        threads=threads if timed else 0,
         inputs=chosen.inputs,
         notes=[*chosen.notes, *(() if times else (f"backend {parsed.backend!r} has no profiler",))],
     )

@@ -37,7 +37,9 @@ class Candidate:
         method: How the ranges of int8 are found; see `QuantizeStatic`.
         effort: One of `EFFORTS`, for int8.
         keep_float: Names of layers that stay in float where the others are int8.
-        options: The backend's options.
+        options: The backend's options that do not change what is computed.
+        narrow: The backend's options that do: with them it computes in a narrower type what the graph says
+            in float32.
         batch: Rows of an inference; None: as many as the feeds have.
     """
 
@@ -48,11 +50,17 @@ class Candidate:
     effort: str = attrs.field(default="", validator=attrs.validators.in_(("", *EFFORTS)))
     keep_float: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     options: Mapping[str, Any] = attrs.field(factory=dict, converter=_plain)
+    narrow: Mapping[str, Any] = attrs.field(factory=dict, converter=_plain)
     batch: int | None = None
+
+    @property
+    def run_options(self) -> dict[str, Any]:
+        """All options of the backend that it is run with."""
+        return {**self.options, **self.narrow}
 
     @cached_property
     def model_key(self) -> str:
-        """A short name of the model that it makes, however it is run: 16 hexadecimal digits."""
+        """A short name of what it computes, however fast it is run: 16 hexadecimal digits."""
         decisions = self.to_dict()
         for how in ("options", "batch"):
             decisions.pop(how, None)
@@ -69,6 +77,7 @@ class Candidate:
             "effort": self.effort,
             "keep_float": list(self.keep_float),
             "options": dict(self.options),
+            "narrow": dict(self.narrow),
             "batch": self.batch,
         }
         return {name: value for name, value in found.items() if value}
@@ -87,6 +96,6 @@ class Candidate:
         parts.append(precision)
         count = len(self.keep_float)
         parts += [f"{count} layer{'s' if count > 1 else ''} in float"] * bool(count)
-        parts += [f"{name}={value}" for name, value in self.options.items()]
+        parts += [f"{name}={value}" for name, value in self.run_options.items()]
         parts += [f"batch {self.batch}"] * (self.batch is not None)
         return "; ".join(parts)

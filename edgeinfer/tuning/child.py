@@ -94,7 +94,7 @@ class _Server:
         candidate = Candidate.from_dict(task["candidate"])
         if what == "layers":
             return making.time_layers(folder, candidate, target)
-        return making.make(folder, candidate, target, candidate.options, here=task["here"])
+        return making.make(folder, candidate, target, candidate.run_options, here=task["here"])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ __all__ = ["ClosenessGuess"]
 
 _DB = {"float32": 120.0, "float16": 60.0, "int8": 22.0, "dynamic": 25.0, "weights8": 35.0}
 _EFFORT_DB = {"": 0.0, "plain": -3.0, "corrected": 0.0, "searched": 1.5}
+_NARROW_DB = 45.0  # the type of eight bits of mantissa, through some dozen layers
 _METHOD_DB = {"": 0.0, "mse": 0.0, "minmax": -0.5, "percentile": -1.0}
 
 
@@ -63,7 +64,8 @@ class ClosenessGuess:
         left = 1.0
         if candidate.keep_float and self._all:
             left -= sum(self._noise.get(node, 0.0) for node in candidate.keep_float) / self._all
-        return float(10 ** (-db / 10) * max(left, 0.01))
+        narrow = 10 ** (-_NARROW_DB / 10) if candidate.narrow else 0.0
+        return float(10 ** (-db / 10) * max(left, 0.01)) + narrow
 
 
 def _pruning(candidate: Candidate) -> float:

@@ -208,7 +208,7 @@ class Engine:
     def model_of(self, candidate: Candidate) -> Model:
         """Return a candidate's model; it remembers what it was tuned for."""
         model = Model.load(self.folder / f"{candidate.model_key}.onnx")
-        return model.tuned_for(str(self.target), candidate.options)
+        return model.tuned_for(str(self.target), candidate.run_options)
 
     def artifact_of(self, candidate: Candidate) -> Artifact:
         """Compile a candidate."""

@@ -26,6 +26,7 @@ _BAND = 0.3
 _LEAST_BAND = 0.08
 _LEAST_ERRORS = 4  # to trust their quantile
 # Of the float time, before one was measured.
+_NARROW = 0.7
 _PRIOR = {"float16": 0.6, "dynamic": 0.7, "weights8": 1.0}
 
 
@@ -58,7 +59,7 @@ class Estimator:
         self._times: dict[tuple[str, str], float] = {}
         for index, candidate in enumerate(baselines):
             found = state.latency_ms(index)
-            if found is not None:
+            if found is not None and not candidate.narrow:
                 self._times[candidate.precision, repr(candidate.options)] = found
         self._float = state.latency_ms(FLOAT)
         self._default = baselines[FLOAT].options
@@ -108,11 +109,12 @@ class Estimator:
             part = sum(self._macs.get(node, 0) for node in candidate.keep_float) / self._total
             time = in_int8 + part * (in_float - in_int8)
         else:
-            time = in_float * _PRIOR.get(candidate.precision, 1.0)
+            time = in_float * _PRIOR.get(candidate.precision, 1.0) * (_NARROW if candidate.narrow else 1.0)
         priced = self._pruned.get(candidate.keep) if candidate.prune == "channels" else None
         return time * (_FIXED_PART + (1 - _FIXED_PART) * candidate.keep if priced is None else priced)
 
 
 def _kind(candidate: Candidate) -> str:
     """What is corrected together."""
-    return f"{candidate.precision}, {candidate.prune}" if candidate.prune else candidate.precision
+    narrow = repr(candidate.narrow) if candidate.narrow else ""
+    return ", ".join(filter(None, (candidate.precision, narrow, candidate.prune)))

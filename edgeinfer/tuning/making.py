@@ -190,7 +190,8 @@ def time_layers(folder: Path, candidate: Candidate, target: Target) -> dict[str,
     """Return microseconds of each layer of a candidate's model, by the runtime's profiler."""
     model = Model.load(folder / f"{candidate.model_key}.onnx")
     feed = Feeds.of(folder / "feeds", model.signature).first()
-    return {"us": measure_layers(model, in_batches([feed], candidate.batch)[:1], target=target).by_node}
+    batch = in_batches([feed], candidate.batch)[:1]
+    return {"us": measure_layers(model, batch, target=target, options=candidate.narrow).by_node}
 
 
 def _finite(db: float) -> float:

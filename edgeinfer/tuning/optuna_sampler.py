@@ -77,6 +77,7 @@ def _decisions(candidate: Candidate) -> dict[str, Any]:
     return {
         "pruned": f"{candidate.prune} {candidate.keep}" if candidate.prune else "",
         "precision": candidate.precision,
+        "narrow": repr(candidate.narrow),
         "method": candidate.method,
         "effort": candidate.effort,
         "float_layers": len(candidate.keep_float),

@@ -219,7 +219,8 @@ def _layers(result: _Shown) -> list[str]:
     def kind(node: str) -> int:
         return 0 if integer and node not in in_float else 1
 
-    legend = ((0, "int8"), (1, shown.candidate.precision if not integer else "float32"))
+    plain = shown.candidate.precision if not integer else "float32"
+    legend = ((0, "int8"), (1, ", ".join([plain, *map(str, shown.candidate.narrow.values())])))
     found = [
         bars(
             [

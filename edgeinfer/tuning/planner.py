@@ -140,7 +140,7 @@ def _search(state: State, problem: Problem) -> Action | None:
 def _kind(candidate: Candidate) -> tuple[str, float, str]:
     """What fails together: the same pruning in the same precision; int8 with all efforts only one by one."""
     effort = "searched" if candidate.effort == "searched" else ""
-    return candidate.prune, candidate.keep, candidate.precision + effort
+    return candidate.prune, candidate.keep, candidate.precision + effort + repr(candidate.narrow)
 
 
 def _making_is_over(state: State, problem: Problem) -> bool:

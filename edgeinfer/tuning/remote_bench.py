@@ -87,4 +87,4 @@ class RemoteBench:
 
     def _compiled(self, candidate: Candidate) -> Artifact:
         model = Model.load(self.folder / f"{candidate.model_key}.onnx")
-        return compile_model(model, self.target, options=dict(candidate.options) or None)
+        return compile_model(model, self.target, options=candidate.run_options or None)

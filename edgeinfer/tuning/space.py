@@ -2,8 +2,9 @@
 
 The list is drawn from the seed, and a candidate's place in it is its index: the same inputs give the same
 list, whatever happened to an earlier run. The first two are the baselines: the float model and the int8
-model, both with the default options; after them come the same two with every other set of options, then each
-part that may be kept in each precision, then variants of int8 in an order drawn from the seed.
+model, both with the default options; after them come the same two with every other set of options, the float
+model in each narrower type that the device has natively, then each part that may be kept in each precision,
+then variants of int8 in an order drawn from the seed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from edgeinfer.devices.profile import Target
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.values import as_tuple
 
-__all__ = ["FLOAT", "INT8", "KEEP_MACS", "SIZE", "Space", "option_sets", "precisions_of"]
+__all__ = ["FLOAT", "INT8", "KEEP_MACS", "SIZE", "Space", "narrow_sets", "option_sets", "precisions_of"]
 
 FLOAT, INT8 = 0, 1  # the indices of the baselines
 SIZE = 1000
@@ -42,12 +43,14 @@ class Space:
         precisions: The precisions that the target has.
         prunes: What of the model can be pruned: `channels`, `heads`.
         options: Sets of options; the first is the default one.
+        narrow: Sets of options that change what is computed; each is tried with each model.
         sensitive: The names of the layers that int8 would run, the most sensitive first.
     """
 
     precisions: tuple[str, ...] = attrs.field(converter=as_tuple)
     prunes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     options: tuple[Mapping[str, Any], ...] = attrs.field(default=({},), converter=as_tuple)
+    narrow: tuple[Mapping[str, Any], ...] = attrs.field(default=(), converter=as_tuple)
     sensitive: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
     def __hash__(self) -> int:
@@ -58,11 +61,16 @@ class Space:
         return _drawn(self, seed, size)
 
     def baselines(self) -> tuple[Candidate, ...]:
-        """Return the float and the int8 model, first with the default options, then with the others."""
+        """Return the float and the int8 model with the default options, then with the others.
+
+        Behind them comes the float model in each narrower type.
+        """
         models = [Candidate()]
         if "int8" in self.precisions:
             models.append(Candidate(precision="int8", method="mse", effort="plain"))
-        return tuple(attrs.evolve(model, options=options) for options in self.options for model in models)
+        plain = [attrs.evolve(model, options=options) for options in self.options for model in models]
+        narrow = [Candidate(options=options, narrow=each) for each in self.narrow for options in self.options]
+        return (*plain, *narrow)
 
     def every(self) -> list[Candidate]:
         """Return all candidates, in the order of their decisions."""
@@ -89,7 +97,7 @@ class Space:
                     pruned, _METHODS, _EFFORTS, self._float_layers(), self.options
                 )
             ]
-        return made
+        return [attrs.evolve(each, narrow=narrow) for each in made for narrow in ({}, *self.narrow)]
 
     def _float_layers(self) -> list[tuple[str, ...]]:
         counts = {round(part * len(self.sensitive)) for part in _FLOAT_PARTS}
@@ -145,6 +153,26 @@ def _on_cpu(capabilities: Capabilities, target: Target) -> bool:
     device = capabilities.device(target.device)
     name = target.device or (device.name if device is not None else "")
     return name.upper().startswith("CPU") or not name
+
+
+def narrow_sets(
+    capabilities: Capabilities, target: Target, fixed: Mapping[str, Any]
+) -> tuple[dict[str, Any], ...]:
+    """Return the sets of options with which the device computes in a narrower type that it has natively.
+
+    Args:
+        capabilities: The backend's, on the machine with the device.
+        target: The target.
+        fixed: Options that all candidates have; they are not varied.
+    """
+    device = capabilities.device(target.device)
+    if device is None:
+        return ()
+    return tuple(
+        dict(options)
+        for precision, options in capabilities.narrow_options.items()
+        if precision in device.precisions and not set(options) & set(fixed)
+    )
 
 
 def precisions_of(capabilities: Capabilities, target: Target) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ from edgeinfer.tuning.outcome import Facts, result_of
 from edgeinfer.tuning.recipe import Recipe
 from edgeinfer.tuning.remote_bench import RemoteBench
 from edgeinfer.tuning.result import TuningResult
-from edgeinfer.tuning.space import FLOAT, Space, option_sets, precisions_of
+from edgeinfer.tuning.space import FLOAT, Space, narrow_sets, option_sets, precisions_of
 from edgeinfer.tuning.state import State
 from edgeinfer.tuning.targets import tune_each
 from edgeinfer.tuning.turns import Bench
@@ -143,6 +143,8 @@ def tune(
         space=Space(
             precisions=precisions_of(capabilities, parsed),
             options=option_sets(capabilities, parsed, cores, fixed),
+            # They change the numbers, and those of a device that is elsewhere are not seen.
+            narrow=narrow_sets(capabilities, parsed, fixed) if on is None else (),
         ),
         seed=seed,
         seconds=None if minutes is None else 60.0 * minutes,
@@ -171,6 +173,7 @@ def tune(
             "seed": seed,
             "sampler": sampler,
             **({"batches": list(sizes)} if sizes else {}),
+            **({"narrow": list(problem.space.narrow)} if problem.space.narrow else {}),
         }
         _begin(book, start)
         shapes = {name: tuple(array.shape) for name, array in first.items()}
@@ -281,7 +284,7 @@ def _loader(folder: Path, target: Target) -> Callable[[Candidate], tuple[Model, 
     def load(candidate: Candidate) -> tuple[Model, Recipe]:
         recipe = Recipe.load(folder / f"{candidate.model_key}.recipe")
         model = Model.load(folder / f"{candidate.model_key}.onnx")
-        return model.tuned_for(str(target), candidate.options), recipe
+        return model.tuned_for(str(target), candidate.run_options), recipe
 
     return load
 

@@ -81,7 +81,7 @@ class Bench:
                 "folder": str(self.folder),
                 "model": f"{candidate.model_key}.onnx",
                 "target": self.target,
-                "options": dict(candidate.options),
+                "options": candidate.run_options,
                 "batch": candidate.batch,
                 "threads": list(self.threads),
             }

@@ -39,11 +39,13 @@ def latency_ms(candidate: Candidate) -> float:
     time = times[candidate.precision]
     time += 0.3 * len(candidate.keep_float)
     time *= 0.4 + 0.6 * (candidate.batch or 1)
+    time *= 0.45 if candidate.narrow else 1.0
     return time * (0.2 + 0.8 * candidate.keep) * candidate.options.get("slow", 1.0)
 
 
 def sqnr_db(candidate: Candidate) -> float:
     noise = {"float32": 1e-9, "int8": 0.004}.get(candidate.precision, 0.01)
+    noise += 1e-4 if candidate.narrow else 0.0
     noise += 0.2 * (1 - candidate.keep) ** 1.5
     return float(-10 * np.log10(noise) + 0.3 * len(candidate.keep_float))
 

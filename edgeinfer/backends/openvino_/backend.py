@@ -50,6 +50,7 @@ _WITHOUT = Capabilities(
     threads_option="threads",
     float16_devices=("GPU", "NPU"),
     tuning_options=({"num_streams": 1}, {"pinning": True}),
+    narrow_options={"bfloat16": {"inference_precision": "bf16"}},
 )
 _PRECISIONS = {"FP32": "float32", "FP16": "float16", "BF16": "bfloat16", "INT8": "int8"}
 
