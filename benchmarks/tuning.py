@@ -6,9 +6,9 @@
 DATA is as for `real_models.py`. The float latency is measured first, on one thread, by processor time; the
 budget is a part of it, and one point of the task's first metric. Everything runs on one thread, so that a
 shared machine can be measured; with `--free-threads` tuning chooses their number, and the limit is still a
-part of what float takes on one thread. `--batches` lets it choose the batch. `--stride 2` evaluates on every
-other sample while tuning; the final figures are from all of them. A run that was interrupted goes on from its journal in OUT. Prints one JSON object; with
-`--json` it is also appended to FILE, as one line.
+part of what float takes on one thread. `--batches` lets it choose the batch. `--stride 2` evaluates on
+every other sample while tuning; the final figures are from all of them. A run that was interrupted goes on
+from its journal in OUT. Prints one JSON object; with `--json` it is also appended to FILE, as one line.
 """
 
 from __future__ import annotations
