@@ -157,7 +157,7 @@ class Budget:
         latency_p50_ms: Median latency of one inference in ms.
         latency_p99_ms: 99th percentile of the same.
         peak_bytes: Peak resident memory of a process that runs the model: bytes, or text such as `120 MiB`.
-        disk_bytes: Size of the artifact on disk, likewise.
+        disk_bytes: Size of the artifact on disk, in the same forms.
         power_w: Power while it runs, in W.
         temperature_c: The highest temperature while it runs, in °C.
         max_drop: How much of the user's metric may be lost, in the metric's unit.

@@ -11,47 +11,26 @@ from typing import Any
 
 import attrs
 import numpy as np
-import onnx.parser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgeinfer as ei
-from edgeinfer.artifact.artifact import Artifact, Cost
-from edgeinfer.artifact.manifest import _digest, decode_manifest, encode_manifest, identity_digest
+from edgeinfer.artifact.artifact import Artifact
+from edgeinfer.artifact.manifest import decode_manifest, encode_manifest, identity_digest
 from edgeinfer.errors import ArtifactFormatError, ArtifactIntegrityError
-from edgeinfer.transforms import Simplify
-
-NET = """<ir_version: 10, opset_import: ["": 21]>
-g (float[N, 2] x) => (float[N, 2] y) { i = Identity(x) y = Add(i, i) }"""
+from tests.manifest_kit import decode, small_artifact, unsigned
 
 
 @pytest.fixture(scope="module")
 def artifact() -> Artifact:
-    model = ei.optimize(onnx.parser.parse_model(NET), [Simplify()], target="onnxruntime")
-    feed = {"x": np.ones((1, 2), np.float32)}
-    compiled = ei.compile(model, options={"threads": 1}).with_cost(Cost(latency_p50_ms=1.5))
-    return compiled.with_golden(feed, {"y": 2 * feed["x"]}, rtol=1e-3, atol=0)
+    return small_artifact()
 
 
 @pytest.fixture(scope="module")
 def fields(artifact) -> dict[str, Any]:
     """The JSON of a manifest without its hash."""
     return unsigned(encode_manifest(artifact.manifest))
-
-
-def unsigned(text: bytes) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(text)
-    del fields["manifest_sha256"]
-    return fields
-
-
-def signed(fields: Any) -> bytes:
-    return json.dumps({**fields, "manifest_sha256": _digest(fields)}).encode()
-
-
-def decode(fields: Any) -> Any:
-    return decode_manifest(signed(fields), where="manifest.json")
 
 
 def at(value: Any, path: tuple[Any, ...]) -> Any:

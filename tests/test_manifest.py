@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
-import numpy as np
 import onnx.parser
 import pytest
 
 import edgeinfer as ei
 from edgeinfer.artifact.artifact import Artifact, Cost
-from edgeinfer.artifact.manifest import _digest, decode_manifest, encode_manifest, identity_digest
+from edgeinfer.artifact.manifest import decode_manifest, encode_manifest, identity_digest
 from edgeinfer.errors import ArtifactError, ArtifactFormatError, EdgeInferError
-from edgeinfer.transforms import Simplify
+from tests.manifest_kit import NET, decode, signed, small_artifact, unsigned
 
-NET = """<ir_version: 10, opset_import: ["": 21]>
-g (float[N, 2] x) => (float[N, 2] y) { i = Identity(x) y = Add(i, i) }"""
 # What edgeinfer wrote before annotations had a place of their own.
 FORMAT_1 = """
 {"backend": "onnxruntime", "backend_version": "1.32.0", "cost": {"disk_bytes": null, "latency_p50_ms": 1.5,
@@ -42,30 +38,13 @@ FORMAT_1 = """
 
 @pytest.fixture(scope="module")
 def artifact() -> Artifact:
-    model = ei.optimize(onnx.parser.parse_model(NET), [Simplify()], target="onnxruntime")
-    feed = {"x": np.ones((1, 2), np.float32)}
-    compiled = ei.compile(model, options={"threads": 1}).with_cost(Cost(latency_p50_ms=1.5))
-    return compiled.with_golden(feed, {"y": 2 * feed["x"]}, rtol=1e-3, atol=0)
+    return small_artifact()
 
 
 @pytest.fixture(scope="module")
 def fields(artifact) -> dict[str, Any]:
     """The JSON of a manifest without its hash."""
     return unsigned(encode_manifest(artifact.manifest))
-
-
-def unsigned(text: bytes) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(text)
-    del fields["manifest_sha256"]
-    return fields
-
-
-def signed(fields: Any) -> bytes:
-    return json.dumps({**fields, "manifest_sha256": _digest(fields)}).encode()
-
-
-def decode(fields: Any) -> Any:
-    return decode_manifest(signed(fields), where="manifest.json")
 
 
 # Formats

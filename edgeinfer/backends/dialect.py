@@ -115,14 +115,12 @@ class QDQDialect:
         name: The backend's name.
         activation_dtype: `uint8` or `int8`.
         activation_symmetric: Zero points of activations must be 0.
-        weight_dtype: The dtype of weights.
         quantize_bias: Biases are int32 behind DequantizeLinear; else they stay float.
         gemm_of_matmul: The runtime makes a Gemm of a MatMul and the Add of a constant behind it before it
             looks for quantizers. That runs in integers only with a bias in int32; and where its input has
             more than two axes, of known sizes, it is reshaped, which hides the quantizer: there the bias gets
             as many axes, and the two stay apart.
         fold_relu: A ReLU may be folded into the range of the quantizer behind it.
-        residual_only: On an Add only the residual branch is quantized; the kernel adds the other.
         min_opset: The opset that its graphs need.
         integer_ops: Operators with a constant weight that have an integer kernel worth quantizing for.
         needs_output: Those of them that run in integers only when their own output is quantized, and by
@@ -153,11 +151,9 @@ class QDQDialect:
     name: str
     activation_dtype: str = "uint8"
     activation_symmetric: bool = False
-    weight_dtype: str = "int8"
     quantize_bias: bool = False
     gemm_of_matmul: bool = False
     fold_relu: bool = True
-    residual_only: bool = False
     min_opset: int = 13
     integer_ops: frozenset[str] = attrs.field(default=frozenset({"Conv", "Gemm", "MatMul"}), converter=_names)
     needs_output: frozenset[str] = attrs.field(default=frozenset(), converter=_names)

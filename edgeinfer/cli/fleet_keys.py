@@ -85,7 +85,7 @@ def add_commands(commands: Commands) -> None:
     parser.set_defaults(run=init)
 
     parser = commands.add_parser(
-        "sign", help="add signatures to what waits for them, or sign the online metadata anew"
+        "sign", help="add signatures to what waits for them, or sign the online metadata again"
     )
     add_fleet(parser)
     parser.add_argument("--drop", action="store_true", help="give up what waits for signatures")
@@ -101,7 +101,7 @@ def add_commands(commands: Commands) -> None:
                         help="remove a key, by how its id begins (default: all)")  # fmt: skip
     parser.add_argument("--threshold", type=whole_number(1), metavar="N", help="how many keys must sign")
     parser.add_argument(
-        "--resign", action="store_true", help="keep the keys; only sign anew, for a later expiry"
+        "--resign", action="store_true", help="keep the keys; only sign again, for a later expiry"
     )
     parser.add_argument("--no-passphrase", action="store_true", help="leave the new key unencrypted")
     parser.set_defaults(run=rotate)

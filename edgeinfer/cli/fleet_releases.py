@@ -40,7 +40,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument(
         "--rtol", type=number(), default=0.05, help="tolerance of golden outputs (default: 0.05)"
     )
-    parser.add_argument("--atol", type=number(), default=0.05, help="likewise, absolute (default: 0.05)")
+    parser.add_argument("--atol", type=number(), default=0.05, help="the same, absolute (default: 0.05)")
     add_feeds(parser, "--golden", "inputs on which devices must give the same outputs")
     add_json(parser)
     parser.set_defaults(run=publish)

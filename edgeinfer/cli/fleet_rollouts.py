@@ -25,7 +25,9 @@ def add_commands(commands: Commands) -> None:
     add_json(parser)
     parser.set_defaults(run=devices)
 
-    parser = commands.add_parser("run", help="take reports in, move rollouts on, publish documents: for ever")
+    parser = commands.add_parser(
+        "run", help="take reports in, move rollouts on, publish documents, without end"
+    )
     _add(parser)
     parser.add_argument("--interval", type=number(above=0), default=5.0, metavar="S",
                         help="seconds between two rounds (default: 5)")  # fmt: skip

@@ -25,7 +25,7 @@ def add_commands(commands: Commands) -> None:
 
     parser = commands.add_parser("compare", help="say how close two models' answers are, layer by layer")
     parser.add_argument("a", metavar="A", help="the reference: an .onnx file or an artifact")
-    parser.add_argument("b", metavar="B", help="the candidate, likewise")
+    parser.add_argument("b", metavar="B", help="the candidate, in the same forms")
     parser.add_argument("--target", help="where models run, instead of what they were made for")
     add_feeds(parser, "--feeds", "inputs")
     parser.add_argument("--threshold-db", type=number(), default=20.0, metavar="DB",

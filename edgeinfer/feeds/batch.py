@@ -52,7 +52,7 @@ def is_batch(signature: Signature, spec: TensorSpec, axis: int) -> bool:
 
 
 def every_input_is_batched(signature: Signature) -> bool:
-    """Tell whether the first axis of each input is the batch, so that rows can be gathered anew."""
+    """Tell whether the first axis of each input is the batch, so that rows can be gathered again."""
     return bool(signature.inputs) and all(batch_axis(spec, signature) == 0 for spec in signature.inputs)
 
 

@@ -113,7 +113,7 @@ class Preprocessing:
         dtype: The dtype of the input. An integer dtype takes pixels as they are.
         scale: What pixels are multiplied by.
         mean: What is subtracted then, one number or one a channel, in the order of `color`.
-        std: What is divided by then, likewise.
+        std: What is divided by then, in the same order.
         resample: Pillow's filter: `nearest`, `box`, `bilinear`, `hamming`, `bicubic` or `lanczos`.
     """
 

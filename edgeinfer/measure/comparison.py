@@ -72,7 +72,7 @@ def compare(
 
     Args:
         a: The reference: a model or where to load it from, an artifact or its directory, or a session.
-        b: The candidate, likewise.
+        b: The candidate, in the same forms.
         feeds: One feed, many, or a source of them as for `Feeds.of`, gone through several times. None: 4 made
             up from the reference's signature.
         target: Where models run, instead of what they were made for.

@@ -51,7 +51,7 @@ class Speedup:
         ratio: The reference's latency through the candidate's, the median over the turns; above 1 the
             candidate is faster.
         reference_ms: The reference's median latency, the mean over the shapes.
-        candidate_ms: The candidate's median latency, likewise.
+        candidate_ms: The candidate's median latency, in the same unit.
         where: The backend and device of the measurement.
         shapes: How many feeds of unlike shapes were run.
     """

@@ -81,7 +81,7 @@ def mse_range(histogram: StreamingHistogram, dtype: str, symmetric: bool) -> tup
 def _clipping_errors(
     centres: np.ndarray, counts: np.ndarray, ratios: np.ndarray, low: float, high: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sums of squared distances to `ratios * low` of the values below, and likewise above."""
+    """Return the sums of squared distances to `ratios * low` of the values below, and of those above."""
     weight = counts.astype(np.float64)
     sums = [np.concatenate(([0.0], np.cumsum(weight * centres**k))) for k in range(3)]
 

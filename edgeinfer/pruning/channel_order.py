@@ -2,7 +2,7 @@
 
 Which m weights compete for n places follows from the order of a layer's input channels, and that order is
 free: whatever makes the channels can make them in another one. As in Pool and Yu, "Channel Permutations for
-N:M Sparsity" (NeurIPS 2021), two groups of m channels at a time are divided anew where that keeps more. What
+N:M Sparsity" (NeurIPS 2021), two groups of m channels at a time are divided again where that keeps more. What
 is kept is counted in the energy that a weight gives to its layer's output, w² E[x²].
 """
 

@@ -16,7 +16,7 @@ __all__ = ["EFFORTS", "PRECISIONS", "Candidate"]
 
 # `dynamic`: int8 with ranges taken on each run; `weights8`: weights stored in 8 bits, computed in float.
 PRECISIONS = ("float32", "float16", "int8", "dynamic", "weights8")
-# How much is done for the closeness of an int8 model: nothing beside ranges; weights rounded anew and biases
+# How much is done for the closeness of an int8 model: nothing beside ranges; weights rounded again and biases
 # corrected; all methods tried against each other (`QuantizeInt8`).
 EFFORTS = ("plain", "corrected", "searched")
 

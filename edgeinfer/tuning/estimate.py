@@ -62,7 +62,6 @@ class Estimator:
             if found is not None and not candidate.narrow:
                 self._times[candidate.precision, repr(candidate.options)] = found
         self._float = state.latency_ms(FLOAT)
-        self._default = baselines[FLOAT].options
         self.band = _BAND
         self._factors = self._learn(state)
 

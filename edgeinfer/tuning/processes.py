@@ -1,7 +1,7 @@
 """Child processes for what may crash, hang or eat all memory: each outcome is a result.
 
 A child has a process group of its own, a deadline, and a watchdog on the memory of the group. It is told what
-to do by lines of JSON and answers likewise. It ends itself when this process is gone, however that ended.
+to do by lines of JSON and answers so, too. It ends itself when this process is gone, however that ended.
 Where there is a fork server, it is forked from that one and need not import anything.
 """
 

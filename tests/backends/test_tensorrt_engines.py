@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
-import onnx
 import pytest
 
 import edgeinfer as ei
@@ -17,22 +15,7 @@ from edgeinfer.errors import (
     OptionsError,
 )
 from tests.backends import fake_tensorrt, fake_tensorrt_run
-
-HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
-STATIC = HEAD + "g (float[2,3] x) => (float[2,3] y) <float[3] w = {1, 2, 3}> { s = Mul(x, w)\n y = Relu(s) }"
-X = np.array([[1, -2, 3], [4, 5, -6]], np.float32)
-Y = np.array([[1, 0, 9], [4, 10, 0]], np.float32)
-
-
-def model(text: str) -> onnx.ModelProto:
-    return onnx.parser.parse_model(text)
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    made = fake_tensorrt.install(monkeypatch)
-    yield made
-    made.cuda.assert_nothing_left()
+from tests.backends.small_nets import STATIC, X, Y, model
 
 
 @pytest.mark.parametrize(

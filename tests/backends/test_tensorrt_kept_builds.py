@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -16,21 +15,7 @@ from edgeinfer.backends.tensorrt_.kept_engines import KeptEngines
 from edgeinfer.backends.tensorrt_.record import BuildRecord
 from edgeinfer.graph.build import compile_model
 from tests.backends import fake_tensorrt
-
-HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
-FLOAT = HEAD + "g (float[1,2] x) => (float[1,2] y) <float[2,2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }"
-TWO = HEAD + "g (float[1,2] x) => (float[1,2] y) { h = Relu(x)\n y = Sigmoid(h) }"
-
-
-def build(
-    text: str, *, device: str | None = None, cache: Path | None = None, **options: object
-) -> ei.Artifact:
-    model = onnx.parser.parse_model(text)
-    return ei.compile(model, "tensorrt", device=device, options=options, cache_dir=cache)
-
-
-def config(fake: SimpleNamespace) -> SimpleNamespace:
-    return fake.builds[-1].config
+from tests.backends.small_nets import FLOAT, TWO, build, config
 
 
 def test_the_timing_cache_is_kept_and_reused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -105,7 +90,7 @@ def test_a_timing_cache_that_does_not_fit_is_started_anew_and_that_is_said(
     artifact = build(FLOAT, cache=tmp_path)
     assert config(fake).cache.data == b""
     with ei.load(artifact) as session:
-        assert any("does not fit this TensorRT and was started anew" in n for n in session.execution().notes)
+        assert any("does not fit this TensorRT and starts empty" in n for n in session.execution().notes)
 
 
 def test_a_damaged_timing_cache_never_reaches_tensorrt(
@@ -120,7 +105,7 @@ def test_a_damaged_timing_cache_never_reaches_tensorrt(
         artifact = build(FLOAT, cache=tmp_path)
         assert config(fake).cache.data == b""
     with ei.load(artifact) as session:
-        assert any("damaged and was started anew" in note for note in session.execution().notes)
+        assert any("damaged and starts empty" in note for note in session.execution().notes)
 
 
 def test_a_cache_that_cannot_be_kept_costs_no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,59 +3,23 @@
 from __future__ import annotations
 
 import ast
-import functools
-import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-import edgeinfer.backends
 from edgeinfer.backends.tensorrt_ import build as tensorrt_build
-from edgeinfer.backends.tensorrt_ import flavours as tensorrt_flavours
 from edgeinfer.backends.tensorrt_ import options as tensorrt_options
 from edgeinfer.backends.tensorrt_ import tensors as tensorrt_tensors
 from edgeinfer.backends.tensorrt_.cuda import Cuda, find_gpus
 from edgeinfer.errors import InferenceError
 from tests.backends import fake_tensorrt, fake_tensorrt_build, fake_tensorrt_run, tensorrt_names
 from tests.backends.fake_cuda import FakeCuda
-
-NAMES = json.loads(tensorrt_names.PATH.read_text())
-VERSIONS: dict[str, str] = NAMES["versions"]
-FOLDER = Path(edgeinfer.backends.__file__).parent
-SOURCES = {path.stem.removeprefix("tensorrt_"): path for path in FOLDER.glob("tensorrt_/*.py")}
-
-
-@functools.cache
-def trees() -> dict[str, ast.Module]:
-    return {file: ast.parse(path.read_text()) for file, path in SOURCES.items()}
-
-
-def kinds(owner: str, name: str, version: str) -> list[str]:
-    """What a name is in a version: a method, a property, …; empty where it is not there."""
-    if owner == "module":
-        there = any(
-            has(version, versions) for m in NAMES["classes"][name].values() for versions in m.values()
-        )
-        return ["class"] if there else []
-    members = NAMES["classes"][owner].get(name, {})
-    return [kind for kind, versions in members.items() if has(version, versions)]
-
-
-def has(version: str, versions: Any) -> bool:
-    return versions == "all" or version in versions
-
-
-@functools.cache
-def flavour_of(version: str) -> tensorrt_flavours.Flavour:
-    kind = version.split(" ")[0]
-    name = f"tensorrt-{kind}" if kind in ("lean", "rtx") else "tensorrt"
-    return tensorrt_flavours._row(name, VERSIONS[version])
+from tests.backends.name_tables import NAMES, VERSIONS, flavour_of, kinds, trees
 
 
 @pytest.mark.parametrize("version", VERSIONS)

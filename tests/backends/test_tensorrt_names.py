@@ -10,20 +10,14 @@ from __future__ import annotations
 import ast
 import functools
 import json
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import edgeinfer.backends
-from edgeinfer.backends.tensorrt_ import flavours as tensorrt_flavours
 from tests.backends import tensorrt_names
+from tests.backends.name_tables import NAMES, SOURCES, VERSIONS, flavour_of, kinds, trees
 
-NAMES = json.loads(tensorrt_names.PATH.read_text())
 SIGNATURES = json.loads(tensorrt_names.SIGNATURES.read_text())
 # Calls that are made with another flavour alone: a context with a configuration is RTX's.
 ELSEWHERE = {("run", "ICudaEngine", "create_execution_context", "8.6")}
-VERSIONS: dict[str, str] = NAMES["versions"]
-FOLDER = Path(edgeinfer.backends.__file__).parent
-SOURCES = {path.stem.removeprefix("tensorrt_"): path for path in FOLDER.glob("tensorrt_/*.py")}
 # What an expression of the source stands for, by file.
 ROLES: dict[str, dict[str, str]] = {
     "build": {
@@ -118,11 +112,6 @@ class Use(NamedTuple):
 
 
 @functools.cache
-def trees() -> dict[str, ast.Module]:
-    return {file: ast.parse(path.read_text()) for file, path in SOURCES.items()}
-
-
-@functools.cache
 def uses() -> list[Use]:
     """Every attribute of the vendor's objects that the source names, but for those asked with `hasattr`."""
     found = []
@@ -161,28 +150,6 @@ def owner_of(file: str, node: ast.expr) -> str | None:
     if isinstance(node, ast.Attribute) and ast.unparse(node.value) in MODULES:
         return node.attr
     return ROLES.get(file, {}).get(text)
-
-
-def kinds(owner: str, name: str, version: str) -> list[str]:
-    """What a name is in a version: a method, a property, …; empty where it is not there."""
-    if owner == "module":
-        there = any(
-            has(version, versions) for m in NAMES["classes"][name].values() for versions in m.values()
-        )
-        return ["class"] if there else []
-    members = NAMES["classes"][owner].get(name, {})
-    return [kind for kind, versions in members.items() if has(version, versions)]
-
-
-def has(version: str, versions: Any) -> bool:
-    return versions == "all" or version in versions
-
-
-@functools.cache
-def flavour_of(version: str) -> tensorrt_flavours.Flavour:
-    kind = version.split(" ")[0]
-    name = f"tensorrt-{kind}" if kind in ("lean", "rtx") else "tensorrt"
-    return tensorrt_flavours._row(name, VERSIONS[version])
 
 
 def test_all_names_are_there_in_every_version_that_gets_to_them() -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import attrs
 import numpy as np
-import onnx
 import pytest
 
 import edgeinfer as ei
@@ -21,25 +19,11 @@ from edgeinfer.errors import (
 )
 from edgeinfer.testing import conformance
 from tests.backends import fake_tensorrt, fake_tensorrt_run
+from tests.backends.small_nets import HEAD, STATIC, X, Y, model
 
-HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
-STATIC = HEAD + "g (float[2,3] x) => (float[2,3] y) <float[3] w = {1, 2, 3}> { s = Mul(x, w)\n y = Relu(s) }"
 DYNAMIC = HEAD + "g (float[N,3] x) => (float[N,3] y) <float[3] w = {1, 2, 3}> { s = Mul(x, w)\n y = Relu(s) }"
 INTEGERS = HEAD + "g (int64[4] x) => (int64[4] y) { y = Add(x, x) }"
 NONZERO = HEAD + "g (float[4] x) => (int64[1,K] y) { y = NonZero(x) }"
-X = np.array([[1, -2, 3], [4, 5, -6]], np.float32)
-Y = np.array([[1, 0, 9], [4, 10, 0]], np.float32)
-
-
-def model(text: str) -> onnx.ModelProto:
-    return onnx.parser.parse_model(text)
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    made = fake_tensorrt.install(monkeypatch)
-    yield made
-    made.cuda.assert_nothing_left()
 
 
 def session(text: str, options: object = None, **load: object) -> ei.Session:

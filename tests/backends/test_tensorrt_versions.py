@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
-import onnx
 import pytest
 
 import edgeinfer as ei
@@ -13,9 +11,8 @@ from edgeinfer.backends.tensorrt_ import flavours as tensorrt_flavours
 from edgeinfer.backends.tensorrt_.explain import parse_layers
 from edgeinfer.errors import BackendUnavailableError, CompileError, DeviceError, OptionsError
 from tests.backends import fake_tensorrt
+from tests.backends.small_nets import FLOAT, HEAD, TWO, build, config
 
-HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
-FLOAT = HEAD + "g (float[1,2] x) => (float[1,2] y) <float[2,2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }"
 HALF = HEAD + "g (float16[1,2] x) => (float16[1,2] y) <float16[2,2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }"
 INT8 = (
     HEAD
@@ -30,18 +27,6 @@ DYNAMIC = (
     HEAD
     + "g (float[N,3,H,W] x, int64[M,L] i) => (float[N,3,H,W] y, int64[M,L] j) { y = Relu(x)\n j = Neg(i) }"
 )
-TWO = HEAD + "g (float[1,2] x) => (float[1,2] y) { h = Relu(x)\n y = Sigmoid(h) }"
-
-
-def build(
-    text: str, *, device: str | None = None, cache: Path | None = None, **options: object
-) -> ei.Artifact:
-    model = onnx.parser.parse_model(text)
-    return ei.compile(model, "tensorrt", device=device, options=options, cache_dir=cache)
-
-
-def config(fake: SimpleNamespace) -> SimpleNamespace:
-    return fake.builds[-1].config
 
 
 @pytest.mark.parametrize("version", ["10.3.0.30", "10.16.0.1", "11.4.0.1"])

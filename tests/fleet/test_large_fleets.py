@@ -5,15 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-
 from edgeinfer.fleet.operator.keys import KeyRing
-from tests.fleet.toy_fleet import ToyFleet
-
-
-@pytest.fixture
-def toy(tmp_path):
-    return ToyFleet(tmp_path)
 
 
 def test_a_document_costs_the_same_beside_a_hundred_thousand_others(toy, monkeypatch):

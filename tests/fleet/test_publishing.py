@@ -37,29 +37,7 @@ from edgeinfer.fleet.operator.storage import FolderStorage, FsspecStorage, open_
 from edgeinfer.fleet.operator.variants import needs_of
 from tests.fleet.toy_fleet import ToyFleet
 
-NET = """<ir_version: 8, opset_import: ["" : 17]>
-net (float[N, 2] x) => (float[N, 3] y) <float[2, 3] w = {1, 2, 3, 4, 5, 6}> { y = MatMul(x, w) }"""
 FEEDS = [{"x": np.array([[1, 2]], np.float32)}, {"x": np.array([[3, 4]], np.float32)}]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return ei.Model.load(onnx.parser.parse_model(NET))
-
-
-@pytest.fixture(scope="module")
-def artifact(model):
-    return ei.compile(model, "onnxruntime")
-
-
-@pytest.fixture
-def toy(tmp_path):
-    return ToyFleet(tmp_path)
-
-
-@pytest.fixture
-def fleet(toy):
-    return ei.fleet.open(toy.folder, passphrase=lambda _: None, clock=lambda: toy.now)
 
 
 def install(toy: ToyFleet, release: ei.fleet.Release, facts: DeviceFacts):

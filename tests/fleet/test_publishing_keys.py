@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import onnx.parser
 import pytest
 from securesystemslib.signer import CryptoSigner
 
@@ -22,29 +21,6 @@ from edgeinfer.fleet.operator.publishing import publish
 from edgeinfer.fleet.operator.repository import Repository
 from edgeinfer.fleet.operator.storage import FolderStorage
 from tests.fleet.toy_fleet import ToyFleet
-
-NET = """<ir_version: 8, opset_import: ["" : 17]>
-net (float[N, 2] x) => (float[N, 3] y) <float[2, 3] w = {1, 2, 3, 4, 5, 6}> { y = MatMul(x, w) }"""
-
-
-@pytest.fixture(scope="module")
-def model():
-    return ei.Model.load(onnx.parser.parse_model(NET))
-
-
-@pytest.fixture(scope="module")
-def artifact(model):
-    return ei.compile(model, "onnxruntime")
-
-
-@pytest.fixture
-def toy(tmp_path):
-    return ToyFleet(tmp_path)
-
-
-@pytest.fixture
-def fleet(toy):
-    return ei.fleet.open(toy.folder, passphrase=lambda _: None, clock=lambda: toy.now)
 
 
 def with_storage(toy: ToyFleet, storage) -> Repository:

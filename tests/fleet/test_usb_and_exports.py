@@ -22,15 +22,10 @@ from edgeinfer.fleet.operator.ceremonies import withdraw
 from edgeinfer.fleet.operator.exports import export_model_package, export_oci
 from edgeinfer.fleet.operator.usb import export_usb
 from edgeinfer.fleet.operator.verify import verify
-from tests.fleet.toy_fleet import DAY, ToyFleet
+from tests.fleet.toy_fleet import DAY
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[N, 2] x) => (float[N, 3] y) <float[2, 3] w = {1, 2, 3, 4, 5, 6}> { y = MatMul(x, w) }"""
-
-
-@pytest.fixture
-def toy(tmp_path):
-    return ToyFleet(tmp_path)
 
 
 # -- USB ---------------------------------------------------------------------------------------------------

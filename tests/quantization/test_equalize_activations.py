@@ -16,7 +16,7 @@ from edgeinfer.graph.channels.scales import ChannelScales
 from edgeinfer.transforms import EqualizeActivations
 
 sys.path.insert(0, str(Path(__file__).parent))
-from weight_models import chain, feeds, make, run
+from weight_models import chain, clipped, feeds, make, run
 
 SHUFFLE = """<ir_version: 8, opset_import: ["": 17]>
 g (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y)
@@ -76,15 +76,7 @@ def test_it_is_exact_and_brings_the_channels_together(model):
 
 
 def test_a_clip_is_not_scaled_through():
-    model = make(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[N, 4] x) => (float[N, 4] y) <float low = {0.0}, float high = {6.0}> {
-            a = Gemm(x, w1, b1)
-            c = Clip(a, low, high)
-            y = Gemm(c, w2, b2)
-        }""",
-        w1=(4, 4), b1=(4,), w2=(4, 4), b2=(4,),
-    )  # fmt: skip
+    model = clipped()
     report = EqualizeActivations(calibration=feeds(model)).apply(model).report
     assert not report.modified
     assert len(report.skipped) == 2

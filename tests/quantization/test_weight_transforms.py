@@ -26,7 +26,7 @@ from edgeinfer.transforms import (
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
-from weight_models import chain, feeds, make, mlp, run, sqnr_db
+from weight_models import chain, clipped, feeds, make, mlp, run, sqnr_db
 
 # Whatever the CPU: a weight keeps the grid that it has.
 WIDE = attrs.evolve(dialect_of("openvino"), pairs_in_int16=False)
@@ -60,15 +60,7 @@ def test_equalize_twice_is_once():
 
 
 def test_equalize_leaves_clip_alone_and_says_so():
-    model = make(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[N, 4] x) => (float[N, 4] y) <float low = {0.0}, float high = {6.0}> {
-            a = Gemm(x, w1, b1)
-            c = Clip(a, low, high)
-            y = Gemm(c, w2, b2)
-        }""",
-        w1=(4, 4), b1=(4,), w2=(4, 4), b2=(4,),
-    )  # fmt: skip
+    model = clipped()
     report = EqualizeWeights().apply(model).report
     assert not report.modified
     assert any("Clip" in reason and "homogeneous" in reason for _, reason in report.skipped)

@@ -37,6 +37,19 @@ def chain(activation: str = "Relu") -> Model:
     )  # fmt: skip
 
 
+def clipped() -> Model:
+    """Gemm, Clip between 0 and 6, Gemm."""
+    return make(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 4] x) => (float[N, 4] y) <float low = {0.0}, float high = {6.0}> {
+            a = Gemm(x, w1, b1)
+            c = Clip(a, low, high)
+            y = Gemm(c, w2, b2)
+        }""",
+        w1=(4, 4), b1=(4,), w2=(4, 4), b2=(4,),
+    )  # fmt: skip
+
+
 def mlp() -> Model:
     """LayerNormalization, MatMul, Add, Relu, Gemm (transB=1)."""
     return make(

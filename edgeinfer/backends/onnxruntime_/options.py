@@ -65,7 +65,7 @@ class OnnxRuntimeOptions:
         int8_activations: Fuse Q/DQ with int8 activations into int8 kernels (`session.qdqisint8allowed`); on
             x86 they stay float otherwise. uint8 activations need no option.
         session_config: Further entries of the session's configuration, such as
-            `{"session.set_denormal_as_zero": "1"}`. They are kept likewise.
+            `{"session.set_denormal_as_zero": "1"}`. They are kept in the same way.
     """
 
     threads: int = attrs.field(default=0, validator=number(0, MAX_THREADS, hint=_THREADS_HINT))

@@ -18,7 +18,6 @@ DIALECT = QDQDialect(
     name="openvino",
     activation_dtype="uint8",
     quantize_bias=False,
-    residual_only=True,
     integer_ops={"Conv", "ConvTranspose", "Gemm", "MatMul"},
     epilogue={"Add", "Clip", "Elu", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "SiLU", "Tanh"},
     # SpaceToDepth runs in float, and so would a convolution behind it. A Concat whose inputs have scales of

@@ -45,7 +45,7 @@ def timing_cache(
     known = _KEPT.get(key, b"") if cache_dir is None else _read(cache_dir / name, notes)
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
-        notes.append(f"the timing cache {name} does not fit this TensorRT and was started anew")
+        notes.append(f"the timing cache {name} does not fit this TensorRT and starts empty")
         if not config.set_timing_cache(config.create_timing_cache(b""), False):
             notes.append("TensorRT took no timing cache at all: every build times all kernels")
     yield notes
@@ -66,7 +66,7 @@ class RuntimeCache:
         self._cache = self.config.create_runtime_cache()
         known = _read(self._path, self.notes)
         if known and not self._cache.deserialize(known):
-            self.notes.append(f"the runtime cache {path} does not fit this TensorRT and was started anew")
+            self.notes.append(f"the runtime cache {path} does not fit this TensorRT and starts empty")
         if not self.config.set_runtime_cache(self._cache):
             self.notes.append("TensorRT-RTX did not take the runtime cache: kernels are made again")
 
@@ -81,11 +81,11 @@ def _read(path: Path, notes: list[str]) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        notes.append(f"the cache {path} cannot be read ({error.strerror}) and was started anew")
+        notes.append(f"the cache {path} cannot be read ({error.strerror}) and starts empty")
         return b""
     digest, kept = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
     if hashlib.sha256(kept).digest() != digest:
-        notes.append(f"the cache {path.name} is damaged and was started anew")
+        notes.append(f"the cache {path.name} is damaged and starts empty")
         return b""
     return kept
 

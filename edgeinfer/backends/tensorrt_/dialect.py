@@ -15,7 +15,6 @@ DIALECT = QDQDialect(
     activation_symmetric=True,
     quantize_bias=False,
     fold_relu=False,
-    residual_only=True,
     integer_ops={"Conv", "ConvTranspose", "Gemm", "MatMul"},
     epilogue={"Add", "Clip", "LeakyRelu", "Relu", "Sigmoid", "SiLU"},
     requantizing={"AveragePool", "GlobalAveragePool"},

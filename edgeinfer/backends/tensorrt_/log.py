@@ -12,7 +12,7 @@ __all__ = ["LogCapture", "logger_of"]
 class LogCapture:
     """Collects what TensorRT says while a block runs, by severity.
 
-    TensorRT keeps the first logger of a process for ever, so there is one logger a module, and it hands each
+    TensorRT keeps the first logger of a process, so there is one logger a module, and it hands each
     message to the captures of the thread that it comes from. TensorRT's own worker threads have none: what
     they say goes to all captures there are, since nothing tells for whom they work.
     """

@@ -68,10 +68,6 @@ class Tree:
         return self.root / path.lstrip("/")
 
 
-def _natural(part: str) -> tuple[int, str]:
-    return (int(part), "") if part.isdecimal() and part.isascii() else (0, part)
-
-
 def cores_of(text: str) -> tuple[int, ...]:
     """Read a list of cores as the kernel writes it: `0-3,8`."""
     found: set[int] = set()

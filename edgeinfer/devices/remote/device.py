@@ -87,7 +87,7 @@ class RemoteDevice:
 
         Raises:
             RemoteStorageError: There is no room for it; nothing is left of it.
-            RemoteError: The connection broke, or it took too long; likewise.
+            RemoteError: The connection broke, or it took too long.
         """
         opened = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         with tempfile.TemporaryDirectory(prefix="edgeinfer-push-") as scratch:

@@ -82,7 +82,7 @@ def child_events(
         request: What it is to do.
         timeout_s: How long it may take, without the time in which it waits for a processor: on a device that
             is busy a sound model is slow, and no device refuses one for that.
-        silence_s: How long it may tell nothing; likewise.
+        silence_s: How long it may tell nothing; the same holds.
         seen: Takes note of what is seen of it from outside.
         probe: What it is seen with.
         nice: How far it steps back behind what serves.

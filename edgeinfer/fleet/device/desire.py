@@ -37,7 +37,6 @@ class Desire:
         self._document: SignedAssignments | None = None
         self._etag: str | None = None
         self._asked: float | None = None
-        self._refreshed = False
         self._noted: set[str] = set()
 
     def ring(self) -> None:

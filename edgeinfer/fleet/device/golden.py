@@ -32,7 +32,7 @@ def golden_file(
     Args:
         feeds: Inputs and outputs, by name.
         rtol: The relative tolerance, as in `numpy.allclose`.
-        atol: The absolute tolerance, likewise.
+        atol: The absolute tolerance.
     """
     parts = [pack_golden(inputs, outputs, rtol=rtol, atol=atol) for inputs, outputs in feeds]
     arrays = {"rtol": np.array(rtol, np.float64), "atol": np.array(atol, np.float64)}

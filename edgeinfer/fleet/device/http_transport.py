@@ -2,7 +2,7 @@
 
 GET  URL/desired/DEVICE.json     with If-None-Match; 200, 304 or 404
 POST URL/reports/DEVICE          reports, one a line; 200 or 204: all accepted,
-200 with {"accepted": n}: the first n, those in "refused" for ever
+200 with {"accepted": n}: the first n, those in "refused" finally
 """
 
 from __future__ import annotations

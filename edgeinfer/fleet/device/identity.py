@@ -29,7 +29,7 @@ class Identity:
 
     Attributes:
         device: Its name in the fleet.
-        incarnation: Of this life of it: greater after it is flashed anew.
+        incarnation: Of this life of it: greater after it is flashed again.
         device_class: Devices of one class fail alike, so quarantine is by class. Empty: the name of the
             device profile.
         key: What its reports are authenticated with, 16 to 64 bytes in hexadecimal.

@@ -24,7 +24,7 @@ __all__ = ["CHUNK_BYTES", "Location", "Opened", "chunks", "open_location", "open
 
 CHUNK_BYTES = 1 << 16
 _TIMEOUT_S = 30.0
-# A stream that gives less than a chunk in this time is given up, so that it cannot hold a device for ever.
+# A stream that gives less than a chunk in this time is given up, so that it cannot hold a device without end.
 PATIENCE_S = 120.0
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)\Z")
 _MISSING = frozenset({403, 404, 410})  # object stores answer 403 for what is not there

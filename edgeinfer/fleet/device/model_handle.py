@@ -187,7 +187,7 @@ class PinnedModel:
         return outputs
 
     def _watched(self, inputs: Mapping[str, np.ndarray] | np.ndarray) -> tuple[dict[str, np.ndarray], float]:
-        """Run; where another release could answer instead, do not wait for ever."""
+        """Run; where another release could answer instead, do not wait without end."""
         standby = self._models.standby
         if standby is None or self._handle.name not in standby.models:
             return self._timed(inputs)

@@ -42,7 +42,7 @@ class _Call(Generic[T]):
 
 @final
 class Patience:
-    """Runs calls and waits for each, but not for ever. Several threads may use it.
+    """Runs calls and waits for each, but not without end. Several threads may use it.
 
     A thread that has ended its call takes the next one; a further one is started where all are busy.
 

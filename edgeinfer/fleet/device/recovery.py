@@ -72,7 +72,7 @@ def _continued(update: Update, *, clean: bool, unclean: bool, crashed: bool, max
 def rebuilt(current: Generation | None, *, committed: bool, last_number: int, lost: int, now: int) -> State:
     """Return a journal for a device that lost its own.
 
-    What runs is known from the pointer. If its soak had not been passed, it begins anew, so that the device
+    What runs is known from the pointer. If its soak had not been passed, it begins again, so that the device
     can still go back. The floors of assignments come from the generation.
 
     Args:

@@ -28,7 +28,7 @@ class Spool:
         self._path = path
         self._max_reports = max_reports
         self._connection: sqlite3.Connection | None = None
-        self.lost = 0  # how often the database was damaged and begun anew
+        self.lost = 0  # how often the database was damaged and begun again
 
     def add(self, sequence: int, data: bytes) -> None:
         """Keep a report.

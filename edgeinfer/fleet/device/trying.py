@@ -202,7 +202,7 @@ def ready(device: Device, update: Update) -> Update:
     deferring = any(app.defer_until > time.monotonic() for app in read_apps(device.run_folder)[0])
     if deferring:
         if not update.deferred_until:
-            # Kept in the journal, so that a restart does not begin the time anew.
+            # Kept in the journal, so that a restart does not begin the time again.
             deadline = device.clock.now() + int(device.options.defer_s)
             update = attrs.evolve(update, deferred_until=deadline)
         if device.clock.now() < update.deferred_until:

@@ -87,7 +87,7 @@ def rotate(
     remove: Iterable[str] = (),
     threshold: int | None = None,
 ) -> dict[str, int]:
-    """Replace keys of a role, and sign anew what they sign.
+    """Replace keys of a role, and sign again what they sign.
 
     Args:
         repository: Where.

@@ -90,7 +90,7 @@ class Controller:
 
         Args:
             interval: Seconds between two ticks.
-            stop: Set by another thread; None runs for ever.
+            stop: Set by another thread; None runs without end.
         """
         stop = stop or threading.Event()
         while not stop.is_set():

@@ -66,7 +66,7 @@ class State:
 
 @final
 class Draft:
-    """A change in the making. What is asked for with `edit_…` may be changed, and is signed anew.
+    """A change in the making. What is asked for with `edit_…` may be changed, and is signed again.
 
     Args:
         state: What is changed.

@@ -176,7 +176,7 @@ class Fleet:
 
         Args:
             interval: Seconds between two ticks.
-            stop: Set by another thread; None runs for ever.
+            stop: Set by another thread; None runs without end.
         """
         stop = stop or threading.Event()
         controller, retention = self.controller, Retention(self.database)

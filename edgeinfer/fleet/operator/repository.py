@@ -124,7 +124,7 @@ class Repository:
         raise PublishConflictError("Others publish all the time.", where=self.storage.url)
 
     def sign(self) -> dict[str, int]:
-        """Add signatures to a change that waits for them; or sign the online roles anew where none waits.
+        """Add signatures to a change that waits for them; or sign the online roles again where none waits.
 
         Returns:
             As `update`.

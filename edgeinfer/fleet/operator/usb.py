@@ -120,7 +120,7 @@ def _check_expiry(state: State, until: float) -> None:
         raise RepositoryError(
             "Offline metadata expires before the stick does.",
             where=", ".join(early),
-            hint="Sign it anew first (edgeinfer fleet rotate ROLE), or give fewer days.",
+            hint="Sign it again first (edgeinfer fleet rotate ROLE), or give fewer days.",
         )
 
 

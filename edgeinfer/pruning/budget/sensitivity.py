@@ -4,7 +4,7 @@ The local error of a layer says in which order its channels should go, but not h
 So for a few levels of each group, the layers that read it are compensated in closed form, the model is run,
 and the error of its outputs is measured. Between the levels the local curve is scaled to fit.
 
-The compensation of a layer with many inputs learns a few samples by heart: judged on the same samples, wide
+The compensation of a layer with many inputs overfits a few samples: judged on the same samples, wide
 layers near the outputs seem to be free (SqueezeNet and 50 images: a fifth of the error on others). So the
 samples are in two folds, and what is judged on one was compensated from the other.
 """

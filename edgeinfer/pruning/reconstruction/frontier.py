@@ -1,6 +1,6 @@
 """Running a graph from the middle: what is before a cut is computed once and kept.
 
-Layers are refitted one after another, and each needs its inputs anew. Running the entire model for each would
+Layers are refitted one after another, and each needs new inputs. Running the entire model for each would
 take time that grows with the square of its depth. A *cut* is a tensor through which everything passes (the
 end of a residual block): once all layers before it are done, the model can be run from there.
 """

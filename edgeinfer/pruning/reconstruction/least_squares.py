@@ -95,8 +95,8 @@ def best_ridge(
 ) -> float:
     """Return the ridge whose solution has the least error on data held out.
 
-    Layers late in a network have many inputs and few positions: without this they would learn the calibration
-    by heart. Where each row has a mask, and so a system of its own, some rows stand for all.
+    Layers late in a network have many inputs and few positions: without this they would overfit the
+    calibration. Where each row has a mask, and so a system of its own, some rows stand for all.
     """
     if held is None:
         return DEFAULT_RIDGE

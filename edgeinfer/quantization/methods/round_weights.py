@@ -1,7 +1,7 @@
 """Rounding weights by their effect on the layer's output; see `gptq` for the algorithm.
 
 It aims at the layer's own float weights for the inputs that it has in the float model: those of the quantized
-one differ by less than the damping, and would have to be gathered anew for each attempt. Aiming at the float
+one differ by less than the damping, and would have to be gathered again for each attempt. Aiming at the float
 model's *output* instead, so that the weights would make good the inputs' errors, too, was tried in one pass
 for all layers and lost 8 to 20 dB: each layer corrects for errors that the layers before it have corrected
 already.
@@ -51,7 +51,7 @@ _Memo: TypeAlias = "MutableMapping[tuple[str, str, str], np.ndarray]"
 class RoundWeights(GraphTransform):
     """Round the weights of Conv, Gemm and MatMul so that the layers' outputs change least (GPTQ).
 
-    On a Q/DQ graph the quantized weights are rounded anew from those of the float model, on the same
+    On a Q/DQ graph the quantized weights are rounded again from those of the float model, on the same
     scales, for the inputs that the layers have in the float model. On a float graph the weights are
     moved onto the grid of `bits`, one scale a channel, and stay float; the scales are kept in the tensors'
     metadata under `edgeinfer.scale`.

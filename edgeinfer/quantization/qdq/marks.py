@@ -51,7 +51,7 @@ def refuse_quantized(model: ir.Model) -> None:
                 expected="a model in float",
                 found="QuantizeLinear/DequantizeLinear (Q/DQ)",
                 hint="Compile it as it is, or rewrite its Q/DQ for another runtime with RetargetQDQ(target); "
-                "to quantize anew, start from the float model.",
+                "to quantize again, start from the float model.",
             )
 
 
@@ -69,7 +69,7 @@ def refuse_operators(model: ir.Model) -> None:
                 expected="a model in float",
                 found="quantized operators (QOperator)",
                 hint="Compile it as it is for a runtime that has these operators, such as ONNX Runtime; to "
-                "quantize anew or for another runtime, start from the float model.",
+                "quantize again or for another runtime, start from the float model.",
             )
 
 

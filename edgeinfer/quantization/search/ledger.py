@@ -65,11 +65,6 @@ class Ledger:
         """All trials so far, the first one first."""
         return tuple(self._trials)
 
-    def closest(self) -> Trial | None:
-        """Return the trial that is closest to float by its rank."""
-        scored = [trial for trial in self._trials if trial.score is not None]
-        return max(scored, key=lambda trial: trial.score.rank_db if trial.score else 0.0, default=None)
-
     def __len__(self) -> int:
         return len(self._trials)
 

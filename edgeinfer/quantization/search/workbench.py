@@ -201,7 +201,7 @@ class Workbench:
         for step in steps:
             started = time.perf_counter()
             work, builder = model.copy_ir(), ReportBuilder()
-            work.meta[INFERRED_KEY] = self._inferred  # else each step infers all shapes anew
+            work.meta[INFERRED_KEY] = self._inferred  # else each step infers all shapes again
             step.rewrite(work, builder)
             del work.meta[INFERRED_KEY]
             model = Model(work, model.path) if builder.applied else model

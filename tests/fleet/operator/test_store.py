@@ -17,18 +17,15 @@ from hypothesis import strategies as st
 
 from edgeinfer.fleet.device.histogram import Histogram
 from edgeinfer.fleet.device.phases import Phase
-from edgeinfer.fleet.device.reports import Report
 from edgeinfer.fleet.operator import commands
 from edgeinfer.fleet.operator.controller import Controller
 from edgeinfer.fleet.operator.figures import figures_by_model
-from edgeinfer.fleet.operator.gates import FailureRate
 from edgeinfer.fleet.operator.member import Member
 from edgeinfer.fleet.operator.outcomes import Motion, Outcome, is_eligible
 from edgeinfer.fleet.operator.publisher import _CHANGED, Publisher
 from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.regression import Regression
 from edgeinfer.fleet.operator.simulator.world import MemoryShelf
-from edgeinfer.fleet.operator.specification import Specification
 from edgeinfer.fleet.operator.stages import Stage
 from edgeinfer.fleet.operator.store import rollouts as store
 from edgeinfer.fleet.operator.store.database import Database, add_to, next_value, value_of
@@ -38,45 +35,18 @@ from edgeinfer.fleet.operator.store.inventory import (
     add_devices,
     list_devices,
     remove_device,
-    save_release,
 )
 from edgeinfer.fleet.operator.store.members import add_members, change_members, load_members
 from edgeinfer.fleet.operator.store.overdue import expire
 from edgeinfer.fleet.operator.store.retention import Retention
 from edgeinfer.fleet.operator.store.schema import audit, cells, figures, members, metadata, report_log
 from edgeinfer.fleet.operator.store.steering import _ELIGIBLE
-
-KEY = b"k" * 32
-OLD, NEW = "a" * 64, "b" * 64
-
-
-def report(device="d0", sequence=1, *, key=KEY, **fields) -> bytes:
-    fields = {"incarnation": 1, "at": 0, "model": "m", "phase": Phase.IDLE, **fields}
-    return Report(device=device, sequence=sequence, **fields).to_bytes(key)
-
-
-def enroll(database, count=1):
-    add_devices(
-        database,
-        [DeviceRow(device=f"d{n}", device_class="a", site="s", key=KEY, incarnation=1) for n in range(count)],
-    )
+from tests.fleet.operator.store_kit import KEY, NEW, OLD, enroll, report, started
 
 
 def row_of(database, device="d0"):
     with database.reading() as connection:
         return next(row for row in list_devices(connection) if row["device"] == device)
-
-
-def started(database, devices=40, **options):
-    enroll(database, devices)
-    for digest, version in ((OLD, "1"), (NEW, "2")):
-        save_release(database, digest=digest, model="m", version=version)
-    options.setdefault("stages", [Stage(count=20), Stage(percent=100)])
-    gates = [FailureRate(max=0.14), *options.pop("more", ())]
-    specification = Specification(gates=gates, on_fail="pause", **options)
-    number = commands.draft(database, model="m", release=NEW, specification=specification)
-    commands.start(database, number)
-    return number
 
 
 def test_migrations_make_the_tables_of_the_code(database):

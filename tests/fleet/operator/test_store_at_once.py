@@ -8,52 +8,18 @@ import attrs
 import sqlalchemy as sa
 
 from edgeinfer.fleet.device.phases import Phase
-from edgeinfer.fleet.device.reports import Report
 from edgeinfer.fleet.operator import commands
 from edgeinfer.fleet.operator.controller import Controller
-from edgeinfer.fleet.operator.gates import FailureRate
 from edgeinfer.fleet.operator.publisher import Publisher
 from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.simulator.world import MemoryShelf
-from edgeinfer.fleet.operator.specification import Specification
 from edgeinfer.fleet.operator.stages import Stage
 from edgeinfer.fleet.operator.store import rollouts as store
 from edgeinfer.fleet.operator.store.database import Database
 from edgeinfer.fleet.operator.store.ingest import ingest
-from edgeinfer.fleet.operator.store.inventory import (
-    DeviceRow,
-    add_devices,
-    save_release,
-)
 from edgeinfer.fleet.operator.store.members import load_members
 from edgeinfer.fleet.operator.store.schema import audit, cells, members
-
-KEY = b"k" * 32
-OLD, NEW = "a" * 64, "b" * 64
-
-
-def report(device="d0", sequence=1, *, key=KEY, **fields) -> bytes:
-    fields = {"incarnation": 1, "at": 0, "model": "m", "phase": Phase.IDLE, **fields}
-    return Report(device=device, sequence=sequence, **fields).to_bytes(key)
-
-
-def enroll(database, count=1):
-    add_devices(
-        database,
-        [DeviceRow(device=f"d{n}", device_class="a", site="s", key=KEY, incarnation=1) for n in range(count)],
-    )
-
-
-def started(database, devices=40, **options):
-    enroll(database, devices)
-    for digest, version in ((OLD, "1"), (NEW, "2")):
-        save_release(database, digest=digest, model="m", version=version)
-    options.setdefault("stages", [Stage(count=20), Stage(percent=100)])
-    gates = [FailureRate(max=0.14), *options.pop("more", ())]
-    specification = Specification(gates=gates, on_fail="pause", **options)
-    number = commands.draft(database, model="m", release=NEW, specification=specification)
-    commands.start(database, number)
-    return number
+from tests.fleet.operator.store_kit import NEW, report, started
 
 
 def test_two_controllers_at_once_do_nothing_twice(url):

@@ -37,7 +37,6 @@ class Receiver:
     def __init__(self, intake: Intake, max_bytes: int) -> None:
         self._intake = intake
         self._max_bytes = max_bytes
-        self.refused_requests = 0
 
     async def reports(self, request: Request) -> Response:
         """Answer 200 with `accepted` (how many need not be sent again) and `refused`, 403, 413 or 503."""
@@ -72,7 +71,6 @@ class Receiver:
         return answer(200, accepted=len(documents), refused=lines)
 
     def _refuse(self, request: Request, status: int, reason: str) -> Response:
-        self.refused_requests += 1
         _LOG.warning("refused a request of %s: %s", _peer(request), reason)
         return answer(status, error=reason)
 

@@ -13,7 +13,7 @@ __all__ = ["Memory", "driver_of"]
 
 @final
 class Memory:
-    """A store that begins anew for each fleet, in less time than a new one: its statements are compiled.
+    """A store that begins empty for each fleet, in less time than a new one: its statements are compiled.
 
     It holds one fleet at a time.
     """

@@ -139,7 +139,7 @@ def _passing(error: DBAPIError) -> bool:
 def one_of(column: sa.ColumnElement[Any], values: Iterable[str]) -> sa.ColumnElement[bool]:
     """Return the condition that a column has one of a few words that are known beforehand, such as states.
 
-    They stand in the statement's text. SQLAlchemy writes the text of its own `in_` anew at each execution,
+    They stand in the statement's text. SQLAlchemy writes the text of its own `in_` again at each execution,
     which costs as much as the rest.
     """
     return sa.or_(*(column == sa.literal_column(f"'{value}'") for value in values))

@@ -242,7 +242,7 @@ def replace_key(database: Database, device: str, body: bytes, code: str, new: by
 
 
 def forget_keys(database: Database, device: str) -> None:
-    """Make all keys and tokens of a device void, for ever."""
+    """Make all keys and tokens of a device void. They never become valid again."""
 
     def work(connection: sa.Connection) -> None:
         gone = {"key": secrets.token_bytes(KEY_BYTES)}

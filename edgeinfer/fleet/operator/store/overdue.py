@@ -89,7 +89,7 @@ def _end_reverts(connection: sa.Connection, rollout: Record, overdue: Sequence[M
     for member in overdue:
         slot = have.get((member.device, rollout.model)) or Slot(device=member.device, model=rollout.model)
         if slot.generation == member.back and not slot.start_before:
-            continue  # it was called back on its way, which holds for ever
+            continue  # it was called back on its way, which always holds
         changes.append((member, _ended(member, slot, rollout.release)))
     change_members(connection, changes)
     kept = [after for _, after in changes if keeps_it(after, rollout.state, rollout.release)]

@@ -27,7 +27,7 @@ def answer_again(
     reflashed: Mapping[str, Mapping[str, str]],
     classes: Mapping[str, str],
 ) -> None:
-    """Issue documents anew.
+    """Issue documents again.
 
     Args:
         connection: Within a transaction; the devices are locked.
