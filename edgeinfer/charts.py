@@ -178,13 +178,12 @@ def histogram(
     finite = sorted(value for value in (*values, *others) if math.isfinite(value))
     if not finite:
         return empty(title)
-    # The last half percent is drawn in the last bin: one slow run would make all others one bar.
-    low, high = finite[0], finite[int(0.995 * (len(finite) - 1))]
+    low, high, beyond = _range(finite)
     high = high if high > low else low + max(abs(low), 1e-9) * 0.01
     counts = [_counted(each, low, high) for each in (values, others)]
     across = Axis.of([low, high], LEFT, WIDTH - RIGHT, margin=0.0)
     up = Axis.of([0.0, max(map(max, counts))], HEIGHT - BOTTOM, TOP, margin=0.0)
-    parts = [*frame(across, up, x, y)]
+    parts = [*frame(across, up, f"{x}; in the last bar also {beyond} beyond it" if beyond else x, y)]
     width = (high - low) / _BINS
     for kind, set_of in ((6, counts[1]), (0, counts[0])):
         for number, count in enumerate(set_of):
@@ -226,6 +225,20 @@ def _limit(line: Line, across: Axis, up: Axis) -> str:
     at = up.at(line.y or 0.0)
     label = words(LEFT + 4, at - 4, line.label)
     return f"<line x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{at:.1f}' y2='{at:.1f}' style='{style}'/>{label}"
+
+
+def _range(ordered: Sequence[float]) -> tuple[float, float, int]:
+    """Return the lowest and the highest value to draw, and how many are far above it.
+
+    The last half percent is drawn in the last bar, since one slow run would make all others one bar. What is far
+    above nine of ten values is drawn there, too.
+    """
+    low, high = ordered[0], ordered[int(0.995 * (len(ordered) - 1))]
+    usual = ordered[int(0.9 * (len(ordered) - 1))]
+    if high - low <= 6 * (usual - low) or usual <= low:
+        return low, high, 0
+    high = low + 2 * (usual - low)
+    return low, high, sum(value > high for value in ordered)
 
 
 def _counted(values: Sequence[float], low: float, high: float) -> list[int]:

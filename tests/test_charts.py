@@ -95,5 +95,13 @@ def test_a_histogram_counts_every_value():
     assert sum(counts) == 8
 
 
+def test_a_few_slow_runs_do_not_make_all_others_one_bar():
+    values = [1.0 + 0.01 * number for number in range(95)] + [60.0] * 5
+    drawn = histogram(values, title="t", x="ms")
+    assert drawn.count("<rect") > 15
+    assert "in the last bar also 5 beyond it" in drawn
+    assert "beyond" not in histogram([1.0, 2.0, 3.0], title="t", x="ms")
+
+
 def test_nothing_to_show_is_said():
     assert "nothing to show" in scatter([], title="t", x="x", y="y")

@@ -3,53 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from edgeinfer.cli.console import Commands, add_json, print_json, print_report, print_table
-from edgeinfer.cli.inputs import add_shapes, number, shape_values, whole_number
+from edgeinfer.cli.inputs import add_shapes, shape_values, whole_number
+from edgeinfer.cli.limits import add_budget, budget_of
 from edgeinfer.errors import OptionsError
 
-if TYPE_CHECKING:
-    from edgeinfer.budget import Budget
-
-__all__ = ["add_budget", "add_commands", "budget_of"]
-
-# The limits as options: the Budget's name of each, and what its value is.
-_LIMITS: dict[str, tuple[str, Callable[[str], Any], str]] = {
-    "--p50-ms": ("latency_p50_ms", number(above=0), "median latency in ms"),
-    "--p99-ms": ("latency_p99_ms", number(above=0), "99th percentile of the latency in ms"),
-    "--memory": ("peak_bytes", str, "peak memory, such as 120MiB"),
-    "--disk": ("disk_bytes", str, "size on disk, such as 10MB"),
-    "--power-w": ("power_w", number(above=0), "power in W"),
-    "--temperature-c": ("temperature_c", number(), "temperature in °C"),
-    "--max-drop": ("max_drop", number(), "how much of the metric may be lost"),
-    "--min-sqnr-db": ("min_sqnr_db", number(), "least closeness to the original in dB"),
-}
-
-
-def add_budget(parser: argparse.ArgumentParser) -> None:
-    """Add one option for each limit of a Budget."""
-    group = parser.add_argument_group("limits")
-    for option, (limit, kind, what) in _LIMITS.items():
-        group.add_argument(
-            option, dest=limit, type=kind, metavar="MAX" if "min" not in option else "MIN", help=what
-        )
-
-
-def budget_of(arguments: argparse.Namespace) -> Budget:
-    """Return the budget that the options give.
-
-    Raises:
-        OptionsError: A limit is refused, or there is none.
-    """
-    from edgeinfer.budget import Budget
-
-    given = {limit: getattr(arguments, limit) for limit, _, _ in _LIMITS.values()}
-    limits = {limit: value for limit, value in given.items() if value is not None}
-    if not limits:
-        raise OptionsError("There is no limit.", expected=f"at least one of {', '.join(_LIMITS)}")
-    return Budget.from_dict(limits)
+__all__ = ["add_commands"]
 
 
 def add_commands(commands: Commands) -> None:

@@ -21,6 +21,7 @@ from edgeinfer.cli.console import (
     print_table,
 )
 from edgeinfer.cli.inputs import add_feeds, feeds_of, number, whole_number
+from edgeinfer.cli.limits import add_budget, budget_of
 from edgeinfer.errors import BudgetError, OptionsError
 
 if TYPE_CHECKING:
@@ -28,18 +29,6 @@ if TYPE_CHECKING:
     from edgeinfer.model.model import Model
 
 __all__ = ["add_commands"]
-
-# The command's option, the limit of the budget, what it means.
-_LIMITS = (
-    ("--latency-p50-ms", "latency_p50_ms", "median latency"),
-    ("--latency-p99-ms", "latency_p99_ms", "99th percentile of the latency"),
-    ("--max-drop", "max_drop", "how much of the metric of --evaluate may be lost"),
-    ("--min-sqnr-db", "min_sqnr_db", "how close the outputs must stay"),
-)
-_SIZES = (
-    ("--peak", "peak_bytes", "peak memory, such as '120 MiB'"),
-    ("--disk", "disk_bytes", "size on disk"),
-)
 
 
 def add_commands(commands: Commands) -> None:
@@ -51,14 +40,11 @@ def add_commands(commands: Commands) -> None:
                         help="a device profile, or a backend such as openvino:CPU; of several the "
                         "best one is taken")  # fmt: skip
     add_feeds(parser, "--calibration", "representative inputs")
-    for option, name, what in _LIMITS:
-        parser.add_argument(option, dest=name, type=number(), metavar="LIMIT", help=what)
-    for option, name, what in _SIZES:
-        parser.add_argument(option, dest=name, metavar="LIMIT", help=what)
+    add_budget(parser)
     parser.add_argument(
         "--evaluate",
         metavar="MODULE:FUNCTION",
-        help="from an edgeinfer.Model to a metric of which more is better",
+        help="from an edgeinfer.Model to a metric of which more is better; --max-drop is of this",
     )
     parser.add_argument("--minutes", type=number(above=0), help="how long tuning may take, about")
     parser.add_argument("--journal", metavar="FILE", help="go on from it where it is there")
@@ -114,11 +100,11 @@ def tune(arguments: argparse.Namespace) -> None:
     """Tune a model, and write the best version of it."""
     import edgeinfer as ei
 
+    budget = budget_of(arguments)
     model, feeds = _inputs(arguments)
-    limits = {name: getattr(arguments, name) for _, name, _ in (*_LIMITS, *_SIZES)}
     result = ei.tune(
         model,
-        ei.Budget(**limits),
+        budget,
         target=arguments.target if len(arguments.target) > 1 else arguments.target[0],
         calibration=feeds,
         evaluate=_function(arguments.evaluate) if arguments.evaluate else None,

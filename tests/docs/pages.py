@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(DOCS)): path for path in sorted(DOCS.rglob("*.md"))}
 TEXTS = PAGES | {name: ROOT / name for name in ("README.md", "CONTRIBUTING.md")}
+COLUMN = 93  # characters of code that the column of the site shows on a screen of 1300 pixels
 SHELLS = ("bash", "console", "sh")
 
 _BLOCK = re.compile(

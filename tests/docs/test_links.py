@@ -7,7 +7,7 @@ import runpy
 
 import pytest
 
-from tests.docs.pages import DOCS, PAGES, ROOT, TEXTS, anchors, without_code
+from tests.docs.pages import COLUMN, DOCS, PAGES, ROOT, TEXTS, anchors, without_code
 
 CONFIG = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 SITE = re.search(r"^site_url: (.+)$", CONFIG, re.MULTILINE)[1]  # type: ignore[index]
@@ -28,9 +28,6 @@ def leads_to(page: str, link: str) -> tuple[str, str]:
         index = f"{slug}/index.md".lstrip("/")
         return (index if index in PAGES else f"{slug}.md"), anchor
     return str((DOCS / page).parent.joinpath(path).resolve().relative_to(DOCS)), anchor
-
-
-COLUMN = 93  # characters of code that the column of the site shows on a screen of 1300 pixels
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.docs.pages import ROOT
+from tests.docs.pages import COLUMN, ROOT
 
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "examples").glob("*.ipynb"))}
 # What is smaller here.
@@ -79,6 +79,12 @@ def test_outputs_are_stored(name):
     assert any("image/png" in each or "<svg" in "".join(each.get("text/html", "")) for each in data)
     stored = json.dumps(outputs)
     assert not re.search(r"/(root|home|work)/\w", stored), "a path of the machine that ran it"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_code_is_not_wider_than_the_column(name):
+    lines = [line for cell in cells(name) for line in "".join(cell["source"]).splitlines()]
+    assert [line for line in lines if len(line) > COLUMN] == []
 
 
 def test_each_notebook_begins_with_its_title():
