@@ -103,7 +103,12 @@ def check_decisions(records: list[dict]) -> int:
     start = records[0]
     problem = Problem(
         budget=BUDGET,
-        space=Space(precisions=start["precisions"], options=start["options"], narrow=start.get("narrow", ())),
+        space=Space(
+            precisions=start["precisions"],
+            options=start["options"],
+            narrow=start.get("narrow", ()),
+            fixes=start.get("fixes", False),
+        ),
         seed=start["seed"],
         seconds=60 * MINUTES,
         evaluates=True,

@@ -1,7 +1,7 @@
 """Tuning real models: half the float latency with at most one point lost, and a budget that cannot be met.
 
     python benchmarks/tuning.py DATA MODEL BACKEND [--minutes 6] [--folder OUT] [--part 0.5] [--stride 1]
-        [--on ssh://user@host --python PYTHON] [--json FILE] [--free-threads] [--batches 1 4]
+        [--on ssh://user@host --python PYTHON] [--json FILE] [--free-threads] [--batches 1 4] [--fix-shapes]
 
 DATA is as for `real_models.py`. The float latency is measured first, on one thread, by processor time; the
 budget is a part of it, and one point of the task's first metric. Everything runs on one thread, so that a
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from real_models import ours
+from real_models import Run, ours
 from shared_data import baselines
 
 import edgeinfer as ei
@@ -81,9 +81,21 @@ def metric_of(module: Any, name: str, subset: str = "eval") -> Callable[[ei.Mode
 
     def evaluate(model: ei.Model) -> float:
         with ei.load(ei.compile(model)) as session:
-            return float(next(iter(task(ours(session), subset).values())))
+            return float(next(iter(task(one_by_one(ours(session), session), subset).values())))
 
     return evaluate
+
+
+def one_by_one(run: Run, session: ei.Session) -> Run:
+    """Give rows one at a time to a model whose batch was fixed."""
+
+    def rows(feed: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:
+        count = len(next(iter(feed.values())))
+        found = [run({k: array[i : i + 1] for k, array in feed.items()}, outputs) for i in range(count)]
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+    fixed = all(spec.shape is not None and spec.shape[0] == 1 for spec in session.signature.inputs)
+    return rows if fixed else run
 
 
 def float_ms(
@@ -112,6 +124,7 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--free-threads", action="store_true")
     parser.add_argument("--batches", type=int, nargs="*", default=())
+    parser.add_argument("--fix-shapes", action="store_true", help="to those of one row")
     parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--on", help="ssh://user@host of a device that candidates are timed on")
     parser.add_argument("--python", default="python3", help="of the device")
@@ -125,7 +138,11 @@ def main() -> None:
     model = ei.Model.load(arguments.data / "models" / f"{name}.onnx")
     feeds = calibration(module, name, arguments.samples)
     options = get_backend(target.partition(":")[0]).capabilities().threads(1) or {}
-    how = "-free" * arguments.free_threads + "".join(f"-{size}" for size in arguments.batches)
+    how = (
+        "-free" * arguments.free_threads
+        + "-fixed" * arguments.fix_shapes
+        + "".join(f"-{size}" for size in arguments.batches)
+    )
     run = arguments.folder / f"{arguments.model}-{target}-{arguments.part:g}{how}"
     run.mkdir(parents=True, exist_ok=True)
     noted = run / "float_ms.json"
@@ -145,6 +162,7 @@ def main() -> None:
         journal=run / "journal.jsonl",
         options=None if arguments.free_threads else options,
         batches=arguments.batches,
+        fix_shapes=arguments.fix_shapes,
         on=device,
         progress=True,
     )

@@ -53,6 +53,8 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--html", metavar="FILE", help="also write the report as a page")
     parser.add_argument("--batches", nargs="+", type=whole_number(1), default=[], metavar="ROWS",
                         help="sizes of the batch to choose from (default: that of the feeds)")  # fmt: skip
+    parser.add_argument("--fix-shapes", action="store_true",
+                        help="fix open shapes to those of the samples; it takes no others then")  # fmt: skip
     parser.add_argument("--seed", type=whole_number(0), default=0)
     parser.add_argument("--sampler", choices=("built-in", "optuna"), default="built-in",
                         help="what proposes the next candidate")  # fmt: skip
@@ -113,6 +115,7 @@ def tune(arguments: argparse.Namespace) -> None:
         on=ei.devices.connect(arguments.on) if arguments.on else None,
         options=option_values(arguments),
         batches=arguments.batches,
+        fix_shapes=arguments.fix_shapes,
         seed=arguments.seed,
         sampler=arguments.sampler,
     )

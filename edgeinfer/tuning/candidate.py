@@ -40,6 +40,7 @@ class Candidate:
         options: The backend's options that do not change what is computed.
         narrow: The backend's options that do: with them it computes in a narrower type what the graph says
             in float32.
+        fixed: Whether the shapes of the inputs are fixed to those of the feeds.
         batch: Rows of an inference; None: as many as the feeds have.
     """
 
@@ -51,6 +52,7 @@ class Candidate:
     keep_float: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     options: Mapping[str, Any] = attrs.field(factory=dict, converter=_plain)
     narrow: Mapping[str, Any] = attrs.field(factory=dict, converter=_plain)
+    fixed: bool = False
     batch: int | None = None
 
     @property
@@ -78,6 +80,7 @@ class Candidate:
             "keep_float": list(self.keep_float),
             "options": dict(self.options),
             "narrow": dict(self.narrow),
+            "fixed": self.fixed,
             "batch": self.batch,
         }
         return {name: value for name, value in found.items() if value}
@@ -97,5 +100,6 @@ class Candidate:
         count = len(self.keep_float)
         parts += [f"{count} layer{'s' if count > 1 else ''} in float"] * bool(count)
         parts += [f"{name}={value}" for name, value in self.run_options.items()]
+        parts += ["fixed shapes"] * self.fixed
         parts += [f"batch {self.batch}"] * (self.batch is not None)
         return "; ".join(parts)

@@ -59,6 +59,7 @@ class Estimator:
         self._times: dict[tuple[str, str], float] = {}
         for index, candidate in enumerate(baselines):
             found = state.latency_ms(index)
+            # The float model with fixed shapes comes later: where it is there, all candidates are like it.
             if found is not None and not candidate.narrow:
                 self._times[candidate.precision, repr(candidate.options)] = found
         self._float = state.latency_ms(FLOAT)

@@ -19,7 +19,7 @@ from edgeinfer.npz import write_npz
 from edgeinfer.tuning.actions import SAMPLERS
 from edgeinfer.tuning.optuna_sampler import require_optuna
 
-__all__ = ["check_arguments", "in_batches", "keep_inputs", "require_batches"]
+__all__ = ["check_arguments", "in_batches", "keep_inputs", "require_batches", "require_one_shape"]
 
 
 def keep_inputs(model: Model, feeds: Feeds, folder: Path) -> tuple[dict[str, np.ndarray], str]:
@@ -77,6 +77,33 @@ def require_batches(batches: Sequence[int], signature: Signature) -> tuple[int, 
             hint="Export the model with an open batch, or leave `batches` out: that of the feeds counts.",
         )
     return tuple(sorted({int(size) for size in batches}))
+
+
+def require_one_shape(feeds: Feeds, signature: Signature, batches: Sequence[int]) -> bool:
+    """Return whether there is a shape to fix: False where the model leaves none open.
+
+    Raises:
+        OptionsError: Feeds have several shapes, or the batch is to be chosen, too.
+    """
+    if batches:
+        raise OptionsError(
+            "Either shapes are fixed, or the batch is chosen.",
+            where="fix_shapes, batches",
+            hint="Leave `batches` out, and give feeds with the batch that you want.",
+        )
+    found = {tuple(sorted((name, array.shape) for name, array in feed.items())) for feed in feeds}
+    if len(found) > 1:
+        raise OptionsError(
+            "Shapes cannot be fixed to those of the feeds: these have several.",
+            where="fix_shapes",
+            expected="feeds of one shape",
+            found=", ".join(str(dict(shapes)) for shapes in sorted(found, key=repr)[:3]),
+            hint="Pad the feeds to one shape, as your application would, or leave `fix_shapes` out.",
+        )
+    return any(
+        spec.shape is None or not all(isinstance(size, int) for size in spec.shape)
+        for spec in signature.inputs
+    )
 
 
 def in_batches(feeds: Sequence[Mapping[str, np.ndarray]], size: int | None) -> list[dict[str, np.ndarray]]:

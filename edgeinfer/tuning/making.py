@@ -23,6 +23,7 @@ from edgeinfer.quantization.search.sensitivity import sensitivity
 from edgeinfer.runtime.open import load
 from edgeinfer.transforms import (
     CorrectBias,
+    FixShapes,
     FuseBatchNorm,
     PruneChannels,
     PruneHeads,
@@ -84,6 +85,9 @@ def _priced(model: Model, target: Target, shapes: Mapping[str, tuple[int, ...]])
 def transforms_of(candidate: Candidate, target: Target, calibration: Any) -> tuple[Transform, ...]:
     """Return the transforms that a candidate stands for, for the prepared float model."""
     steps: list[Any] = []
+    if candidate.fixed:
+        shapes = {name: array.shape for name, array in calibration.first().items()}
+        steps.append(FixShapes(shapes=shapes))
     if candidate.prune == "channels":
         steps.append(
             PruneChannels(keep_macs=candidate.keep, calibration=calibration, target=target, progress=False)
@@ -145,7 +149,8 @@ def make(
     quantized = quantized_for(model.ir) is not None
     if candidate.precision == "int8" and not quantized:
         return {"outcome": "refused", "reason": "nothing in the model runs in int8 on this target"}
-    if candidate.precision != "float32" and model.digest == prepared.digest:
+    before = recipe.steps[0].digest if candidate.fixed else prepared.digest
+    if candidate.precision != "float32" and model.digest == before:
         return {"outcome": "refused", "reason": f"nothing in the model became {candidate.precision}"}
     whole = Recipe.load(folder / "prepared.recipe").then(recipe)
     model.save(folder / f"{candidate.model_key}.onnx")

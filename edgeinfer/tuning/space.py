@@ -3,8 +3,8 @@
 The list is drawn from the seed, and a candidate's place in it is its index: the same inputs give the same
 list, whatever happened to an earlier run. The first two are the baselines: the float model and the int8
 model, both with the default options; after them come the same two with every other set of options, the float
-model in each narrower type that the device has natively, then each part that may be kept in each precision,
-then variants of int8 in an order drawn from the seed.
+model with fixed shapes and in each narrower type that the device has natively, then each part that may be
+kept in each precision, then variants of int8 in an order drawn from the seed.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Space:
         prunes: What of the model can be pruned: `channels`, `heads`.
         options: Sets of options; the first is the default one.
         narrow: Sets of options that change what is computed; each is tried with each model.
+        fixes: Whether shapes are fixed to those of the feeds, of all but the original.
         sensitive: The names of the layers that int8 would run, the most sensitive first.
     """
 
@@ -51,6 +52,7 @@ class Space:
     prunes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
     options: tuple[Mapping[str, Any], ...] = attrs.field(default=({},), converter=as_tuple)
     narrow: tuple[Mapping[str, Any], ...] = attrs.field(default=(), converter=as_tuple)
+    fixes: bool = False
     sensitive: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
     def __hash__(self) -> int:
@@ -63,14 +65,17 @@ class Space:
     def baselines(self) -> tuple[Candidate, ...]:
         """Return the float and the int8 model with the default options, then with the others.
 
-        Behind them comes the float model in each narrower type.
+        Behind them comes the float model with fixed shapes, and in each narrower type.
         """
         models = [Candidate()]
         if "int8" in self.precisions:
-            models.append(Candidate(precision="int8", method="mse", effort="plain"))
-        plain = [attrs.evolve(model, options=options) for options in self.options for model in models]
-        narrow = [Candidate(options=options, narrow=each) for each in self.narrow for options in self.options]
-        return (*plain, *narrow)
+            models.append(Candidate(precision="int8", method="mse", effort="plain", fixed=self.fixes))
+        more = [Candidate(fixed=True)] * self.fixes
+        more += [Candidate(narrow=narrow, fixed=self.fixes) for narrow in self.narrow]
+        return (
+            *(attrs.evolve(model, options=options) for options in self.options for model in models),
+            *(attrs.evolve(model, options=options) for model in more for options in self.options),
+        )
 
     def every(self) -> list[Candidate]:
         """Return all candidates, in the order of their decisions."""
@@ -97,7 +102,11 @@ class Space:
                     pruned, _METHODS, _EFFORTS, self._float_layers(), self.options
                 )
             ]
-        return [attrs.evolve(each, narrow=narrow) for each in made for narrow in ({}, *self.narrow)]
+        return [
+            attrs.evolve(each, narrow=narrow, fixed=self.fixes)
+            for each in made
+            for narrow in ({}, *self.narrow)
+        ]
 
     def _float_layers(self) -> list[tuple[str, ...]]:
         counts = {round(part * len(self.sensitive)) for part in _FLOAT_PARTS}

@@ -30,7 +30,13 @@ from edgeinfer.tuning.advice import devices_that_fit
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.engine import Engine, Timer
 from edgeinfer.tuning.fork_server import ForkServer, fork_server
-from edgeinfer.tuning.inputs import check_arguments, in_batches, keep_inputs, require_batches
+from edgeinfer.tuning.inputs import (
+    check_arguments,
+    in_batches,
+    keep_inputs,
+    require_batches,
+    require_one_shape,
+)
 from edgeinfer.tuning.journal import Journal
 from edgeinfer.tuning.outcome import Facts, result_of
 from edgeinfer.tuning.recipe import Recipe
@@ -61,6 +67,7 @@ def tune(
     on: RemoteDevice | None = None,
     options: Mapping[str, Any] | None = None,
     batches: Sequence[int] = (),
+    fix_shapes: bool = False,
     seed: int = 0,
     sampler: str = "built-in",
     progress: bool | None = None,
@@ -91,6 +98,9 @@ def tune(
         batches: Sizes of the batch to choose from, such as `(1, 2, 4, 8)`, for a model whose batch is open.
             Limits on latency are for a request, which waits for all of its batch; of what is as accurate and
             keeps the limits, the best one has the most rows in a second. Empty: the batch of the feeds.
+        fix_shapes: Fix the shapes of a model that leaves some open to those of the feeds, of which there must
+            be one only. Some runtimes are much faster then; the result takes no other shapes, in `evaluate`
+            neither.
         seed: Of all random choices: the same seed and journal give the same candidates.
         sampler: What proposes the next candidate: `"built-in"`, or `"optuna"` (needs `edgeinfer[optuna]`).
         progress: Say on stderr what is being done. None: in a terminal or a notebook.
@@ -123,6 +133,7 @@ def tune(
                 on=on,
                 options=options,
                 batches=batches,
+                fix_shapes=fix_shapes,
                 seed=seed,
                 sampler=sampler,
                 progress=progress,
@@ -145,6 +156,7 @@ def tune(
             options=option_sets(capabilities, parsed, cores, fixed),
             # They change the numbers, and those of a device that is elsewhere are not seen.
             narrow=narrow_sets(capabilities, parsed, fixed) if on is None else (),
+            fixes=fix_shapes and require_one_shape(feeds, loaded.signature, sizes),
         ),
         seed=seed,
         seconds=None if minutes is None else 60.0 * minutes,
@@ -174,6 +186,7 @@ def tune(
             "sampler": sampler,
             **({"batches": list(sizes)} if sizes else {}),
             **({"narrow": list(problem.space.narrow)} if problem.space.narrow else {}),
+            **({"fixes": True} if problem.space.fixes else {}),
         }
         _begin(book, start)
         shapes = {name: tuple(array.shape) for name, array in first.items()}
