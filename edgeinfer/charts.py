@@ -230,8 +230,8 @@ def _limit(line: Line, across: Axis, up: Axis) -> str:
 def _range(ordered: Sequence[float]) -> tuple[float, float, int]:
     """Return the lowest and the highest value to draw, and how many are far above it.
 
-    The last half percent is drawn in the last bar, since one slow run would make all others one bar. What is far
-    above nine of ten values is drawn there, too.
+    The last half percent is drawn in the last bar, since one slow run would make all others one bar. What
+    is far above nine of ten values is drawn there, too.
     """
     low, high = ordered[0], ordered[int(0.995 * (len(ordered) - 1))]
     usual = ordered[int(0.9 * (len(ordered) - 1))]
