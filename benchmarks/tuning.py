@@ -3,7 +3,7 @@
     python benchmarks/tuning.py DATA MODEL BACKEND [--minutes 6] [--folder OUT] [--part 0.5] [--stride 1]
         [--on ssh://user@host --python PYTHON] [--json FILE] [--free-threads] [--batches 1 4] [--fix-shapes]
 
-DATA is as for `real_models.py`. The float latency is measured first, on one thread, by processor time; the
+DATA is as for `real_models.py`. The float latency is measured first, on one thread, in turns with int8; the
 budget is a part of it, and one point of the task's first metric. Everything runs on one thread, so that a
 shared machine can be measured; with `--free-threads` tuning chooses their number, and the limit is still a
 part of what float takes on one thread. `--batches` lets it choose the batch. `--stride 2` evaluates on
@@ -27,7 +27,6 @@ from shared_data import baselines
 
 import edgeinfer as ei
 from edgeinfer.backends.registry import get_backend
-from edgeinfer.transforms import FuseBatchNorm, Simplify
 
 MODELS = {
     "mobilenet": "mobilenet_v2_1.0_224",
@@ -99,18 +98,12 @@ def one_by_one(run: Run, session: ei.Session) -> Run:
 
 
 def float_ms(
-    model: ei.Model, target: str, feed: Mapping[str, np.ndarray], options: Mapping[str, Any]
+    model: ei.Model, target: str, feeds: Sequence[Mapping[str, np.ndarray]], options: Mapping[str, Any]
 ) -> float:
-    """The processor time of an inference of the simplified float model that little got in the way of."""
-    prepared = ei.optimize(model, [Simplify(widen_weights=True), FuseBatchNorm()])
-    with ei.load(ei.compile(prepared, target, options=options)) as session:
-        times: list[float] = []
-        end = time.perf_counter() + 3.0  # the first second or so is slower
-        while len(times) < 200 or time.perf_counter() < end:
-            used = time.process_time_ns()
-            session.infer(feed)
-            times.append((time.process_time_ns() - used) / 1e6)
-    return float(np.quantile(times[len(times) // 2 :], 0.1))
+    """The p50 of the simplified float model, as tuning measures it: in turns with int8."""
+    nothing = ei.Budget(latency_p50_ms=1e6)
+    found = ei.tune(model, nothing, target=target, calibration=feeds, minutes=0.01, options=options)
+    return float(found.baseline.latency_p50_ms)
 
 
 def main() -> None:
@@ -147,7 +140,7 @@ def main() -> None:
     run.mkdir(parents=True, exist_ok=True)
     noted = run / "float_ms.json"
     if not noted.exists():
-        noted.write_text(json.dumps(float_ms(model, target, feeds[0], options)))
+        noted.write_text(json.dumps(float_ms(model, target, feeds, options)))
     base_ms = json.loads(noted.read_text())
     budget = ei.Budget(latency_p50_ms=arguments.part * base_ms, disk_bytes=arguments.disk, max_drop=POINT)
     device = ei.devices.connect(arguments.on, python=arguments.python) if arguments.on else None

@@ -17,7 +17,9 @@ from edgeinfer.tuning.state import Made, State
 
 __all__ = [
     "WORTH_DB",
+    "by_exchange",
     "entrants",
+    "keeps_limits",
     "latency_limit",
     "next_batch",
     "next_rung",
@@ -128,12 +130,23 @@ def ranking(state: State, problem: Problem, indices: Iterable[int]) -> list[int]
     able = list(indices)
     if math.isfinite(latency_limit(problem.budget)):
         return sorted(able, key=lambda index: _rank(state, problem, index))
+    return by_exchange(state, problem, able)
+
+
+def by_exchange(state: State, problem: Problem, indices: Iterable[int]) -> list[int]:
+    """Return what was timed: each rate of exchange between time and closeness has its best in turn."""
+    able = list(indices)
     close = {index: min(made.rank_db or 0.0, 60.0) for index, made in entrants(state, problem).items()}
     times = {index: math.log2(state.latency_ms(index) or math.inf) for index in able}
     orders = [
         sorted(able, key=lambda index: (weight * times[index] - close[index], index)) for weight in WORTH_DB
     ]
     return list(dict.fromkeys(itertools.chain.from_iterable(zip(*orders, strict=True))))
+
+
+def keeps_limits(state: State, problem: Problem, index: int) -> bool:
+    """Return whether a candidate that was timed keeps the limits, but for that on the metric."""
+    return _rank(state, problem, index)[0] <= 1.0
 
 
 def _rank(state: State, problem: Problem, index: int) -> tuple[float, ...]:

@@ -55,6 +55,7 @@ def result_of(state: State, problem: Problem, facts: Facts) -> TuningResult:
     """Return the result of a journal."""
     made = entrants(state, problem)
     final_ones = set(survivors(state))
+    final_ones |= {index for index in state.metrics if index in made}
     estimator = Estimator(state, problem.space.baselines())
     shown = {
         index: each

@@ -12,7 +12,8 @@ killed goes on as if nothing had happened. The order:
 4. Successive halving: time the best in turns, keep half, time longer. Of a model with several sets of options
    the fastest one takes part.
 5. Time the survivors with larger batches, where these were asked for.
-6. Evaluate the survivors with the user's metric, and measure their memory.
+6. Evaluate the survivors with the user's metric, and measure their memory. Where none of them keeps the
+   budget, evaluate a few others that are slower and closer, too: they show how near it comes.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ from edgeinfer.tuning.closeness import ClosenessGuess
 from edgeinfer.tuning.estimate import Estimator
 from edgeinfer.tuning.halving import (
     WORTH_DB,
+    by_exchange,
     entrants,
+    keeps_limits,
     latency_limit,
     next_batch,
     next_rung,
@@ -65,6 +68,7 @@ _SENSITIVITY_PER_LAYER, _SENSITIVITY_PART = 0.1, 0.15
 _PROBE = 4  # so many new ones are timed together
 _RUNS = {"baseline": 40, "probe": 20}
 _DRAWN_FROM = 10
+_INSTEAD = 3  # evaluated where no survivor keeps the budget
 
 
 def space_of(state: State, problem: Problem) -> Space:
@@ -209,6 +213,26 @@ def _known_ms(state: State, estimator: Estimator, made: Made) -> float | None:
     return estimate.latency_ms if estimate is not None else measured
 
 
+def _instead(state: State, problem: Problem) -> list[int]:
+    """Return others than the survivors that are worth evaluating because no survivor keeps the budget."""
+    most, metrics = problem.budget.max_drop, state.metrics
+    original = metrics.get(FLOAT)
+    left = survivors(state)
+    if most is None or original is None:
+        return []
+    for index in left:
+        metric = metrics.get(same_model(index))
+        if metric is not None and original - metric <= most and keeps_limits(state, problem, index):
+            return []
+    slowest = state.latency_ms(FLOAT) or math.inf
+    others = [
+        index
+        for index, made in entrants(state, problem).items()
+        if index not in left and made.outcome == "ok" and (state.latency_ms(index) or math.inf) < slowest
+    ]
+    return by_exchange(state, problem, others)[:_INSTEAD]
+
+
 def _ok(state: State, candidate: Candidate) -> bool:
     made = state.made.get(candidate.model_key)
     return made is not None and made.outcome == "ok"
@@ -227,6 +251,11 @@ def _last(state: State, problem: Problem) -> Action | None:
         for index in order:
             if same_model(index) not in state.metrics:
                 return Evaluate(same_model(index), candidates[same_model(index)])
+        instead = _instead(state, problem)
+        order += instead
+        for index in instead:
+            if index not in state.metrics:
+                return Evaluate(index, candidates[index])
     for index in order:
         if index not in state.peaks:
             return MeasureMemory(index, candidates[index])

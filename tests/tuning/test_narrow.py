@@ -19,19 +19,20 @@ from tests.tuning.simulated import World, run
 BF16 = {"inference_precision": "bf16"}
 SPACE = Space(precisions=("float32", "int8"), options=({}, {"slow": 1.5}), narrow=(BF16,))
 
+FACTS = Facts(
+    target="openvino",
+    where="here",
+    devices=lambda _: [],
+    shapes={"x": (1, 3, 64, 64)},
+    open_sides=False,
+    load=lambda _: None,
+)
+
 
 def best_of(**budget: float):
     of = Problem(budget=ei.Budget(**budget), space=SPACE, evaluates=True)
     records = run(of, World())
-    facts = Facts(
-        target="openvino",
-        where="here",
-        devices=lambda _: [],
-        shapes={"x": (1, 3, 64, 64)},
-        open_sides=False,
-        load=lambda _: None,
-    )
-    return result_of(State.of(records), of, facts).best.candidate, records
+    return result_of(State.of(records), of, FACTS).best.candidate, records
 
 
 def test_the_narrow_float_model_wins_where_it_is_fast_enough_and_closer_than_int8():

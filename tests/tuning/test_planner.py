@@ -197,6 +197,16 @@ def test_a_budget_that_cannot_be_met_says_how_near_it_came_and_what_would_help()
     assert caught.value.facts["advice"]
 
 
+def test_where_what_is_fast_enough_is_too_inaccurate_it_is_known_how_near_the_accurate_ones_come():
+    of = problem(budget=ei.Budget(latency_p50_ms=1.6, max_drop=0.01))
+    found = result(run(of, World()), of)
+    assert not found.met
+    accurate = [t for t in found.trials if t.drop is not None and t.drop <= 0.01 and t.index != FLOAT]
+    assert min(trial.latency_p50_ms for trial in accurate) < 0.6 * found.baseline.latency_p50_ms
+    assert "latency_p50_ms" in found.advice[0].limit
+    assert "int8" in found.advice[0].limit
+
+
 def test_a_limit_that_nobody_measured_is_not_kept():
     of = problem(budget=ei.Budget(latency_p50_ms=9.0, power_w=5.0))
     found = result(run(of, World()), of)
