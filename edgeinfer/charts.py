@@ -146,7 +146,7 @@ def bars(items: Iterable[Bar], *, title: str, unit: str, legend: Sequence[tuple[
     for number, each in enumerate(shown):
         y = TOP + row * number
         length = each.value / most * (WIDTH - left - 90) if 0 < each.value < math.inf else 0.0
-        parts.append(words(left - 6, y + 12, short(each.name), "end"))
+        parts.append(words(left - 6, y + 12, short(each.name, 30), "end"))
         parts.append(
             f"<rect x='{left}' y='{y + 2}' width='{length:.1f}' height='{row - 5}' "
             f"style='fill:{colour(each.kind)}'><title>{escaped(each.label or each.name)}</title></rect>"

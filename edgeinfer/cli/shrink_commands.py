@@ -131,7 +131,7 @@ def tune(arguments: argparse.Namespace) -> None:
         print_table(result.table())
     if not result.met:
         raise BudgetError(
-            "No candidate keeps the budget; nothing is written.",
+            "No candidate keeps the budget; no model is written.",
             found="; ".join(each.limit for each in result.advice if each.limit) or None,
         )
     path = result.best.model.save(arguments.output)

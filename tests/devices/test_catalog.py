@@ -118,7 +118,7 @@ def test_units_and_modes_say_what_there_is():
 
 def test_a_name_that_is_nearly_right_is_answered_with_the_right_one():
     with pytest.raises(TargetError) as caught:
-        Target.parse("raspberry-pi5")
+        ei.Target.parse("raspberry-pi5")
     assert "raspberry-pi-5" in caught.value.hint
 
 
