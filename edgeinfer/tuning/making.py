@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeinfer.devices.profile import Target
+from edgeinfer.errors import EdgeInferError
 from edgeinfer.estimate.calibration import reference
 from edgeinfer.estimate.workload import workload
 from edgeinfer.feeds.feeds import Feeds
@@ -67,9 +68,19 @@ def prepare(folder: Path, target: Target, shapes: Mapping[str, tuple[int, ...]])
         "digest": model.digest,
         "layers": [[node.node, node.op_type, node.macs] for node in stock.nodes if node.macs],
         "prunes": prunes,
+        "changes_nothing": _without_effect(model, target),
         "weight_bytes": stock.weight_bytes,
         "pruned": {str(keep): ratio for keep, ratio in _priced(model, target, shapes).items()},
     }
+
+
+def _without_effect(model: Model, target: Target) -> list[str]:
+    """Return `dynamic` where it finds nothing in the model, so that it is not tried in pruned ones either."""
+    try:
+        steps = Recipe.record(model, transforms_of(Candidate(precision="dynamic"), target, None))[1].steps
+    except EdgeInferError:
+        return []  # the candidate fails, and says why
+    return [] if steps else ["dynamic"]
 
 
 def _priced(model: Model, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> dict[float, float]:

@@ -74,7 +74,9 @@ _INSTEAD = 3  # evaluated where no survivor keeps the budget
 def space_of(state: State, problem: Problem) -> Space:
     """Return the space, with what the journal says of the model."""
     sensitive = tuple(node for node, _ in state.sensitivity or ())
-    return attrs.evolve(problem.space, prunes=state.prunes, sensitive=sensitive)
+    useless = state.prepared.get("changes_nothing", ())
+    precisions = tuple(each for each in problem.space.precisions if each not in useless)
+    return attrs.evolve(problem.space, precisions=precisions, prunes=state.prunes, sensitive=sensitive)
 
 
 def next_action(state: State, problem: Problem) -> Action:

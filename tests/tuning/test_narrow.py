@@ -9,9 +9,10 @@ import edgeinfer as ei
 from edgeinfer.backends.protocol import DeviceInfo
 from edgeinfer.backends.registry import get_backend
 from edgeinfer.devices.profile import Target
-from edgeinfer.tuning.actions import Problem
+from edgeinfer.tuning.actions import Prepare, Problem
 from edgeinfer.tuning.candidate import Candidate
 from edgeinfer.tuning.outcome import Facts, result_of
+from edgeinfer.tuning.planner import space_of
 from edgeinfer.tuning.space import FLOAT, Space, narrow_sets
 from edgeinfer.tuning.state import State
 from tests.tuning.simulated import World, run
@@ -63,6 +64,14 @@ def test_the_float_model_is_a_baseline_in_it_too():
     assert {each.precision for each in narrow} == {"float32"}
     assert [each.options for each in narrow] == list(SPACE.options)
     assert any(each.narrow and each.precision == "int8" for each in SPACE.candidates(0))
+
+
+@pytest.mark.parametrize("useless", [[], ["dynamic"]])
+def test_a_precision_that_finds_nothing_in_the_model_is_not_drawn(useless):
+    of = Problem(budget=ei.Budget(), space=attrs.evolve(SPACE, precisions=("float32", "int8", "dynamic")))
+    state = State.of([{"kind": "start"}, {**World().do(Prepare()), "changes_nothing": useless}])
+    drawn = {each.precision for each in space_of(state, of).candidates(0)}
+    assert ("dynamic" in drawn) != bool(useless)
 
 
 @pytest.mark.parametrize(
