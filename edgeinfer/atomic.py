@@ -255,10 +255,12 @@ def _locked_draft(parent: Path, name: str, create: Callable[[Path], int]) -> tup
         draft = parent / f".{name}.{os.urandom(6).hex()}.draft"
         try:
             descriptor = create(draft)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             if not parent.is_dir():
-                raise
+                raise _renamed(error, parent / name) from None
             continue  # another process took it for an abandoned one
+        except OSError as error:
+            raise _renamed(error, parent / name) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -271,6 +273,11 @@ def _locked_draft(parent: Path, name: str, create: Callable[[Path], int]) -> tup
                     return draft, descriptor
         os.close(descriptor)
     raise OSError(errno.EBUSY, "Drafts are removed as soon as they are made", str(parent))
+
+
+def _renamed(error: OSError, path: Path) -> OSError:
+    """Return the error with the name that the caller knows instead of the draft's."""
+    return type(error)(error.errno, error.strerror, str(path))
 
 
 def _create_folder(path: Path) -> int:

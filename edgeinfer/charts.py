@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import final
+from typing import TypeAlias, final
 
 import attrs
 
@@ -122,7 +122,7 @@ def scatter(
             f"<circle {at} r='{each.size:.1f}' style='fill:{colour(each.kind)};fill-opacity:0.8'>"
             f"<title>{escaped(each.label)}</title></circle>"
         )
-    parts += _marks(shown, across, up)
+    parts += _marks(shown, across, up, [_label_place(line, across) for line in lines if line.x is not None])
     parts += legend_of(legend, y=height - 6)
     return picture(title, parts, height)
 
@@ -146,7 +146,7 @@ def bars(items: Iterable[Bar], *, title: str, unit: str, legend: Sequence[tuple[
     for number, each in enumerate(shown):
         y = TOP + row * number
         length = each.value / most * (WIDTH - left - 90) if 0 < each.value < math.inf else 0.0
-        parts.append(words(left - 6, y + 12, short(each.name), "end"))
+        parts.append(words(left - 6, y + 12, short(each.name, 30), "end"))
         parts.append(
             f"<rect x='{left}' y='{y + 2}' width='{length:.1f}' height='{row - 5}' "
             f"style='fill:{colour(each.kind)}'><title>{escaped(each.label or each.name)}</title></rect>"
@@ -200,9 +200,11 @@ def histogram(
     return picture(title, parts, HEIGHT)
 
 
-def _marks(points: Sequence[Point], across: Axis, up: Axis) -> Iterable[str]:
-    """Write words beside points; where two would lie upon each other, the second one is below its point."""
-    taken: list[tuple[float, float, float]] = []  # left, right, height
+_Place: TypeAlias = "tuple[float, float, float]"  # of a text: left, right, height
+
+
+def _marks(points: Sequence[Point], across: Axis, up: Axis, taken: list[_Place]) -> Iterable[str]:
+    """Write words beside points; where one would lie upon another text, it is below its point."""
     for each in points:
         if not each.mark:
             continue
@@ -219,8 +221,8 @@ def _limit(line: Line, across: Axis, up: Axis) -> str:
     style = f"stroke:{COLOURS[4]};stroke-width:1.5"
     if line.x is not None:
         at = across.at(line.x)
-        fits = at + 4 + LETTER * len(line.label) < WIDTH
-        label = words(at + (4 if fits else -4), TOP + 11, line.label, "start" if fits else "end")
+        left, right, height = _label_place(line, across)
+        label = words(left, height, line.label) if left > at else words(right, height, line.label, "end")
         return f"<line x1='{at:.1f}' x2='{at:.1f}' y1='{TOP}' y2='{HEIGHT - BOTTOM}' style='{style}'/>{label}"
     at = up.at(line.y or 0.0)
     label = words(LEFT + 4, at - 4, line.label)
@@ -239,6 +241,14 @@ def _range(ordered: Sequence[float]) -> tuple[float, float, int]:
         return low, high, 0
     high = low + 2 * (usual - low)
     return low, high, sum(value > high for value in ordered)
+
+
+def _label_place(line: Line, across: Axis) -> _Place:
+    """Return where the label of a vertical line lies: beside its upper end, within the picture."""
+    at, width = across.at(line.x or 0.0), LETTER * len(line.label)
+    return (
+        (at + 4, at + 4 + width, TOP + 11) if at + 4 + width < WIDTH else (at - 4 - width, at - 4, TOP + 11)
+    )
 
 
 def _counted(values: Sequence[float], low: float, high: float) -> list[int]:

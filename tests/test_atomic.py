@@ -248,3 +248,11 @@ def test_readers_beside_a_writer_see_one_artifact_or_the_other(tmp_path):
         assert int(writer.stdout.read()) > 10
     assert set(seen) == {one.digest, two.digest}
     assert names(tmp_path) == ["one", "shared", "two"]
+
+
+@pytest.mark.parametrize("write", [lambda path: write_file(path, b"x"), lambda path: write_folder(path, {})])
+def test_an_error_names_the_path_and_not_the_draft(write, tmp_path):
+    path = tmp_path / "missing" / "report.html"
+    with pytest.raises(FileNotFoundError) as caught:
+        write(path)
+    assert caught.value.filename == str(path)

@@ -83,6 +83,15 @@ def test_marks_of_points_that_are_close_do_not_cover_each_other():
     assert abs(heights["best"] - heights["float"]) >= 12
 
 
+def test_a_mark_does_not_cover_the_label_of_a_limit():
+    points = [Point(x=1.0, y=0.0), Point(x=5.7, y=1.0, mark="float")]
+    drawn = scatter(points, title="t", x="ms", y="metric", lines=[Line(label="limit 5.91 ms", x=5.91)])
+    heights = {
+        text.text: float(text.get("y")) for text in ET.fromstring(drawn).iter() if text.tag.endswith("text")
+    }
+    assert abs(heights["float"] - heights["limit 5.91 ms"]) >= 12
+
+
 def test_bars_are_as_long_as_their_values_say():
     root = parsed(bars([Bar(name="a", value=1), Bar(name="b", value=4)], title="t", unit="ms"))
     lengths = [float(rect.get("width")) for rect in root.iter(f"{SVG}rect")]

@@ -57,6 +57,19 @@ def test_outputs_to_what_is_no_file(capsys, edge, tmp_path):
     assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
 
 
+@pytest.mark.parametrize("command", ["optimize", "tune", "quantize", "prune", "compile", "run", "demo"])
+def test_where_to_write_is_checked_before_the_work(capsys, command, net, edge, tmp_path, monkeypatch):
+    """A command that computes for an hour must not find out at its end that the folder is not there."""
+    monkeypatch.setattr("edgeinfer.model.model.Model.load", lambda *_: pytest.fail("it began to work"))
+    out = tmp_path / "no" / "out"
+    option = {"run": "--output", "demo": "--html"}.get(command, "-o")
+    target = ["--target", "onnxruntime"] if command in ("tune", "quantize", "prune") else []
+    source = {"run": [edge], "demo": []}.get(command, [net])
+    assert "there is no such folder" in fails(capsys, command, *source, *target, option, out)
+    if command != "compile":
+        assert "is a directory" in fails(capsys, command, *source, *target, option, tmp_path)
+
+
 def test_outputs_of_any_name_and_dtype(capsys, tmp_path):
     text = """<ir_version: 10, opset_import: ["": 21]>
     net (string[2] x, float[2] f) => (string[2] file, float[2] allow_pickle) {

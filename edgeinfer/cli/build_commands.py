@@ -16,7 +16,7 @@ from edgeinfer.cli.console import (
     print_line,
     print_table,
 )
-from edgeinfer.cli.inputs import add_feeds, feeds_of
+from edgeinfer.cli.inputs import add_feeds, feeds_of, new_file, new_path
 from edgeinfer.errors import OptionsError
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ def add_commands(commands: Commands) -> None:
     """Add the commands."""
     parser = commands.add_parser("optimize", help="apply transforms to a model, or the recipe of a target")
     parser.add_argument("model", metavar="MODEL", help="an .onnx file")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the .onnx file to write")
+    parser.add_argument(
+        "-o", "--output", required=True, type=new_file, metavar="OUT", help="the .onnx file to write"
+    )
     parser.add_argument("--transform", nargs="+", action="extend", metavar="NAME",
                         help="transforms in order, such as Simplify FuseBatchNorm 'FixShapes({\"N\": 1})'; "
                         "without any, the recipe of the target")  # fmt: skip
@@ -47,7 +49,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("model", metavar="MODEL", help="an .onnx file")
     parser.add_argument("-b", "--backend", help="such as openvino or openvino:GPU; default: the best here")
     parser.add_argument("--device", help="the device name within the backend")
-    parser.add_argument("-o", "--output", metavar="OUT",
+    parser.add_argument("-o", "--output", type=new_path, metavar="OUT",
                         help="the directory to write (default: MODEL with .edge)")  # fmt: skip
     parser.add_argument("--untrusted", action="store_true",
                         help="read and compile it in a child process of limited time and memory")  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from edgeinfer.cli.console import Commands, add_json, print_json, print_report, print_table
-from edgeinfer.cli.inputs import add_shapes, shape_values, whole_number
+from edgeinfer.cli.inputs import add_shapes, new_file, shape_values, whole_number
 from edgeinfer.cli.limits import add_budget, budget_of
 from edgeinfer.errors import OptionsError
 
@@ -32,6 +32,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--calibration", metavar="FILE", help="what --calibrate wrote on that machine")
     parser.add_argument(
         "--calibrate",
+        type=new_file,
         metavar="FILE",
         help="measure synthetic nets on this machine's target first, and write the prices of its kernels",
     )

@@ -1,9 +1,10 @@
-"""Arguments that say what to run, which several commands take: feeds, shapes, numbers."""
+"""Arguments that several commands take: feeds, shapes, numbers, and where to write."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,16 @@ if TYPE_CHECKING:
     from edgeinfer.feeds.preprocessing import Preprocessing
     from edgeinfer.feeds.shapes import Shapes
 
-__all__ = ["add_feeds", "add_shapes", "feeds_of", "number", "shape_values", "whole_number"]
+__all__ = [
+    "add_feeds",
+    "add_shapes",
+    "feeds_of",
+    "new_file",
+    "new_path",
+    "number",
+    "shape_values",
+    "whole_number",
+]
 
 
 def add_feeds(parser: argparse.ArgumentParser, name: str, what: str) -> None:
@@ -91,6 +101,27 @@ def add_shapes(parser: argparse.ArgumentParser, *, batch: bool = True) -> None:
 def shape_values(arguments: argparse.Namespace) -> Shapes | None:
     """Return what `--shape` gave."""
     return dict(arguments.shape) or None
+
+
+def new_file(text: str) -> str:
+    """Check for argparse that a file can be written there: before the work whose result it is to hold."""
+    path = Path(text)
+    if path.is_dir():
+        raise OptionsError("The file cannot be written: it is a directory.", where=text)
+    is_device = path.exists() and not path.is_file()
+    return text if is_device else new_path(text)
+
+
+def new_path(text: str) -> str:
+    """The same for a file or a folder."""
+    folder = Path(text).absolute().parent
+    if not folder.is_dir():
+        raise OptionsError(
+            "It cannot be written: there is no such folder.", where=text, expected=f"the folder {folder}"
+        )
+    if not os.access(folder, os.W_OK):
+        raise OptionsError("It cannot be written: its folder is not writable.", where=text)
+    return text
 
 
 def whole_number(least: int) -> Callable[[str], int]:

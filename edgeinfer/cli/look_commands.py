@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from edgeinfer.cli.console import Commands, add_json, print_json, print_line, print_report, print_table
-from edgeinfer.cli.inputs import add_feeds, add_shapes, feeds_of, number, shape_values, whole_number
+from edgeinfer.cli.inputs import add_feeds, add_shapes, feeds_of, new_file, number, shape_values, whole_number
 
 __all__ = ["add_commands"]
 
@@ -44,7 +44,7 @@ def add_commands(commands: Commands) -> None:
                         help="how many agents, at least 12 (default: 20)")  # fmt: skip
     parser.add_argument("--minutes", type=number(above=0), default=0.15, metavar="M",
                         help="how long to tune for each class, about (default: 0.15)")  # fmt: skip
-    parser.add_argument("--html", metavar="FILE", default="edgeinfer-demo.html",
+    parser.add_argument("--html", type=new_file, metavar="FILE", default="edgeinfer-demo.html",
                         help="where to write the page (default: edgeinfer-demo.html)")  # fmt: skip
     add_json(parser)
     parser.set_defaults(run=demo)

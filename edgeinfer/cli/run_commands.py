@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeinfer.atomic import write_file
 from edgeinfer.cli.console import Commands, add_json, add_options, option_values, print_json, print_table
-from edgeinfer.cli.inputs import add_feeds, add_shapes, feeds_of, number, shape_values, whole_number
+from edgeinfer.cli.inputs import add_feeds, add_shapes, feeds_of, new_file, number, shape_values, whole_number
 from edgeinfer.errors import InputError, OptionsError, SessionError
 from edgeinfer.npz import write_npz
 
@@ -33,7 +33,9 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--input", action="append", default=[], metavar="NAME=FILE",
                         help="an input from an .npy file, or all from one .npz file; may be repeated; "
                         "without any, inputs are made up")  # fmt: skip
-    parser.add_argument("--output", metavar="FILE", help="the .npz file to write the outputs to")
+    parser.add_argument(
+        "--output", type=new_file, metavar="FILE", help="the .npz file to write the outputs to"
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 

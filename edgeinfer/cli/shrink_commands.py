@@ -20,7 +20,7 @@ from edgeinfer.cli.console import (
     print_report,
     print_table,
 )
-from edgeinfer.cli.inputs import add_feeds, feeds_of, number, whole_number
+from edgeinfer.cli.inputs import add_feeds, feeds_of, new_file, new_path, number, whole_number
 from edgeinfer.cli.limits import add_budget, budget_of
 from edgeinfer.errors import BudgetError, OptionsError
 
@@ -35,7 +35,9 @@ def add_commands(commands: Commands) -> None:
     """Add the commands."""
     parser = commands.add_parser("tune", help="find the version of a model that keeps a budget")
     parser.add_argument("model", metavar="MODEL", help="an .onnx file")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the .onnx file to write")
+    parser.add_argument(
+        "-o", "--output", required=True, type=new_file, metavar="OUT", help="the .onnx file to write"
+    )
     parser.add_argument("--target", required=True, nargs="+",
                         help="a device profile, or a backend such as openvino:CPU; of several the "
                         "best one is taken")  # fmt: skip
@@ -47,10 +49,10 @@ def add_commands(commands: Commands) -> None:
         help="from an edgeinfer.Model to a metric of which more is better; --max-drop is of this",
     )
     parser.add_argument("--minutes", type=number(above=0), help="how long tuning may take, about")
-    parser.add_argument("--journal", metavar="FILE", help="go on from it where it is there")
+    parser.add_argument("--journal", type=new_file, metavar="FILE", help="go on from it where it is there")
     parser.add_argument("--on", metavar="URL", help="time on this device: ssh://user@host")
-    parser.add_argument("--recipe", metavar="FOLDER", help="also write how the model was made")
-    parser.add_argument("--html", metavar="FILE", help="also write the report as a page")
+    parser.add_argument("--recipe", type=new_path, metavar="FOLDER", help="also write how the model was made")
+    parser.add_argument("--html", type=new_file, metavar="FILE", help="also write the report as a page")
     parser.add_argument("--batches", nargs="+", type=whole_number(1), default=[], metavar="ROWS",
                         help="sizes of the batch to choose from (default: that of the feeds)")  # fmt: skip
     parser.add_argument("--fix-shapes", action="store_true",
@@ -91,7 +93,9 @@ def add_commands(commands: Commands) -> None:
 def _writes(commands: Commands, name: str, what: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=what)
     parser.add_argument("model", metavar="MODEL", help="an .onnx file")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the .onnx file to write")
+    parser.add_argument(
+        "-o", "--output", required=True, type=new_file, metavar="OUT", help="the .onnx file to write"
+    )
     parser.add_argument("--target", help="a device profile, or a backend such as openvino")
     add_feeds(parser, "--calibration", "representative inputs")
     add_json(parser)
@@ -127,7 +131,7 @@ def tune(arguments: argparse.Namespace) -> None:
         print_table(result.table())
     if not result.met:
         raise BudgetError(
-            "No candidate keeps the budget; nothing is written.",
+            "No candidate keeps the budget; no model is written.",
             found="; ".join(each.limit for each in result.advice if each.limit) or None,
         )
     path = result.best.model.save(arguments.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import final
 
 import attrs
@@ -52,12 +53,14 @@ class Target:
         backend, _, device = value.partition(":")
         if backend in backends():
             return cls(backend=backend, device=device)
+        near = difflib.get_close_matches(value.lower(), [*backends(), *catalog], n=3)
+        hints = [*catalog.problems, *([f"Is {' or '.join(near)} meant?"] if near else [])]
         raise TargetError(
             f"There is no target {value!r}.",
-            expected=f"a device profile ({', '.join(catalog)}) or a backend ({', '.join(backends())}), "
-            "with or without :DEVICE",
+            expected=f"a backend ({', '.join(backends())}), with or without :DEVICE, "
+            f"or a device profile ({', '.join(catalog)})",
             found=value,
-            hint="; ".join(catalog.problems) or None,
+            hint="; ".join(hints) or None,
         )
 
     def __str__(self) -> str:

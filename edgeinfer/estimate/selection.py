@@ -189,7 +189,6 @@ def select(
     if not sources:
         raise OptionsError("There is no device to choose among.", where="candidates", expected="at least one")
     backends = dict.fromkeys(_backend(source) for source in sources)
-    backends = dict.fromkeys(_backend(source) for source in sources)
     works = {name: workload(model, shapes=shapes, batch=batch, target=name) for name in backends}
     fits = []
     for source in sources:
@@ -202,7 +201,7 @@ def select(
         if verdict.broken:
             precisions = profile.precisions if profile is not None else frozenset({"float32", "int8"})
             tried = remedies(work, source, precisions)
-            remedy = next((r for r in tried if not judge(r.estimate, limits, memory).broken), None)
+            remedy = next((r for r in tried if _helps(judge(r.estimate, limits, memory), verdict)), None)
         fits.append(
             Fit(
                 target=found.target,
@@ -216,6 +215,11 @@ def select(
     fits.sort(key=lambda fit: (fit.verdict.rank, -fit.verdict.ratio))
     name = next(iter(works.values())).name
     return Selection(model=name, budget=limits, fits=fits)
+
+
+def _helps(changed: Verdict, before: Verdict) -> bool:
+    """Whether a change keeps all limits of which there is an estimate, and leaves none without one."""
+    return not changed.broken and not set(changed.unknown) - set(before.unknown)
 
 
 def _source(candidate: Candidate) -> Source:

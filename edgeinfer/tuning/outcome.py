@@ -74,6 +74,7 @@ def result_of(state: State, problem: Problem, facts: Facts) -> TuningResult:
     }
     advice = () if chosen is not None else _advice(list(trials.values()), final_ones, facts)
     space = space_of(state, problem)
+    candidates = space.candidates(problem.seed)
     gone = dropped(state, problem) if state.latency_ms(FLOAT) is not None else {}
     sqnr = dict(state.sensitivity or ())
     return TuningResult(
@@ -84,7 +85,7 @@ def result_of(state: State, problem: Problem, facts: Facts) -> TuningResult:
         pareto=_pareto([trials[index] for index in sorted(final_ones) if index in trials]),
         chosen=chosen.index if chosen is not None else None,
         advice=advice,
-        candidates=len(space.candidates(problem.seed)),
+        candidates=len(candidates),
         dropped=len(gone),
         clock=state.clock,
         seconds=state.seconds,
@@ -92,7 +93,7 @@ def result_of(state: State, problem: Problem, facts: Facts) -> TuningResult:
             (layer.node, layer.op_type, layer.macs, sqnr.get(layer.node)) for layer in state.layers or ()
         ),
         layer_us=state.layer_us.get(chosen.index if chosen is not None else FLOAT, {}),
-        notes=(*facts.notes, *_notes(state, problem)),
+        notes=(*facts.notes, *_notes(state, problem, all_dropped=len(gone) >= len(candidates))),
     )
 
 
@@ -232,7 +233,7 @@ def _ratio(violation: Violation) -> float:
     return violation.ratio if violation.ratio is not None and math.isfinite(violation.ratio) else 10.0
 
 
-def _notes(state: State, problem: Problem) -> list[str]:
+def _notes(state: State, problem: Problem, *, all_dropped: bool) -> list[str]:
     notes = []
     if state.pressed:
         worst = max(rung.pressure or 0.0 for rung in state.rungs)
@@ -249,7 +250,10 @@ def _notes(state: State, problem: Problem) -> list[str]:
         )
     first = len(problem.space.baselines())
     over = problem.seconds is not None and state.seconds >= MAKING_PART * problem.seconds
-    if over and all(made.trial < first for made in state.made.values()):
+    only_baselines = all(made.trial < first for made in state.made.values())
+    if only_baselines and all_dropped:
+        notes.append("every other candidate is beyond a limit by its estimate, so none was made")
+    elif only_baselines and over:
         notes.append(
             f"{(problem.seconds or 0) / 60:.3g} minutes were too few: they were over when the baselines had "
             "been measured, and no other candidate was made"

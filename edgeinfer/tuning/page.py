@@ -105,9 +105,9 @@ def _verdict(result: _Shown) -> str:
 def _kind(result: _Shown, trial: Trial) -> int:
     if trial.index == result.chosen:
         return _BEST
-    if trial.index in result.pareto:
-        return _PARETO
-    return _LOST if any(not violation.not_measured for violation in trial.violations) else _OTHER
+    if any(not violation.not_measured for violation in trial.violations):
+        return _LOST  # also of the Pareto set, which is of all candidates: the dashed line has them
+    return _PARETO if trial.index in result.pareto else _OTHER
 
 
 def _label(trial: Trial) -> str:

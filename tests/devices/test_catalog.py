@@ -116,6 +116,12 @@ def test_units_and_modes_say_what_there_is():
         ei.devices.profiles()["intel-core-ultra"].on("dla")
 
 
+def test_a_name_that_is_nearly_right_is_answered_with_the_right_one():
+    with pytest.raises(TargetError) as caught:
+        ei.Target.parse("raspberry-pi5")
+    assert "raspberry-pi-5" in caught.value.hint
+
+
 def test_a_target_with_a_unit_and_a_mode_survives_text():
     target = ei.Target.parse("jetson-agx-orin:dla@MODE_30W")
     assert target.device == "DLA"

@@ -19,7 +19,7 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "examples").glob("*.ipyn
 # What is smaller here.
 IN_TESTS = {
     "fit_a_budget": {
-        "MINUTES = 0.5": "MINUTES = 0.02",
+        "MINUTES = 1.0": "MINUTES = 0.02",
         "draw_surfaces(16": "draw_surfaces(4",
         "draw_surfaces(120": "draw_surfaces(12",
     },

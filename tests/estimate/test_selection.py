@@ -54,6 +54,15 @@ def test_a_power_mode_is_a_remedy():
     assert fit.remedy.estimate["power_w"].value == 15
 
 
+def test_a_change_of_which_the_limit_is_not_known_is_no_remedy():
+    """MODE_50W has no clock of the CPU in the catalog, so no latency."""
+    orin = "jetson-agx-orin-64gb:cpu"
+    assert "latency_p50_ms" not in estimate(convolutions(), "jetson-agx-orin-64gb:cpu@MODE_50W").figures
+    fit = select(convolutions(), Budget(latency_p50_ms=1e-4), candidates=[orin])[orin]
+    assert fit.verdict.broken
+    assert fit.remedy is None
+
+
 def test_where_nothing_helps_that_is_said():
     found = select(convolutions(), Budget(disk_bytes=100), candidates=["raspberry-pi-5"])
     assert found.best is None

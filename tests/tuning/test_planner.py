@@ -237,6 +237,14 @@ def test_too_few_minutes_are_said():
     assert not any("too few" in note for note in result(run(problem(), World()), problem()).notes)
 
 
+def test_where_every_estimate_is_beyond_the_limit_that_is_said_and_not_the_time():
+    of = problem(budget=ei.Budget(latency_p50_ms=1e-4), seconds=20.0)
+    found = result(run(of, World()), of)
+    assert found.dropped == found.candidates
+    assert not any("too few" in note for note in found.notes)
+    assert any("every other candidate is beyond a limit by its estimate" in note for note in found.notes)
+
+
 def test_options_are_taken_from_the_baseline_that_was_fastest():
     of = problem(space=attrs.evolve(SPACE, options=({}, {"slow": 0.5})))
     records = run(of, World())
