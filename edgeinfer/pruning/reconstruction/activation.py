@@ -6,9 +6,11 @@ Sun 2015 ("Accelerating Very Deep Convolutional Networks") do: where the wanted 
 lie where the function is flat, the present one is wanted; where it has a slope, the part of the difference
 that is seen behind it. With y wanted, z present, f the function and t the new target,
 
-    (t - W x)² >= (f(y) - f(W x))², equal at the present W,
+    (t - W x)² + c >= (f(y) - f(W x))²
 
-so that a step that lessens the one lessens the other.
+with a c that does not depend on W. Where y and z lie beyond the same bound, both sides are equal at the
+present W x = z, so that a step that lessens the one lessens the other; elsewhere t is f(y) or y, and the left
+side is a bound on the right.
 """
 
 from __future__ import annotations
@@ -42,11 +44,8 @@ class Bend:
 
     def target(self, wanted: np.ndarray, present: np.ndarray) -> np.ndarray:
         """Return what to fit, given the function's input in the float model and in the present one."""
-        below = np.where(
-            present <= self.low,
-            present + self.slope**2 * (wanted - present),
-            self.low + self.slope * (wanted - self.low),
-        )
+        seen = self.low + self.slope * (wanted - self.low) if math.isfinite(self.low) else wanted
+        below = np.where(present <= self.low, present + self.slope**2 * (wanted - present), seen)
         above = np.where(present >= self.high, present, self.high)
         result: np.ndarray = np.where(
             wanted < self.low, below, np.where(wanted > self.high, above, wanted)
