@@ -15,7 +15,7 @@ from edgeinfer.estimate.estimate import Band
 from edgeinfer.estimate.features import BLOCKS, add_up
 from edgeinfer.estimate.fit import cross_validated, fit_prices
 from edgeinfer.estimate.samples import PRECISIONS, Sample, forms, measure
-from edgeinfer.estimate.synthetic import synthetic_net
+from edgeinfer.estimate.synthetic import calibration_net, synthetic_net
 from edgeinfer.estimate.workload import Workload
 from edgeinfer.runtime.machine import describe_machine
 from edgeinfer.runtime.memory import memory
@@ -62,7 +62,7 @@ def calibrate(
     require_available(get_backend(parsed.backend))
     samples: list[Sample] = []
     for number in track(range(nets), "Measuring nets", progress=progress):
-        models = forms(synthetic_net(number), [parsed], precisions, gains_only=False)
+        models = forms(calibration_net(number), [parsed], precisions, gains_only=False)
         samples += measure(
             f"synthetic-{number}",
             models,
@@ -95,7 +95,7 @@ def fit_calibration(
     measured = [1e3 * s.ratio * probe_ms for s in own]
     tried = {}
     for block in BLOCKS:
-        rows = [add_up(s.work.kernels, block=block) for s in own]
+        rows = [add_up(s.work.kernels, block=block, open_shapes=s.work.open_shapes) for s in own]
         ratios = cross_validated(rows, measured, [s.net for s in own])
         error = float(np.mean(np.minimum(np.abs(np.log(ratios)), _MOST_ERROR)))
         tried[error] = block, rows, ratios

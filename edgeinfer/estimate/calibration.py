@@ -24,6 +24,7 @@ from edgeinfer.plain_json import parse_json
 __all__ = ["Calibration", "MemoryPrices", "reference"]
 
 _FORMAT = "edgeinfer.calibration/1"
+_WORTH_FIXING = 1.05
 _RECURRENT = "it has recurrent layers, whose time is measured and not estimated"
 
 
@@ -101,7 +102,7 @@ class Calibration:
 
     def latency_us(self, work: Workload) -> float:
         """Return the estimated latency in µs."""
-        return priced(add_up(work.kernels, block=self.block), self.prices_us)
+        return priced(add_up(work.kernels, block=self.block, open_shapes=work.open_shapes), self.prices_us)
 
     def estimate(self, work: Workload) -> Estimate:
         """Estimate latency and memory of a workload on the machine that was calibrated.
@@ -117,6 +118,7 @@ class Calibration:
             figures["latency_p50_ms"] = Figure(
                 value=self.latency_us(work) / 1e3, basis="calibrated", band=band
             )
+            notes += self._open_note(work)
             if work.precision not in self.bands:
                 notes.append(f"no net in {work.precision} was measured")
         memory = self.memory.get(work.precision) or next(iter(self.memory.values()), None)
@@ -127,6 +129,13 @@ class Calibration:
         return Estimate(
             model=work.name, target=self.target, precision=work.precision, figures=figures, notes=notes
         )
+
+    def _open_note(self, work: Workload) -> list[str]:
+        """Say what open shapes cost, where they do."""
+        fixed = self.latency_us(attrs.evolve(work, open_shapes=False))
+        if self.latency_us(work) < _WORTH_FIXING * fixed:
+            return []
+        return [f"its shapes are left open; fixed (FixShapes) it would take about {fixed / 1e3:.3g} ms"]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-compatible values."""

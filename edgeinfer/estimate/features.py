@@ -8,6 +8,8 @@ dearly than others. So what few nets have still gets a price. What is known of r
 - Channels that fill no block of the runtime's layout send a convolution to another, slower kernel.
 - A matrix product with one row reads each weight for one product: it is a kind of its own.
 - Weights that do not fit a cache are read from further away at every run.
+- Where a model leaves sizes open (mostly that of the batch), shapes are worked out at each run, and memory is
+  not planned before: each kernel and each tensor costs more.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ _FEW_CHANNELS = 4
 # What fits a core's own cache, and about its share of the one that all cores have.
 _CACHES_MB = (0.5, 4.0)
 _BLOCKED = ("conv", "pointwise", "depthwise")
+_OPEN = ("calls", "moved_mb")
 _MEGA = 1e6
 
 
@@ -80,12 +83,23 @@ def _up(count: int, block: int) -> float:
     return math.ceil(count / block) * block / count if count else 1.0
 
 
-def add_up(kernels: Iterable[Kernel], *, block: int = BLOCKS[0]) -> dict[str, float]:
-    """Return the features of a net: of all its kernels together, and one call of the runtime."""
+def add_up(
+    kernels: Iterable[Kernel], *, block: int = BLOCKS[0], open_shapes: bool = False
+) -> dict[str, float]:
+    """Return the features of a net: of all its kernels together, and one call of the runtime.
+
+    Args:
+        kernels: The kernels of the net.
+        block: Channels that are computed together.
+        open_shapes: The model leaves sizes open, which each kernel and each tensor then pay for.
+    """
     own = tuple(kernels)
     weights_mb = sum(kernel.weight_bytes for kernel in own) / _MEGA
     total = {"run/calls": 1.0}
     for kernel in own:
-        for name, value in features(kernel, weights_mb, block=block).items():
+        found = features(kernel, weights_mb, block=block)
+        if open_shapes:
+            found |= {f"open/{kernel.precision}/{n}": found[f"any/{kernel.precision}/{n}"] for n in _OPEN}
+        for name, value in found.items():
             total[name] = total.get(name, 0.0) + value
     return total
