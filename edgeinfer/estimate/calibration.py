@@ -87,6 +87,7 @@ class Calibration:
         memory: By precision, what memory costs; empty where it was not measured.
         clock: `process` for processor time, `wall` for time on the wall.
         block: Channels that the machine's kernels compute together (`edgeinfer.estimate.features.BLOCKS`).
+        integer_block: Likewise output channels in int8; None: as many as in float.
     """
 
     target: str
@@ -99,10 +100,17 @@ class Calibration:
     memory: Mapping[str, MemoryPrices] = attrs.field(factory=dict, repr=False)
     clock: str = "process"
     block: int = BLOCKS[0]
+    integer_block: int | None = None
 
     def latency_us(self, work: Workload) -> float:
         """Return the estimated latency in µs."""
-        return priced(add_up(work.kernels, block=self.block, open_shapes=work.open_shapes), self.prices_us)
+        row = add_up(
+            work.kernels,
+            block=self.block,
+            integer_block=self.integer_block,
+            open_shapes=work.open_shapes,
+        )
+        return priced(row, self.prices_us)
 
     def estimate(self, work: Workload) -> Estimate:
         """Estimate latency and memory of a workload on the machine that was calibrated.

@@ -60,8 +60,8 @@ def cross_validated(
     """
     names = list(groups)
     order = {name: index for index, name in enumerate(dict.fromkeys(names))}
-    # Neighbours together: the calibration's nets take turns by family, and a fold of each fifth net would hold
-    # all nets of two families.
+    # Neighbours together: the calibration's nets take turns by family, so that each fifth net would be all
+    # nets of two families.
     fold = np.array([order[name] * folds // len(order) for name in names])
     ratios = np.ones(len(rows))
     for held in range(folds):

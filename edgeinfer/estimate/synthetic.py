@@ -24,7 +24,7 @@ _TRIES = 200
 
 
 def calibration_net(number: int) -> Model:
-    """Return net `number` of the calibration set: a third of them, of all families, leave their batch open."""
+    """Return net `number` of the calibration set: a third of each family leaves its batch open."""
     net = synthetic_net(number)
     return open_batch(net) if number // len(FAMILIES) % 3 == 1 else net
 
