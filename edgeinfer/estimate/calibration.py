@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, final
 
@@ -21,7 +19,7 @@ from edgeinfer.estimate.fit import priced
 from edgeinfer.estimate.workload import Workload
 from edgeinfer.plain_json import parse_json
 
-__all__ = ["Calibration", "MemoryPrices", "reference"]
+__all__ = ["Calibration", "MemoryPrices"]
 
 _FORMAT = "edgeinfer.calibration/1"
 _WORTH_FIXING = 1.05
@@ -216,15 +214,3 @@ class Calibration:
 
     def _repr_html_(self) -> str:
         return self.table().to_html()
-
-
-@cache
-def reference(backend: str) -> Calibration:
-    """Return the calibration that comes with edgeinfer: of the backend, or of ONNX Runtime for others.
-
-    It tells how kernels compare with each other, for scaling from a measured baseline. Its milliseconds are
-    those of one old machine.
-    """
-    folder = files("edgeinfer.estimate").joinpath("data")
-    name = f"{backend}.json" if folder.joinpath(f"{backend}.json").is_file() else "onnxruntime.json"
-    return Calibration.from_dict(parse_json(folder.joinpath(name).read_text(encoding="utf-8")))

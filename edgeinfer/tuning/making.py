@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeinfer.devices.profile import Target
-from edgeinfer.estimate.calibration import reference
+from edgeinfer.estimate.reference import local_reference
 from edgeinfer.estimate.workload import workload
 from edgeinfer.feeds.feeds import Feeds
 from edgeinfer.graph.build import compile_model
@@ -74,7 +74,7 @@ def prepare(folder: Path, target: Target, shapes: Mapping[str, tuple[int, ...]])
 def _priced(model: Model, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> dict[float, float]:
     """Return the part of the latency that is left for each part of the products, by the prices of kernels."""
     work = workload(model, shapes=shapes, target=target)
-    prices = reference(target.backend)
+    prices = local_reference(target.backend)
     whole = prices.latency_us(work)
     if not whole:
         return {}
