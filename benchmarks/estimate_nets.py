@@ -15,7 +15,7 @@ import attrs
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import EdgeInferError
 from edgeinfer.estimate.samples import PRECISIONS, Sample, forms, measure
-from edgeinfer.estimate.synthetic import synthetic_net
+from edgeinfer.estimate.synthetic import calibration_net
 from edgeinfer.model.model import Model
 from edgeinfer.transforms import FixShapes, FuseBatchNorm, PruneChannels, PruneHeads, Simplify
 
@@ -60,7 +60,7 @@ class Nets:
             for number in range(count)
             for sample in self._measured(
                 f"synthetic-{number}",
-                lambda n=number: synthetic_net(n),
+                lambda n=number: calibration_net(n),
                 {},
                 with_memory=number % 4 == 0,
                 gains_only=False,

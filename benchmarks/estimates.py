@@ -46,9 +46,9 @@ def of(samples: Sequence[Sample], target: str, precision: str) -> list[Sample]:
 
 
 def latency_table(
-    synthetic: Sequence[Sample], real: Sequence[Sample], calibrations: dict[str, Calibration]
+    title: str, synthetic: Sequence[Sample], real: Sequence[Sample], calibrations: dict[str, Calibration]
 ) -> None:
-    print("\nlatency of real models, calibrated: estimate / measured (ms)")
+    print(f"\nlatency of real models {title}, calibrated: estimate / measured (ms)")
     everything: list[float] = []
     for target in TARGETS:
         unit = probe_ms(synthetic, target)
@@ -79,6 +79,13 @@ def latency_table(
     print(f"recurrent nets, which are not estimated, would be: {', '.join(f'{r:.2f}' for r in off)}")
 
 
+def fixed(real: Sequence[Sample], pruned: Sequence[Sample]) -> list[Sample]:
+    """Return the real models with fixed shapes: unpruned ones of the variants, and those that come so."""
+    found = [s for s in pruned if s.net.endswith("@1")]
+    names = {s.net.removesuffix("@1") for s in found}
+    return found + [s for s in real if not s.work.open_shapes and s.net not in names]
+
+
 RIVALS: dict[str, Callable[[Sample], dict[str, float]]] = {
     "products alone": lambda s: {"macs": float(s.work.macs)},
     "products, bytes and kernels": lambda s: {
@@ -95,6 +102,7 @@ def scaled_table(pruned: Sequence[Sample], calibrations: dict[str, Calibration])
         ratios, inside = [], []
         for target in TARGETS:
             for precision in PRECISIONS if same else ("int8",):
+                before = len(ratios)
                 bases = {s.net: s for s in of(pruned, target, precision if same else "float32")}
                 for s in of(pruned, target, precision):
                     base = bases.get(f"{s.net.split('@')[0]}@1")
@@ -105,6 +113,7 @@ def scaled_table(pruned: Sequence[Sample], calibrations: dict[str, Calibration])
                     figure = scaled.estimate(s.work)["latency_p50_ms"]
                     ratios.append(figure.value / s.ratio)
                     inside.append(figure.low <= s.ratio <= figure.high)
+                print(summary(f"  {target} {precision}", ratios[before:]))
         print(summary(label, ratios), f" in the band: {np.mean(inside):4.0%}" if inside else "")
 
 
@@ -137,7 +146,8 @@ def main() -> None:
         print(f"{name}: {calibration.nets} nets on {calibration.machine}; held-out synthetic nets {bands}")
         if arguments.save:
             calibration.save(arguments.save / f"{name}.json")
-    latency_table(synthetic, real, calibrations)
+    latency_table("as exported (most leave their batch open)", synthetic, real, calibrations)
+    latency_table("with fixed shapes", synthetic, fixed(real, pruned), calibrations)
     scaled_table(pruned, calibrations)
     memory_table(real, calibrations)
 

@@ -12,10 +12,10 @@ from edgeinfer.display import track
 from edgeinfer.errors import OptionsError
 from edgeinfer.estimate.calibration import Calibration, MemoryPrices
 from edgeinfer.estimate.estimate import Band
-from edgeinfer.estimate.features import BLOCKS, add_up
+from edgeinfer.estimate.features import BLOCKS, INTEGER_BLOCKS, add_up
 from edgeinfer.estimate.fit import cross_validated, fit_prices
 from edgeinfer.estimate.samples import PRECISIONS, Sample, forms, measure
-from edgeinfer.estimate.synthetic import synthetic_net
+from edgeinfer.estimate.synthetic import calibration_net, synthetic_net
 from edgeinfer.estimate.workload import Workload
 from edgeinfer.runtime.machine import describe_machine
 from edgeinfer.runtime.memory import memory
@@ -62,7 +62,7 @@ def calibrate(
     require_available(get_backend(parsed.backend))
     samples: list[Sample] = []
     for number in track(range(nets), "Measuring nets", progress=progress):
-        models = forms(synthetic_net(number), [parsed], precisions, gains_only=False)
+        models = forms(calibration_net(number), [parsed], precisions, gains_only=False)
         samples += measure(
             f"synthetic-{number}",
             models,
@@ -93,13 +93,7 @@ def fit_calibration(
     capabilities = get_backend(parsed.backend).capabilities()
     probe_ms = float(np.percentile([s.probe_ms for s in own], _IDLE_PERCENT))
     measured = [1e3 * s.ratio * probe_ms for s in own]
-    tried = {}
-    for block in BLOCKS:
-        rows = [add_up(s.work.kernels, block=block) for s in own]
-        ratios = cross_validated(rows, measured, [s.net for s in own])
-        error = float(np.mean(np.minimum(np.abs(np.log(ratios)), _MOST_ERROR)))
-        tried[error] = block, rows, ratios
-    block, rows, ratios = tried[min(tried)]
+    block, integer_block, rows, ratios = _best_blocks(own, measured)
     precisions = dict.fromkeys(s.precision for s in own)
     return Calibration(
         target=str(parsed),
@@ -112,7 +106,32 @@ def fit_calibration(
         memory=_memory(own, process_bytes if process_bytes is not None else _process_bytes(parsed)),
         clock="process" if own[0].threads == 1 else "wall",
         block=block,
+        integer_block=integer_block,
     )
+
+
+def _best_blocks(
+    own: Sequence[Sample], measured: Sequence[float]
+) -> tuple[int, int | None, list[dict[str, float]], np.ndarray]:
+    """Return the blocks that explain held-out nets best, the features with them, and measured / estimated."""
+    nets = [s.net for s in own]
+
+    def tried(block: int, integer_block: int | None) -> tuple[float, list[dict[str, float]], np.ndarray]:
+        rows = [
+            add_up(s.work.kernels, block=block, integer_block=integer_block, open_shapes=s.work.open_shapes)
+            for s in own
+        ]
+        ratios = cross_validated(rows, measured, nets)
+        return float(np.mean(np.minimum(np.abs(np.log(ratios)), _MOST_ERROR))), rows, ratios
+
+    floats = {block: tried(block, None) for block in BLOCKS}
+    block = min(floats, key=lambda size: floats[size][0])
+    found: dict[int | None, tuple[float, list[dict[str, float]], np.ndarray]] = {None: floats[block]}
+    if any(s.precision == "int8" for s in own):
+        found |= {size: tried(block, size) for size in INTEGER_BLOCKS if size > block}
+    integer_block = min(found, key=lambda size: found[size][0])
+    _, rows, ratios = found[integer_block]
+    return block, integer_block, rows, ratios
 
 
 def band_of(ratios: np.ndarray) -> Band:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, final
 
@@ -21,9 +19,10 @@ from edgeinfer.estimate.fit import priced
 from edgeinfer.estimate.workload import Workload
 from edgeinfer.plain_json import parse_json
 
-__all__ = ["Calibration", "MemoryPrices", "reference"]
+__all__ = ["Calibration", "MemoryPrices"]
 
 _FORMAT = "edgeinfer.calibration/1"
+_WORTH_FIXING = 1.05
 _RECURRENT = "it has recurrent layers, whose time is measured and not estimated"
 
 
@@ -86,6 +85,7 @@ class Calibration:
         memory: By precision, what memory costs; empty where it was not measured.
         clock: `process` for processor time, `wall` for time on the wall.
         block: Channels that the machine's kernels compute together (`edgeinfer.estimate.features.BLOCKS`).
+        integer_block: Likewise output channels in int8; None: as many as in float.
     """
 
     target: str
@@ -98,10 +98,17 @@ class Calibration:
     memory: Mapping[str, MemoryPrices] = attrs.field(factory=dict, repr=False)
     clock: str = "process"
     block: int = BLOCKS[0]
+    integer_block: int | None = None
 
     def latency_us(self, work: Workload) -> float:
         """Return the estimated latency in µs."""
-        return priced(add_up(work.kernels, block=self.block), self.prices_us)
+        row = add_up(
+            work.kernels,
+            block=self.block,
+            integer_block=self.integer_block,
+            open_shapes=work.open_shapes,
+        )
+        return priced(row, self.prices_us)
 
     def estimate(self, work: Workload) -> Estimate:
         """Estimate latency and memory of a workload on the machine that was calibrated.
@@ -117,6 +124,7 @@ class Calibration:
             figures["latency_p50_ms"] = Figure(
                 value=self.latency_us(work) / 1e3, basis="calibrated", band=band
             )
+            notes += self._open_note(work)
             if work.precision not in self.bands:
                 notes.append(f"no net in {work.precision} was measured")
         memory = self.memory.get(work.precision) or next(iter(self.memory.values()), None)
@@ -127,6 +135,13 @@ class Calibration:
         return Estimate(
             model=work.name, target=self.target, precision=work.precision, figures=figures, notes=notes
         )
+
+    def _open_note(self, work: Workload) -> list[str]:
+        """Say what open shapes cost, where they do."""
+        fixed = self.latency_us(attrs.evolve(work, open_shapes=False))
+        if self.latency_us(work) < _WORTH_FIXING * fixed:
+            return []
+        return [f"its shapes are left open; fixed (FixShapes) it would take about {fixed / 1e3:.3g} ms"]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-compatible values."""
@@ -199,15 +214,3 @@ class Calibration:
 
     def _repr_html_(self) -> str:
         return self.table().to_html()
-
-
-@cache
-def reference(backend: str) -> Calibration:
-    """Return the calibration that comes with edgeinfer: of the backend, or of ONNX Runtime for others.
-
-    It tells how kernels compare with each other, for scaling from a measured baseline. Its milliseconds are
-    those of one old machine.
-    """
-    folder = files("edgeinfer.estimate").joinpath("data")
-    name = f"{backend}.json" if folder.joinpath(f"{backend}.json").is_file() else "onnxruntime.json"
-    return Calibration.from_dict(parse_json(folder.joinpath(name).read_text(encoding="utf-8")))

@@ -11,8 +11,9 @@ from edgeinfer.budget import format_bytes
 from edgeinfer.devices.device_profile import DeviceProfile
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import TargetError
-from edgeinfer.estimate.calibration import Calibration, reference
+from edgeinfer.estimate.calibration import Calibration
 from edgeinfer.estimate.estimate import Band, Estimate, Figure
+from edgeinfer.estimate.reference import reference
 from edgeinfer.estimate.roofline import CATALOG_BAND, roofline_ms
 from edgeinfer.estimate.scaled import Baseline, Scaled
 from edgeinfer.estimate.workload import Workload, workload

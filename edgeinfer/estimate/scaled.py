@@ -17,8 +17,9 @@ import attrs
 
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import OptionsError
-from edgeinfer.estimate.calibration import Calibration, reference
+from edgeinfer.estimate.calibration import Calibration
 from edgeinfer.estimate.estimate import Band, Estimate, Figure
+from edgeinfer.estimate.reference import local_reference
 from edgeinfer.estimate.workload import Workload, workload
 from edgeinfer.feeds.shapes import Shapes
 from edgeinfer.model.model import Model, ModelSource
@@ -89,7 +90,7 @@ class Scaled:
         baselines: At least one; best one for each precision.
         target: Where they were measured, which is also where the variants will run.
         calibration: How the target's kernels compare; None for the one of its runtime that comes with
-            edgeinfer.
+            edgeinfer, for a CPU with AVX-512 where this machine has it.
         shapes: The sizes that the baselines were measured with.
 
     Raises:
@@ -108,7 +109,7 @@ class Scaled:
         self._baselines = tuple(baselines)
         if not self._baselines:
             raise OptionsError("Scaling needs a measured baseline.", expected="at least one")
-        self._calibration = calibration or reference(self.target.backend)
+        self._calibration = calibration or local_reference(self.target.backend)
         self._shapes = shapes
         self._priced = {id(b): self._calibration.latency_us(b.work) for b in self._baselines}
 
@@ -153,7 +154,7 @@ class Scaled:
 
     def _peak(self, work: Workload, base: Baseline) -> Figure:
         """Return the baseline's peak and what the variant adds to it, by the calibration's memory prices."""
-        memory = self._calibration.memory or reference(self.target.backend).memory
+        memory = self._calibration.memory or local_reference(self.target.backend).memory
         own = memory.get(work.precision) or next(iter(memory.values()))
         theirs = memory.get(base.work.precision) or own
         assert base.peak_bytes is not None

@@ -17,14 +17,20 @@ from edgeinfer.estimate.synthetic_sequences import dense, encoder, series
 from edgeinfer.graph.macs import node_macs
 from edgeinfer.model.model import Model
 
-__all__ = ["FAMILIES", "synthetic_net"]
+__all__ = ["FAMILIES", "calibration_net", "open_batch", "synthetic_net"]
 
 MIN_MACS, MAX_MACS = 5e4, 5e8
 _TRIES = 200
 
 
+def calibration_net(number: int) -> Model:
+    """Return net `number` of the calibration set: a third of each family leaves its batch open."""
+    net = synthetic_net(number)
+    return open_batch(net) if number // len(FAMILIES) % 3 == 1 else net
+
+
 def synthetic_net(number: int) -> Model:
-    """Return net `number` of the calibration set."""
+    """Return a net that is made from its number alone, with fixed shapes."""
     names = list(FAMILIES)
     family = FAMILIES[names[number % len(names)]]
     for attempt in range(_TRIES):
@@ -36,6 +42,27 @@ def synthetic_net(number: int) -> Model:
         if wanted / 2 <= macs <= wanted * 2:
             return model
     raise AssertionError(f"no net {number}")  # the families span the range
+
+
+def open_batch(model: Model) -> Model:
+    """Return a synthetic net that leaves the size of its batch open, as most exported nets do.
+
+    Runtimes then work out shapes at each run, and cannot plan all memory before.
+    """
+    graph = (copy := model.copy_ir()).graph
+    for node in graph:
+        if node.op_type == "Reshape" and (sizes := node.inputs[1]) is not None:
+            assert sizes.const_value is not None
+            array = sizes.const_value.numpy().copy()
+            array[0] = 0  # as it comes
+            sizes.const_value = ir.tensor(array, name=sizes.name)
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+    for value in (*graph.inputs, *graph.outputs):
+        assert value.shape is not None
+        value.shape = ir.Shape(["N", *value.shape[1:]])
+    return Model.from_ir(copy)
 
 
 def _image(b: NetBuilder, rng: Rng, low: int = 24, high: int = 288) -> ir.Value:

@@ -37,6 +37,7 @@ class Workload:
         kernels: Its kernels in execution order.
         file_bytes: About the size of its file.
         plan_bytes: The least memory of its activations.
+        open_shapes: Whether the model leaves sizes of its inputs open, which costs time at each run.
         recurrent: Whether it has recurrent layers, whose time is not estimated.
         notes: What could not be counted.
     """
@@ -46,6 +47,7 @@ class Workload:
     kernels: tuple[Kernel, ...] = attrs.field(converter=as_tuple, repr=False)
     file_bytes: int
     plan_bytes: int
+    open_shapes: bool = False
     recurrent: bool = False
     notes: tuple[str, ...] = attrs.field(default=(), converter=as_tuple)
 
@@ -169,6 +171,7 @@ def workload(
         kernels=kernels,
         file_bytes=loaded.nbytes + nodes * _NODE_BYTES,
         plan_bytes=plan_memory(static.graph).peak_bytes,
+        open_shapes=not loaded.signature.is_static,
         recurrent=any(kernel.kind == "recurrent" for kernel in kernels),
         notes=notes,
     )

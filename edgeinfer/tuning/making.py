@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeinfer.devices.profile import Target
 from edgeinfer.errors import EdgeInferError
-from edgeinfer.estimate.calibration import reference
+from edgeinfer.estimate.reference import local_reference
 from edgeinfer.estimate.workload import workload
 from edgeinfer.feeds.feeds import Feeds
 from edgeinfer.graph.build import compile_model
@@ -86,7 +86,7 @@ def _without_effect(model: Model, target: Target) -> list[str]:
 def _priced(model: Model, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> dict[float, float]:
     """Return the part of the latency that is left for each part of the products, by the prices of kernels."""
     work = workload(model, shapes=shapes, target=target)
-    prices = reference(target.backend)
+    prices = local_reference(target.backend)
     whole = prices.latency_us(work)
     if not whole:
         return {}

@@ -10,15 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeinfer.devices import Calibration, Target, calibrate, estimate
+from edgeinfer.devices import Calibration, Target, calibrate, estimate, local
 from edgeinfer.errors import OptionsError
 from edgeinfer.estimate.calibrate import fit_calibration, fit_memory
-from edgeinfer.estimate.calibration import reference
 from edgeinfer.estimate.features import BLOCKS, add_up
 from edgeinfer.estimate.fit import cross_validated, fit_prices, priced
-from edgeinfer.estimate.samples import Sample, forms, measure
-from edgeinfer.estimate.synthetic import synthetic_net
+from edgeinfer.estimate.reference import local_reference, reference
+from edgeinfer.estimate.samples import Sample, forms, measure, steady_ratio
+from edgeinfer.estimate.synthetic import calibration_net, open_batch, synthetic_net
 from edgeinfer.estimate.workload import Workload, workload
+from edgeinfer.feeds.generate import generate_feeds
+from edgeinfer.graph.build import compile_model
+from edgeinfer.runtime.open import load
 from tests.estimate.nets import convolutions, separable
 
 
@@ -44,6 +47,19 @@ def test_held_out_nets_are_not_seen_by_their_fit():
     rows = [{"run": 1.0, f"only{i}": 1.0} for i in range(10)]
     ratios = cross_validated(rows, [1.0 + i for i in range(10)], [str(i) for i in range(10)])
     assert np.abs(ratios - 1).max() > 0.5  # the feature of its own that explains a net is never known
+
+
+def test_each_fold_has_nets_of_all_families():
+    """The calibration's nets take turns by family; a family that no fit has seen would get no price."""
+    rows = [{"run": 1.0, f"family{i % 5}": 1.0} for i in range(40)]
+    ratios = cross_validated(rows, [1.0 + 2 * (i % 5) for i in range(40)], [str(i) for i in range(40)])
+    assert np.abs(ratios - 1).max() < 0.1
+
+
+def test_only_turns_in_which_the_machine_was_fast_count():
+    busy = np.arange(40) % 4 != 0  # slows the probe by 2, the net by 1.2
+    assert steady_ratio(np.where(busy, 12.0, 10.0), np.where(busy, 2.0, 1.0)) == 10.0
+    assert steady_ratio([10.0], [2.0]) == 5.0
 
 
 def sample(number: int, latency_ms: float, added_bytes: int | None = None) -> Sample:
@@ -89,6 +105,44 @@ def test_a_calibration_finds_how_many_channels_a_machine_computes_together(fitte
     found = fit_calibration(samples, "onnxruntime", process_bytes=50e6)
     assert found.block == block
     assert Calibration.from_dict(json.loads(json.dumps(found.to_dict()))).block == block
+
+
+def test_a_calibration_finds_what_open_shapes_cost(fitted):
+    samples = []
+    for each in fitted[0]:
+        kernels = len(each.work.kernels)
+        opened = attrs.evolve(each.work, open_shapes=True)
+        samples += [
+            attrs.evolve(each, added_bytes=None, ratio=0.02 + 0.01 * kernels),
+            attrs.evolve(each, added_bytes=None, ratio=0.02 + 0.03 * kernels, work=opened),
+        ]
+    found = fit_calibration(samples, "onnxruntime", process_bytes=50e6)
+    work = attrs.evolve(workload(convolutions()), open_shapes=True)
+    fixed = attrs.evolve(work, open_shapes=False)
+    more = found.latency_us(work) - found.latency_us(fixed)
+    assert more == pytest.approx(20 * len(work.kernels), rel=0.1)
+    assert any("FixShapes" in note for note in found.estimate(work).notes)
+    assert not any("FixShapes" in note for note in found.estimate(fixed).notes)
+
+
+def test_a_third_of_the_nets_leave_their_batch_open():
+    opened = [number for number in range(30) if not calibration_net(number).signature.is_static]
+    assert opened == list(range(10, 20))
+
+
+@pytest.mark.parametrize("number", [14, 17])  # with reshapes: a pyramid, attention
+def test_an_open_net_computes_what_the_fixed_one_does(number):
+    fixed = synthetic_net(number)
+    feed = generate_feeds(fixed.signature)[0]
+    outputs = []
+    for net in (fixed, open_batch(fixed)):
+        with load(compile_model(net, "onnxruntime")) as session:
+            outputs.append(list(session.infer(feed).values()))
+    for one, other in zip(*outputs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    open_work, work = (workload(net, target="onnxruntime") for net in (open_batch(fixed), fixed))
+    assert open_work.open_shapes
+    assert attrs.evolve(open_work, open_shapes=False, file_bytes=work.file_bytes) == work
 
 
 def test_an_estimate_has_basis_and_band(fitted):
@@ -153,9 +207,19 @@ def test_a_calibration_has_integer_kernels_of_nets_that_gain_nothing_from_them()
     assert {"depthwise", "pointwise"} <= {k.kind for k in work.kernels if k.precision == "int8"}
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "numpy-reference"])
-def test_the_references_price_every_kind_of_net(backend):
-    calibration = reference(backend)
+def test_a_reference_is_of_a_cpu_with_vectors_as_wide():
+    narrow, wide = reference("openvino"), reference("openvino", ["avx2", "avx512f"])
+    assert wide.block == 16
+    assert wide.prices_us != narrow.prices_us
+    assert reference("numpy-reference", ["avx512f"]) == reference("onnxruntime", ["avx512f"])
+    features = local().cpu.features
+    assert local_reference("openvino") == reference("openvino", features)
+
+
+@pytest.mark.parametrize("features", [(), ("avx512f",)])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "numpy-reference"])
+def test_the_references_price_every_kind_of_net(backend, features):
+    calibration = reference(backend, features)
     works: list[Workload] = [workload(synthetic_net(number)) for number in range(6)]
     for work in works:
         assert calibration.latency_us(work) > 0

@@ -59,3 +59,15 @@ def test_a_block_is_as_wide_as_the_machines_vectors():
     assert features(attrs.evolve(CONV, outs=24))["conv/float32/megamacs"] == 9.0
     wide = features(attrs.evolve(CONV, outs=24), block=16)
     assert wide["conv_ragged/float32/megamacs"] == pytest.approx(9.0 * 32 / 24)
+
+
+def test_integers_have_a_block_of_their_own():
+    kernel = attrs.evolve(CONV, outs=48)
+    for precision, value in (("float32", 9.0), ("int8", 9.0 * 64 / 48)):
+        found = features(attrs.evolve(kernel, precision=precision), block=16, integer_block=64)
+        assert found[f"conv/{precision}/megamacs"] == pytest.approx(value)
+
+
+def test_open_shapes_count_kernels_and_tensors_again():
+    fixed, opened = add_up([CONV] * 2), add_up([CONV] * 2, open_shapes=True)
+    assert opened.items() - fixed.items() == {("open/float32/calls", 2.0), ("open/float32/moved_mb", 1.0)}
