@@ -32,7 +32,10 @@ body { font: 14px/1.45 system-ui, sans-serif; max-width: 70em; margin: 2em auto;
 table { font-size: 13px }
 figure { display: inline-block; margin: 0 1.5em 0 0 }
 img { width: 160px; image-rendering: pixelated; display: block }
-</style></head><body><h1>The mission</h1>
+</style></head><body><h1>From a model to a fleet, and back from a bad release</h1>
+<p>A model that finds defects on images of metal was tuned to two classes of devices, published as one signed
+release, and rolled out to agents on this machine. Then came a second release, too slow for one class. All of
+it ran just now.</p>
 """
 
 
