@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import queue
 import threading
 import time
@@ -20,6 +21,7 @@ from edgeinfer.fleet.device.live_inputs import write_sample
 
 __all__ = ["Capture", "Observed", "SampleWriter"]
 
+_LOG = logging.getLogger("edgeinfer.application")
 _QUEUE = 16  # requests that wait for the disk; further ones are passed over, so that none waits
 
 
@@ -74,7 +76,7 @@ class SampleWriter:
         self._queue: queue.Queue[tuple[Path, Mapping[str, np.ndarray], Mapping[str, np.ndarray]] | None]
         self._queue = queue.Queue(maxsize=_QUEUE)
         self._thread: threading.Thread | None = None
-        self.passed_over = 0  # requests that found the queue full, or that the disk did not take
+        self._complained = False
 
     def order(self, order: ShadowOrder | None, generation: int) -> None:
         """Take note of what the agent asks for, and of the generation that is served."""
@@ -122,7 +124,7 @@ class SampleWriter:
             try:
                 self._queue.put_nowait((folder, copy, outputs))
             except queue.Full:
-                self.passed_over += 1
+                self._complain("the disk is slower than the requests")
                 continue
             if self._thread is None:
                 self._thread = threading.Thread(target=self._write, name="edgeinfer-samples", daemon=True)
@@ -146,8 +148,14 @@ class SampleWriter:
                 write_sample(folder / name, inputs, outputs)
                 if folder.parent.name == "capture" and self._capture is not None:
                     _shrink(folder, self._capture.max_bytes)
-            except (OSError, ValueError):
-                self.passed_over += 1
+            except (OSError, ValueError) as error:
+                self._complain(str(error))
+
+    def _complain(self, why: str) -> None:
+        """Log the first time that a request is passed over; a full disk would fill the log, too."""
+        if not self._complained:
+            self._complained = True
+            _LOG.warning("not every request that was to be captured is kept: %s", why)
 
     def _is_full(self, folder: Path) -> bool:
         order = self._order

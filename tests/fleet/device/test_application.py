@@ -133,6 +133,16 @@ def test_captures_a_bounded_ring_when_asked(agent):
     assert all(int(sample.inputs["x"][0, 0]) % 2 == 1 for sample in samples)
 
 
+def test_a_capture_that_cannot_be_written_is_told_once_and_fails_no_request(agent, caplog):
+    (agent.device.root / "capture").write_text("a file, where the folder should be")
+    with connect(agent.device.root, capture=Capture(max_bytes=6000)) as application:
+        for _ in range(3):
+            with application.model("m").request() as session:
+                session.infer(X)
+    told = [record for record in caplog.records if "captured" in record.message]
+    assert len(told) == 1
+
+
 def test_captures_what_an_observation_chooses(agent):
     folder = agent.device.root / "capture" / "m"
     capture = Capture(max_bytes="1 MB", when=lambda seen: seen.confidence < 0.5 and seen.label != "good")
