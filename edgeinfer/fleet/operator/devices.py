@@ -26,7 +26,8 @@ class Devices:
     """The devices of a fleet: what each is, what it is to run, and what it runs.
 
     Iterating gives one mapping a device and model: `device`, `device_class`, `site`, `labels`, `seen_at`,
-    `flag`, `model`, `wanted` and `running` (digests), `version`, `phase`, `code`.
+    `flag`, `model`, `wanted` and `running` (digests), `version`, `phase`, `code`, and `recalled`: `withdrawn`
+    or `rolled back` where that became of the wanted release, and a device that refused it keeps what it runs.
 
     Args:
         database: The fleet's store.
@@ -129,7 +130,7 @@ class Devices:
                 row["device_class"],
                 row["site"],
                 row["model"] or "",
-                row["version"] or (row["wanted"] or "")[:_SHOWN],
+                _is_to_run(row),
                 _runs(row, versions),
                 row["phase"] or "",
                 " ".join(part for part in (row["code"], row["flag"]) if part),
@@ -145,6 +146,11 @@ class Devices:
 
     def _repr_html_(self) -> str:
         return self.table().to_html()
+
+
+def _is_to_run(row: Mapping[str, Any]) -> str:
+    wanted: str = row["version"] or (row["wanted"] or "")[:_SHOWN]
+    return f"{wanted}, {row['recalled']}" if row["recalled"] else wanted
 
 
 def _runs(row: Mapping[str, Any], versions: Mapping[tuple[str, str], str]) -> str:

@@ -128,3 +128,18 @@ def test_a_device_that_is_heard_to_have_accepted_after_its_lease_still_times_out
     assert parts(trial, begun) == {(Outcome.ACCEPTED, Motion.FORWARD)}
     trial.run(7)
     assert {outcome for outcome, _ in parts(trial, begun)} == {Outcome.TIMED_OUT}
+
+
+def test_the_list_says_what_became_of_a_release_that_a_device_refused():
+    trial = Trial(devices=22, stages=STAGES).start()
+    begun = cut_off(trial)
+    for device in begun:
+        device.step = lambda now, _quality, its=device: its.end(Phase.REJECTED, now, "golden")
+    trial.world.partitioned = False
+    trial.until(State.ROLLED_BACK)
+    told = [row for row in Devices(trial.db) if row["wanted"] == NEW]
+    assert len(told) == len(begun)
+    assert {(row["running"], row["recalled"]) for row in told} == {(OLD, "rolled back")}
+    assert str(Devices(trial.db)).count(", rolled back") == len(told)
+    commands.quarantine(trial.db, NEW, reason="too warm")
+    assert {row["recalled"] for row in Devices(trial.db) if row["wanted"] == NEW} == {"withdrawn"}

@@ -13,10 +13,11 @@ import sqlalchemy as sa
 
 from edgeinfer.fleet.operator.cohorts import Candidate
 from edgeinfer.fleet.operator.outcomes import Motion, Outcome
+from edgeinfer.fleet.operator.record import State
 from edgeinfer.fleet.operator.sites import Site
 from edgeinfer.fleet.operator.store.database import Database, chunks, dumps, next_value, upsert
 from edgeinfer.fleet.operator.store.members import change_members, load_members
-from edgeinfer.fleet.operator.store.schema import devices, members, releases, sites, slots
+from edgeinfer.fleet.operator.store.schema import devices, members, releases, rollouts, sites, slots
 from edgeinfer.fleet.operator.store.slots import lock_devices
 
 __all__ = [
@@ -120,7 +121,11 @@ def candidates(connection: sa.Connection) -> list[Candidate]:
 
 
 def list_devices(connection: sa.Connection) -> list[dict[str, Any]]:
-    """Return the inventory, one row a device and model: what it is to run and what it runs."""
+    """Return the inventory, one row a device and model: what it is to run and what it runs.
+
+    `recalled` is `withdrawn` or `rolled back` where that became of a release that a device was told to run
+    and does not run: it refused it, say, and keeps what it has.
+    """
     statement = (
         sa.select(
             devices.c.device,
@@ -136,12 +141,27 @@ def list_devices(connection: sa.Connection) -> list[dict[str, Any]]:
             slots.c.running,
             slots.c.phase,
             slots.c.code,
+            releases.c.withdrawn,
         )
         .join(slots, slots.c.device == devices.c.device, isouter=True)
+        .join(releases, releases.c.digest == slots.c.release, isouter=True)
         .where(devices.c.deleted_at.is_(None))
         .order_by(devices.c.device, slots.c.model)
     )
-    return [{**row, "labels": json.loads(row["labels"])} for row in connection.execute(statement).mappings()]
+    # The newest rollout of a release says what became of it.
+    newest = sa.select(rollouts.c.model, rollouts.c.release, rollouts.c.state).order_by(rollouts.c.id)
+    states = {(model, release): state for model, release, state in connection.execute(newest)}
+    found = [dict(row) for row in connection.execute(statement).mappings()]
+    for row in found:
+        classes = json.loads(row.pop("withdrawn") or "[]")
+        row["labels"] = json.loads(row["labels"])
+        row["recalled"] = ""
+        if row["wanted"] is not None and row["wanted"] != row["running"]:
+            if {"*", row["device_class"]} & set(classes):
+                row["recalled"] = "withdrawn"
+            elif states.get((row["model"], row["wanted"])) == State.ROLLED_BACK.value:
+                row["recalled"] = "rolled back"
+    return found
 
 
 def save_site(database: Database, site: Site) -> None:
