@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import final
 
 import attrs
@@ -53,6 +52,8 @@ class Target:
         backend, _, device = value.partition(":")
         if backend in backends():
             return cls(backend=backend, device=device)
+        import difflib  # for an error alone: a device need not load it
+
         near = difflib.get_close_matches(value.lower(), [*backends(), *catalog], n=3)
         hints = [*catalog.problems, *([f"Is {' or '.join(near)} meant?"] if near else [])]
         raise TargetError(

@@ -85,7 +85,7 @@ class Calibration:
         memory: By precision, what memory costs; empty where it was not measured.
         clock: `process` for processor time, `wall` for time on the wall.
         block: Channels that the machine's kernels compute together (`edgeinfer.estimate.features.BLOCKS`).
-        integer_block: Likewise output channels in int8; None: as many as in float.
+        integer_block: The same for output channels in int8; None: as many as in float.
     """
 
     target: str

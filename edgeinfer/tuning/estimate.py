@@ -15,7 +15,7 @@ import attrs
 import numpy as np
 
 from edgeinfer.tuning.candidate import Candidate
-from edgeinfer.tuning.space import FLOAT, INT8
+from edgeinfer.tuning.space import FLOAT
 from edgeinfer.tuning.state import State
 
 __all__ = ["Estimate", "Estimator"]
@@ -57,6 +57,8 @@ class Estimator:
         self._total = sum(self._macs.values()) or 1
         self._pruned = {float(keep): part for keep, part in state.prepared.get("pruned", {}).items()}
         self._times: dict[tuple[str, str], float] = {}
+        # Their estimate is what was measured of them, so they say nothing about the others'.
+        self._references = {index for index, candidate in enumerate(baselines) if not candidate.narrow}
         for index, candidate in enumerate(baselines):
             found = state.latency_ms(index)
             # The float model with fixed shapes comes later: where it is there, all candidates are like it.
@@ -88,7 +90,7 @@ class Estimator:
         for made in state.made.values():
             measured = state.latency_ms(made.trial)
             raw = self._raw(made.candidate)
-            if measured is None or raw is None or made.trial in (FLOAT, INT8):
+            if measured is None or raw is None or made.trial in self._references:
                 continue
             error = math.log(measured / raw)
             known = corrections.setdefault(_kind(made.candidate), [])

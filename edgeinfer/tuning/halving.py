@@ -145,7 +145,7 @@ def by_exchange(state: State, problem: Problem, indices: Iterable[int]) -> list[
 
 
 def keeps_limits(state: State, problem: Problem, index: int) -> bool:
-    """Return whether a candidate that was timed keeps the limits, but for that on the metric."""
+    """Return whether a candidate that was timed keeps the limits, except that on the metric."""
     return _rank(state, problem, index)[0] <= 1.0
 
 
